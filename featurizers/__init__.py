@@ -1,0 +1,1 @@
+"""What a feature is, how it is computed and how it lies on disk."""

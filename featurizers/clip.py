@@ -1,0 +1,81 @@
+"""A clip, its words, and the closed list of what can be wrong with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+Fault: TypeAlias = Literal[
+    "missing",  # the media file is not there
+    "unreadable",  # no decoder opens it
+    "corrupt",  # it opens, but too much of it is damaged
+    "empty",  # it opens, but nothing lies in the clip's span
+    "too_long",
+    "too_large",
+    "timed_out",
+    "crashed",  # the decoder died, or took more memory than it may
+    "bad_span",  # start and end do not lie in the media
+    "bad_transcript",
+    "bad_stream",  # a table of numbers that cannot be read
+    "not_finite",  # a featurizer gave NaN or infinity
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+Label: TypeAlias = float | str | tuple[str, ...]
+"""A number is a regression target, a text a class, a tuple several labels at once."""
+
+
+class BadClipError(Exception):
+    """This clip cannot be used. Quarantines the clip; any other exception is a bug and stops the job."""
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(f"{fault}: {message}")
+        self.fault: Fault = fault
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """A spoken word; times are seconds from the clip's start."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float | None = None
+    estimated: bool = False  # the times were spread over the clip, nobody measured them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One utterance, raw: where its media lie, which span of them, what is said, by whom, and the labels.
+
+    Attributes:
+        key: Unique, made of [A-Za-z0-9_-] only: the name of the clip inside shards.
+        id: The name that the user gave, kept as it was.
+        media: Absolute path or URL of the media file.
+        media_digest: sha256 of the media's bytes in hex; empty when there is no such file.
+        start: Seconds from the start of the media, 0 for a whole file.
+        end: Seconds from the start of the media; None for a whole file.
+        seconds: Duration of the span; 0 when the media cannot be read.
+        words: The transcript; None when there is none.
+        streams: Files of numbers by name, for example a skeleton track.
+        stream_digests: sha256 of each of them.
+        source: Clips with equal source were cut from one recording and are dealt together.
+        split: "train", "valid" or "test".
+    """
+
+    key: str
+    id: str
+    media: str
+    media_digest: str
+    start: float = 0.0
+    end: float | None = None
+    seconds: float = 0.0
+    words: tuple[Word, ...] | None = None
+    streams: Mapping[str, str] = field(default_factory=dict)
+    stream_digests: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    speaker: str | None = None
+    group: str | None = None
+    split: str | None = None
+    fold: int | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)

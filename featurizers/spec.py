@@ -1,0 +1,181 @@
+"""The identity of a feature, and what a featurizer is."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizers.clip import Clip
+
+Modality: TypeAlias = Literal["audio", "video", "text", "stream"]
+Scalar: TypeAlias = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One dimension of a feature: its name and its unit ("1" for a plain number)."""
+
+    name: str
+    unit: str = "1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """All that decides a feature's numbers, and how far they are promised.
+
+    Attributes:
+        name: The featurizer's name in the catalog.
+        version: Raised whenever the numbers change.
+        reads: The inputs: "audio", "video", "words" or "stream:NAME".
+        parameters: The featurizer's settings, all of them, defaults included.
+        rate_hz: Steps per second; None where steps are events, such as words.
+        weights: sha256 of the pretrained weights; empty when there are none.
+        atol: None promises equal bits everywhere ("exact"); a number promises that much ("within").
+    """
+
+    name: str
+    version: int
+    modality: Modality
+    reads: tuple[str, ...]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    dims: tuple[Dim, ...]
+    rate_hz: float | None
+    dtype: Literal["float32", "uint8"] = "float32"
+    weights: str = ""
+    licence: str = "Apache-2.0"
+    atol: float | None = None
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions."""
+        return len(self.dims)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the whole spec in hex."""
+        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the feature's folder: name and the digest's first 12 digits."""
+        return f"{self.name}-{self.digest[:12]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` gives the spec back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "FeatureSpec":
+        """The spec that `to_json` wrote."""
+        plain = dict(data)
+        dims = tuple(Dim(**dim) for dim in plain.pop("dims"))
+        return FeatureSpec(**{**plain, "dims": dims, "reads": tuple(plain["reads"])})
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature of one clip.
+
+    Attributes:
+        values: [T, D] of the spec's dtype.
+        times: float64 [T, 2]: start and end of each step in seconds from the clip's start.
+    """
+
+    values: NDArray[Any]
+    times: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioWant:
+    """Sound at this rate, mixed to one channel."""
+
+    rate_hz: int = 16_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoWant:
+    """Pictures at this rate: the largest centred square, scaled to size x size pixels."""
+
+    fps: float
+    size: int
+    colour: Literal["gray", "rgb"] = "gray"
+
+
+Want: TypeAlias = AudioWant | VideoWant
+
+
+@dataclass(frozen=True, slots=True)
+class AudioChunk:
+    """Sound: int16 [N] at the wanted rate; start in seconds from the clip's start."""
+
+    start: float
+    samples: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoChunk:
+    """Pictures: uint8 [N, H, W] or [N, H, W, 3]; times float64 [N, 2] in seconds from the clip's start."""
+
+    times: NDArray[np.float64]
+    frames: NDArray[np.uint8]
+
+
+Chunk: TypeAlias = AudioChunk | VideoChunk
+
+
+class Extraction(Protocol):
+    """One clip's feature in the making; fed in order of time."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Take the next piece of media."""
+
+    def finish(self) -> Feature:
+        """The feature. Raises BadClipError "empty" when too little was given."""
+
+
+class Featurizer(Protocol):
+    """Computes one feature.
+
+    A modality that a clip does not have is the caller's affair: `begin` is only called when all that `spec.reads`
+    names is there.
+    """
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What it computes."""
+
+    @property
+    def wants(self) -> Want | None:
+        """The media that it is fed with; None when it reads words or a stream of numbers alone."""
+
+    def begin(self, clip: Clip) -> Extraction:
+        """Start on a clip."""
+
+
+def check_feature(spec: FeatureSpec, feature: Feature) -> None:
+    """Raise ValueError when a feature is not what its spec says (a bug of the featurizer)."""
+    values, times = feature.values, feature.times
+    if values.ndim != 2 or values.shape[1] != spec.width or str(values.dtype) != spec.dtype:
+        raise ValueError(
+            f"{spec.name} gave {values.dtype} {values.shape}; its spec says {spec.dtype} [T, {spec.width}]"
+        )
+    if times.shape != (len(values), 2) or times.dtype != np.float64:
+        raise ValueError(
+            f"{spec.name} gave times {times.dtype} {times.shape}; wanted float64 [{len(values)}, 2]"
+        )
+
+
+def names(prefix: str, count: int, unit: str = "1") -> Sequence[Dim]:
+    """Numbered dimensions, such as mel_00 ... mel_39."""
+    digits = len(str(count - 1))
+    return [Dim(f"{prefix}_{i:0{digits}d}", unit) for i in range(count)]

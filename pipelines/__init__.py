@@ -1,0 +1,1 @@
+"""Flows: where features, training and tracking meet the cluster."""

@@ -1,0 +1,1 @@
+"""Runs, registered models, and the decision to promote one."""

@@ -1,0 +1,120 @@
+"""One calling convention: what every fusion model is given.
+
+Shapes: B clips, T steps (differs between streams unless pooled), D dimensions of a feature, K outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One padded feature of all clips: values [B, T, D] float, mask [B, T] bool, True where valid.
+
+    A clip that lacks the feature has a mask that is False everywhere; values are 0 where the mask is False.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Stream":
+        """The same on a device, and in a floating-point type where given."""
+        return Stream(self.values.to(device=device, dtype=dtype), self.mask.to(device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionBatch:
+    """All streams of some clips, by name, with targets and weights.
+
+    Attributes:
+        streams: The padded features. When pooled to a common time base, all have the same T and row t means the same time.
+        target: Regression: float [B]. Classes: int64 [B]. None when only predictions are wanted.
+        weight: float [B]; 0 for the rows that pad the last global batch.
+        keys: The clips.
+    """
+
+    streams: Mapping[str, Stream]
+    target: Tensor | None
+    weight: Tensor
+    keys: tuple[str, ...]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "FusionBatch":
+        """The same on a device; features in `dtype` where given, targets and weights as they are."""
+        return FusionBatch(
+            streams={name: stream.to(device, dtype) for name, stream in self.streams.items()},
+            target=None if self.target is None else self.target.to(device),
+            weight=self.weight.to(device),
+            keys=self.keys,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One clip's features as a model takes them: pooled and normalised.
+
+    Attributes:
+        values: float32 [T, D] by stream; None when the clip lacks it.
+        valid: bool [T] by stream, for example False at words during which there is no picture; None when all are.
+        target: A number, or the index of a class; None when unknown.
+    """
+
+    key: str
+    values: Mapping[str, NDArray[np.float32] | None]
+    valid: Mapping[str, NDArray[np.bool_] | None]
+    target: float | int | None = None
+    weight: float = 1.0
+
+
+class FusionModel(Protocol):
+    """What the loop and the predictor ask of a model: an `nn.Module` with this `forward`.
+
+    Law, in evaluation mode: more padding changes no output; permuting the batch permutes the outputs and does no more.
+    """
+
+    def forward(self, batch: FusionBatch) -> Tensor:
+        """Outputs [B, K]: K = 1 for a regression, logits for classes."""
+
+
+def collate(samples: Sequence[Sample], widths: Mapping[str, int]) -> FusionBatch:
+    """Pad samples to the longest of each stream.
+
+    Args:
+        samples: At least one.
+        widths: Dimensions of each stream, in the models' order; a stream that no sample has becomes one masked step.
+
+    Returns:
+        The batch; `target` is None as soon as one sample has none.
+    """
+    streams = {name: _pad(samples, name, width) for name, width in widths.items()}
+    targets = [sample.target for sample in samples if sample.target is not None]
+    target = None
+    if len(targets) == len(samples):
+        whole = all(isinstance(value, int) for value in targets)
+        target = torch.tensor(targets, dtype=torch.int64 if whole else torch.float32)
+    return FusionBatch(
+        streams=streams,
+        target=target,
+        weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        keys=tuple(sample.key for sample in samples),
+    )
+
+
+def _pad(samples: Sequence[Sample], name: str, width: int) -> Stream:
+    arrays = [sample.values[name] for sample in samples]
+    longest = max((len(array) for array in arrays if array is not None), default=0)
+    values = np.zeros((len(samples), max(longest, 1), width), dtype=np.float32)
+    mask = np.zeros(values.shape[:2], dtype=bool)
+    for row, (sample, array) in enumerate(zip(samples, arrays, strict=True)):
+        if array is None:
+            continue
+        valid = sample.valid.get(name)
+        mask[row, : len(array)] = True if valid is None else valid
+        values[row, : len(array)] = array
+    values[~mask] = 0.0
+    return Stream(torch.from_numpy(values), torch.from_numpy(mask))

@@ -1,0 +1,99 @@
+"""All that decides a run's numbers, typed and frozen."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is predicted: a number, or one of some classes."""
+
+    kind: Literal["regression", "classes"]
+    label: str
+    classes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Columns of a model's output."""
+        return 1 if self.kind == "regression" else len(self.classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """The time base that training asks for.
+
+    "words": every stream is pooled to the clip's words; a clip without words is pooled to cells of `cell_s` seconds.
+    "cells": every stream is pooled to cells of `cell_s` seconds.
+    """
+
+    kind: Literal["words", "cells"] = "words"
+    cell_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Which model, over which streams (in this order), with which settings of its own."""
+
+    kind: str
+    streams: tuple[str, ...]
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that decides a run's numbers, apart from the data and the code.
+
+    Attributes:
+        name: The named recipe that it came from.
+        clip_norm: Gradient norm above which gradients are scaled down; None for no clipping.
+        patience: Epochs without a better validation loss after which training stops.
+        take_absent: Whether training takes clips that lack a stream (masked), or leaves them out.
+        checkpoint_every: Epochs between checkpoints.
+    """
+
+    name: str
+    model: ModelSettings
+    task: Task
+    pooling: Pooling = field(default_factory=Pooling)
+    epochs: int = 30
+    global_batch: int = 32
+    micro_batch: int | None = None
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    patience: int = 10
+    loss: Literal["l1", "mse", "cross_entropy"] = "l1"
+    zero: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    take_absent: bool = True
+    seed: int = 0
+    checkpoint_every: int = 5
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all settings in hex."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` gives the recipe back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `to_json` wrote."""
+        plain = dict(data)
+        model, task = dict(plain.pop("model")), dict(plain.pop("task"))
+        model["streams"] = tuple(model["streams"])
+        task["classes"] = tuple(task["classes"])
+        return Recipe(
+            model=ModelSettings(**model),
+            task=Task(**task),
+            pooling=Pooling(**plain.pop("pooling")),
+            **plain,
+        )
