@@ -25,7 +25,9 @@ Label: TypeAlias = float | str | tuple[str, ...]
 
 
 class BadClipError(Exception):
-    """This clip cannot be used. Quarantines the clip; any other exception is a bug and stops the job."""
+    """This clip cannot be used. Quarantines the clip; any other exception is a bug and stops the
+    job.
+    """
 
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(f"{fault}: {message}")
@@ -46,7 +48,8 @@ class Word:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """One utterance, raw: where its media lie, which span of them, what is said, by whom, and the labels.
+    """One utterance, raw: where its media lie, which span of them, what is said, by whom, and the
+    labels.
 
     Attributes:
         key: Unique, made of [A-Za-z0-9_-] only: the name of the clip inside shards.
@@ -79,3 +82,30 @@ class Clip:
     split: str | None = None
     fold: int | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
+
+
+def key_of(clip_id: str) -> str:
+    """A key made of [A-Za-z0-9_-]: different ids give different keys, legal ones stay as they are.
+
+    WebDataset cuts a member's name at its first dot and passes over names that begin with two
+    underscores, so "a.b" and "a.c" would merge into one sample, and "__a" would vanish. What is not
+    legal becomes _xHH, once for each UTF-8 byte.
+    """
+    return "".join(
+        char if _literal(char, clip_id[at + 1 : at + 2], first=at == 0) else _escaped(char)
+        for at, char in enumerate(clip_id)
+    )
+
+
+_LEGAL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+def _literal(char: str, after: str, *, first: bool) -> bool:
+    if char != "_":
+        return char in _LEGAL
+    # "_x" would imitate an escape; "_" before an escape or another "_" would open with two.
+    return after != "x" and not (first and after and (after == "_" or after not in _LEGAL))
+
+
+def _escaped(char: str) -> str:
+    return "".join(f"_x{byte:02x}" for byte in char.encode())

@@ -124,7 +124,9 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class VideoChunk:
-    """Pictures: uint8 [N, H, W] or [N, H, W, 3]; times float64 [N, 2] in seconds from the clip's start."""
+    """Pictures: uint8 [N, H, W] or [N, H, W, 3]; times float64 [N, 2] in seconds from the clip's
+    start.
+    """
 
     times: NDArray[np.float64]
     frames: NDArray[np.uint8]
@@ -146,8 +148,8 @@ class Extraction(Protocol):
 class Featurizer(Protocol):
     """Computes one feature.
 
-    A modality that a clip does not have is the caller's affair: `begin` is only called when all that `spec.reads`
-    names is there.
+    A modality that a clip does not have is the caller's affair: `begin` is only called when all
+    that `spec.reads` names is there.
     """
 
     @property

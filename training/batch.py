@@ -1,6 +1,7 @@
 """One calling convention: what every fusion model is given.
 
-Shapes: B clips, T steps (differs between streams unless pooled), D dimensions of a feature, K outputs.
+Shapes: B clips, T steps (differs between streams unless pooled), D dimensions of a feature, K
+    outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from torch import Tensor
 class Stream:
     """One padded feature of all clips: values [B, T, D] float, mask [B, T] bool, True where valid.
 
-    A clip that lacks the feature has a mask that is False everywhere; values are 0 where the mask is False.
+    A clip that lacks the feature has a mask that is False everywhere; values are 0 where the mask
+    is False.
     """
 
     values: Tensor
@@ -33,7 +35,8 @@ class FusionBatch:
     """All streams of some clips, by name, with targets and weights.
 
     Attributes:
-        streams: The padded features. When pooled to a common time base, all have the same T and row t means the same time.
+        streams: The padded features. When pooled to a common time base, all have the same T and
+            row t means the same time.
         target: Regression: float [B]. Classes: int64 [B]. None when only predictions are wanted.
         weight: float [B]; 0 for the rows that pad the last global batch.
         keys: The clips.
@@ -45,7 +48,8 @@ class FusionBatch:
     keys: tuple[str, ...]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "FusionBatch":
-        """The same on a device; features in `dtype` where given, targets and weights as they are."""
+        """The same on a device; features in `dtype` where given, targets and weights as they are.
+        """
         return FusionBatch(
             streams={name: stream.to(device, dtype) for name, stream in self.streams.items()},
             target=None if self.target is None else self.target.to(device),
@@ -60,7 +64,8 @@ class Sample:
 
     Attributes:
         values: float32 [T, D] by stream; None when the clip lacks it.
-        valid: bool [T] by stream, for example False at words during which there is no picture; None when all are.
+        valid: bool [T] by stream, for example False at words during which there is no picture;
+            None when all are.
         target: A number, or the index of a class; None when unknown.
     """
 
@@ -74,7 +79,8 @@ class Sample:
 class FusionModel(Protocol):
     """What the loop and the predictor ask of a model: an `nn.Module` with this `forward`.
 
-    Law, in evaluation mode: more padding changes no output; permuting the batch permutes the outputs and does no more.
+    Law, in evaluation mode: more padding changes no output; permuting the batch permutes the
+        outputs and does no more.
     """
 
     def forward(self, batch: FusionBatch) -> Tensor:
@@ -86,7 +92,8 @@ def collate(samples: Sequence[Sample], widths: Mapping[str, int]) -> FusionBatch
 
     Args:
         samples: At least one.
-        widths: Dimensions of each stream, in the models' order; a stream that no sample has becomes one masked step.
+        widths: Dimensions of each stream, in the models' order; a stream that no sample has
+            becomes one masked step.
 
     Returns:
         The batch; `target` is None as soon as one sample has none.

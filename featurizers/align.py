@@ -1,0 +1,52 @@
+"""Arithmetic of time: pool steps to words or to equal cells. Pure."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizers.clip import Clip
+from featurizers.spec import Feature
+
+
+def word_times(clip: Clip) -> NDArray[np.float64]:
+    """Start and end of each word in seconds from the clip's start: [W, 2]."""
+    spans = [[word.start, word.end] for word in clip.words or ()]
+    return np.array(spans, dtype=np.float64).reshape(-1, 2)
+
+
+def cells(seconds: float, cell_s: float) -> NDArray[np.float64]:
+    """Equal cells that cover a duration, at least one: [W, 2]."""
+    count = max(1, math.ceil(seconds / cell_s - 1e-9))
+    edges = np.arange(count + 1, dtype=np.float64) * cell_s
+    return np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+def pool(
+    feature: Feature, targets: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Mean of the steps that overlap each target, weighted by the overlap.
+
+    A target shorter than a step takes that step, so a short word has a value. A target without any
+    step (the stream had ended, or not begun) is 0 and not valid.
+
+    Args:
+        feature: Values [T, D] with times [T, 2] in seconds.
+        targets: [W, 2] in seconds.
+
+    Returns:
+        Values float32 [W, D] and valid bool [W].
+    """
+    begin, end = feature.times[:, 0], feature.times[:, 1]
+    low, high = targets[:, :1], targets[:, 1:]
+    overlap = np.minimum(high, end) - np.maximum(low, begin)
+    weights = np.clip(overlap, 0.0, None)
+    # A target without length lies in the step that contains it; a step without length in the target
+    # that does.
+    inside = (overlap == 0) & (begin <= low) & (low < end) & (low == high)
+    points = (begin == end) & (low <= begin) & (begin < high)
+    weights = np.where(inside | points, 1.0, weights)
+    total = weights.sum(axis=1)
+    valid = total > 0
+    means = weights @ feature.values.astype(np.float64) / np.where(valid, total, 1.0)[:, np.newaxis]
+    return np.where(valid[:, np.newaxis], means, 0.0).astype(np.float32), valid

@@ -1,0 +1,149 @@
+"""A dataset's folder: where its parts lie, and the table of clips."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurizers.clip import Clip, Label, Word
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLIPS = "clips.parquet"
+PLAN = "plan.parquet"
+COLUMNS = "columns"
+LOGS = "logs"
+
+
+class StorageError(Exception):
+    """Something could not be written; nothing partial is left under its final name."""
+
+
+class DatasetError(ValueError):
+    """A dataset is not there, or not what was expected."""
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename.
+
+    Raises:
+        StorageError: Disk full, no permission and the like; names the path and the bytes.
+    """
+    handle = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        settle(Path(name), path)
+    except OSError as error:
+        if handle is not None:
+            Path(name).unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: {len(content)} bytes could not be written ({error.strerror}); "
+            f"make room or choose another folder, then run the same command again"
+        ) from None
+
+
+def settle(temporary: Path, final: Path) -> None:
+    """Give a finished, synced temporary file its final name, and sync the folder that lists it."""
+    temporary.chmod(0o644)
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_clips(root: Path, clips: Sequence[Clip]) -> None:
+    """Write the table of clips, sorted by key; equal clips give equal bytes."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [_row(clip) for clip in sorted(clips, key=lambda clip: clip.key)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), buffer)
+    publish(root / CLIPS, buffer.getvalue())
+
+
+def read_clips(root: Path) -> list[Clip]:
+    """All clips of a dataset, sorted by key.
+
+    Raises:
+        DatasetError: There is no dataset.
+    """
+    import pyarrow.parquet as pq
+
+    if not (root / CLIPS).is_file():
+        raise DatasetError(f"{root}: there is no {CLIPS}; ingest a table first")
+    return [_clip(row) for row in pq.read_table(root / CLIPS).to_pylist()]
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    word = pa.struct(
+        [
+            ("text", text),
+            ("start", number),
+            ("end", number),
+            ("confidence", number),
+            ("estimated", pa.bool_()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("key", text),
+            ("id", text),
+            ("media", text),
+            ("media_digest", text),
+            ("start", number),
+            ("end", number),
+            ("seconds", number),
+            ("words", pa.list_(word)),
+            ("streams", text),
+            ("stream_digests", text),
+            ("source", text),
+            ("speaker", text),
+            ("group", text),
+            ("split", text),
+            ("fold", pa.int32()),
+            ("labels", text),
+        ]
+    )
+
+
+_JSON = ("streams", "stream_digests", "labels")
+
+
+def _row(clip: Clip) -> dict[str, Any]:
+    row = {name: getattr(clip, name) for name in _schema().names}
+    if clip.words is not None:
+        fields = ("text", "start", "end", "confidence", "estimated")
+        row["words"] = [{name: getattr(word, name) for name in fields} for word in clip.words]
+    for name in _JSON:
+        row[name] = json.dumps(dict(row[name]), sort_keys=True, ensure_ascii=False)
+    return row
+
+
+def _clip(row: dict[str, Any]) -> Clip:
+    plain = dict(row)
+    for name in _JSON:
+        plain[name] = json.loads(plain[name])
+    plain["labels"] = {name: _label(value) for name, value in plain["labels"].items()}
+    if plain["words"] is not None:
+        plain["words"] = tuple(Word(**word) for word in plain["words"])
+    return Clip(**plain)
+
+
+def _label(value: float | str | list[str]) -> Label:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,91 @@
+"""Take in a raw clip: digest, duration and words. Shared by ingest and by registered models."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurizers.clip import BadClipError, Clip, Word
+from featurizers.decoder import Decoder
+from featurizers.transcript import read_transcript, within, words_from_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawClip:
+    """What a user says of a clip, before anything was read.
+
+    Attributes:
+        media: Absolute path or URL.
+        path: The media on this machine; None when they cannot be had.
+        transcript: Words without times.
+        transcript_file: A file of words, with times on the media's clock where it has them.
+        columns: Speaker, split, labels and so on: fields of `Clip` that need no reading.
+    """
+
+    key: str
+    id: str
+    media: str
+    path: Path | None
+    transcript: str | None = None
+    transcript_file: Path | None = None
+    start: float = 0.0
+    end: float | None = None
+    columns: Mapping[str, Any]
+
+
+def take_in(raw: RawClip, decoder: Decoder) -> Clip:
+    """Read what a clip needs to be planned and featurized.
+
+    Media that cannot be read are not an error here: the clip is kept with a duration of 0, and featurizing quarantines
+    it with the reason.
+
+    Raises:
+        BadClipError: "bad_transcript" or "bad_span".
+    """
+    if raw.end is not None and raw.end <= raw.start:
+        raise BadClipError("bad_span", f"end {raw.end} does not lie after start {raw.start}")
+    if raw.start < 0:
+        raise BadClipError("bad_span", f"start {raw.start} lies before the media")
+    whole = _seconds(raw.path, decoder)
+    seconds = max(0.0, (whole if raw.end is None else min(raw.end, whole)) - raw.start)
+    return Clip(
+        key=raw.key,
+        id=raw.id,
+        media=raw.media,
+        media_digest="" if raw.path is None else digest(raw.path),
+        start=raw.start,
+        end=raw.end,
+        seconds=seconds,
+        words=_words(raw, seconds),
+        source=raw.media,
+        **raw.columns,
+    )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file in hex; empty when there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seconds(path: Path | None, decoder: Decoder) -> float:
+    if path is None:
+        return 0.0
+    try:
+        return decoder.probe(path).seconds
+    except BadClipError:
+        return 0.0
+
+
+def _words(raw: RawClip, seconds: float) -> tuple[Word, ...] | None:
+    if raw.transcript_file is not None:
+        found = read_transcript(raw.transcript_file)
+        if isinstance(found, str):
+            return words_from_text(found, seconds) or None
+        return within(found, raw.start, raw.end) or None
+    if raw.transcript is not None:
+        return words_from_text(raw.transcript, seconds) or None
+    return None

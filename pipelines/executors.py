@@ -1,0 +1,132 @@
+"""Where work runs: in this process, or on actors of a Ray cluster. Both give the same results."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+IN_FLIGHT = 2  # jobs that wait at each actor: it never idles, and nothing piles up
+
+
+class Executor(Protocol):
+    """Runs one function over many items."""
+
+    def run(
+        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """Results with their item's number, as they finish.
+
+        Args:
+            make_worker: Makes the function, once in each process; it may hold what is costly to make.
+            items: What it is called with. An exception of the function ends the run.
+        """
+
+
+class InProcess:
+    """One after the other, here."""
+
+    def run(
+        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """See `Executor`."""
+        worker = make_worker()
+        for number, item in enumerate(items):
+            yield number, worker(item)
+
+
+class OnRay:
+    """On actors, each with one CPU; an actor that dies is started again and its jobs are repeated.
+
+    Args:
+        workers: Number of actors, at least 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(
+        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """See `Executor`."""
+        import ray
+
+        start_ray(self.workers)
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Actor)
+        actors = [actor.remote(make_worker) for _ in range(min(self.workers, len(items)))]
+        waiting = iter(enumerate(items))
+        flying: dict[Any, tuple[int, Any]] = {}
+
+        def send(to: Any) -> None:  # noqa: ANN401 - Ray's handle has no type
+            for number, item in waiting:
+                flying[to.call.remote(item)] = (number, to)
+                return
+
+        try:
+            for _ in range(IN_FLIGHT):
+                for each in actors:
+                    send(each)
+            while flying:
+                ready, _ = ray.wait(list(flying), num_returns=1)
+                number, free = flying.pop(ready[0])
+                result: Result = _value(ready[0])
+                send(free)
+                yield number, result
+        finally:
+            for each in actors:
+                ray.kill(each)
+
+
+class _Actor:
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self._worker = make_worker()
+
+    def call(self, item: Any) -> Any:  # noqa: ANN401 - passes on
+        return self._worker(item)
+
+
+def _value(reference: Any) -> Any:  # noqa: ANN401 - Ray's reference has no type
+    """The result, or the worker's own exception instead of Ray's wrapping of it."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def executor(workers: int) -> Executor:
+    """In this process for 0 workers, otherwise on Ray."""
+    return InProcess() if workers == 0 else OnRay(workers)
+
+
+def start_ray(cpus: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one on this machine; nothing when already joined."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Without these, one report of a checkpoint takes two seconds, and workers change their devices.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=True,
+    )
+
+
+def stop_ray() -> None:
+    """Leave the cluster; ends one that `start_ray` started."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,279 @@
+"""The experiment file: typed, checked at the door, resolved settings saved beside the output."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from featurizers import catalog
+from featurizers.spec import Featurizer, Scalar
+from tracking.gate import Rule
+from training import recipes
+from training.recipe import Recipe, Task
+
+T = TypeVar("T")
+
+
+class InputError(Exception):
+    """What the user gave is wrong. One line: what was found, what was wanted, what to do."""
+
+
+class Section(BaseModel):
+    """A section of the file: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where the clips come from."""
+
+    table: str
+    label: str
+    task: Literal["regression", "classes"] | None = None
+    media_root: tuple[str, ...] = (".",)
+    split_seed: int = 0
+
+    @field_validator("media_root", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class FeatureSettings(BaseModel):
+    """A stream: which featurizer computes it; other keys are that featurizer's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    featurizer: str
+
+
+class ModelSection(BaseModel):
+    """Which recipe; other keys are the model's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    recipe: str
+
+
+class Train(BaseModel):
+    """How often and how long; other keys are fields of the recipe."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+
+class Workers(Section):
+    """How many processes; changes no number."""
+
+    featurize: Annotated[int, Field(ge=0)] = 2
+    train: Annotated[int, Field(ge=1)] = 2
+
+
+class Register(Section):
+    """The registered model's name."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class Promote(Section):
+    """The rules that a candidate must pass."""
+
+    rules: tuple[dict[str, Any], ...]
+
+
+class Shards(Section):
+    """How large a shard may be."""
+
+    clips: Annotated[int, Field(ge=1)] = 128
+    minutes: Annotated[float, Field(gt=0)] = 20.0
+
+
+class Cache(Section):
+    """Where remote media are kept on a node, and how much of them."""
+
+    folder: str = ""
+    gigabytes: Annotated[float, Field(gt=0)] = 20.0
+
+
+class Experiment(Section):
+    """A whole experiment file, with the folder that its relative paths start from."""
+
+    folder: Path
+    dataset: str
+    source: Source
+    features: Annotated[dict[str, FeatureSettings], Field(min_length=1)]
+    model: ModelSection = ModelSection(recipe="mmlatch")
+    train: Train = Train()
+    workers: Workers = Workers()
+    register_: Annotated[Register | None, Field(alias="register")] = None
+    promote: Promote | None = None
+    shards: Shards = Shards()
+    cache: Cache = Cache()
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+    @property
+    def root(self) -> Path:
+        """The dataset's folder."""
+        return self.folder / self.dataset
+
+    @property
+    def table(self) -> Path:
+        """The table of clips."""
+        return self.folder / self.source.table
+
+    @property
+    def cache_folder(self) -> Path:
+        """The node's folder for remote media."""
+        return self.folder / self.cache.folder if self.cache.folder else self.root / "cache"
+
+    def featurizers(self) -> dict[str, Featurizer]:
+        """A featurizer for each stream.
+
+        Raises:
+            InputError: Unknown featurizer or setting.
+        """
+        return {
+            stream: _at(f"features.{stream}", catalog.build, each.featurizer, **_extra(each))
+            for stream, each in self.features.items()
+        }
+
+    def recipe(self, task: Task, seed: int = 0) -> Recipe:
+        """The recipe of one run.
+
+        Raises:
+            InputError: Unknown recipe or setting.
+        """
+        return recipe_of(
+            self.model.recipe,
+            task,
+            tuple(self.features),
+            seed,
+            _extra(self.model),
+            _extra(self.train),
+        )
+
+    def rules(self) -> list[Rule]:
+        """The promotion rules.
+
+        Raises:
+            InputError: A rule is not well formed.
+        """
+        given = () if self.promote is None else self.promote.rules
+        return [_at(f"promote.rules[{i}]", Rule.from_json, rule) for i, rule in enumerate(given)]
+
+
+def recipe_of(
+    name: str,
+    task: Task,
+    streams: Sequence[str],
+    seed: int,
+    model: Mapping[str, Scalar],
+    train: Mapping[str, Scalar],
+) -> Recipe:
+    """A named recipe with settings of the model and of the training replaced."""
+    if task.kind == "classes" and "loss" not in train:
+        train = {**train, "loss": "cross_entropy"}
+    return _at(
+        "model.recipe",
+        recipes.named,
+        name,
+        task,
+        tuple(streams),
+        dict(model),
+        seed=seed,
+        **dict(train),
+    )
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file; `overrides` are key=value with dots, as in train.epochs=3.
+
+    Raises:
+        InputError: No such file, no YAML, an unknown key or a value of the wrong kind.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; `fuseline init TABLE --label LABEL` writes one"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plain, dict):
+        raise InputError(f"{path}: wanted keys such as dataset, source and features")
+    for override in overrides:
+        _override(plain, override)
+    return parse(plain, path.parent.resolve(), str(path))
+
+
+def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
+    """Check plain data against the experiment's types and names."""
+    try:
+        experiment = Experiment.model_validate({**plain, "folder": folder})
+    except ValidationError as error:
+        raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
+    experiment.featurizers()
+    experiment.rules()
+    experiment.recipe(Task(kind="regression", label=experiment.source.label))
+    return experiment
+
+
+def save(experiment: Experiment, path: Path) -> None:
+    """Write the resolved settings, defaults included."""
+    plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+
+
+def _extra(section: BaseModel) -> dict[str, Any]:
+    return dict(section.model_extra or {})
+
+
+def _at(place: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - passes on
+    """Call something that checks what the user gave; a ValueError names the place in the file."""
+    try:
+        return make(*args, **kwargs)
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: wanted key=value, such as train.epochs=3")
+    *path, last = key.split(".")
+    place = plain
+    for part in path:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: {part!r} has no keys of its own")
+        place = inner
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: {value!r} is no YAML value") from None
+
+
+_KEYS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Experiment,
+    ("source",): Source,
+    ("workers",): Workers,
+    ("register",): Register,
+    ("promote",): Promote,
+    ("shards",): Shards,
+    ("cache",): Cache,
+}
+
+
+def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
+    place = tuple(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        model = _KEYS.get(place[:-1])
+        known = [] if model is None else [f.alias or n for n, f in model.model_fields.items()]
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
+        return f"unknown key {'.'.join(place)!r}{hint}"
+    found = "" if error["type"] == "missing" else f", found {error['input']!r}"
+    return f"{'.'.join(place)}: {error['msg']}{found}"

@@ -1,0 +1,376 @@
+"""Tables of clips to a dataset: rows checked, media digested and probed, splits dealt."""
+
+import csv
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from featurizers.clip import BadClipError, Clip, Label, key_of
+from featurizers.decoder import Decoder
+from featurizers.intake import RawClip, take_in
+from pipelines.executors import Executor
+from pipelines.experiment import Experiment, InputError
+from pipelines.staging import Stage, inside
+from training.recipe import Task
+
+SPLITS = ("train", "valid", "test")
+SHARES = {"train": 0.70, "valid": 0.15, "test": 0.15}
+FEW_GROUPS = 3
+KNOWN = (
+    "id",
+    "media",
+    "start",
+    "end",
+    "transcript",
+    "transcript_file",
+    "speaker",
+    "group",
+    "split",
+)
+CHUNK = 16
+
+RowDict = dict[str, Any]
+
+
+def read_rows(table: Path) -> list[RowDict]:
+    """The rows of a CSV, JSONL or Parquet table as dictionaries; empty cells are left out.
+
+    Raises:
+        InputError: No such file, another format, or a row that cannot be read.
+    """
+    if not table.is_file():
+        raise InputError(f"{table}: there is no such table")
+    match table.suffix.lower():
+        case ".csv":
+            rows = _csv(table)
+        case ".jsonl":
+            rows = _jsonl(table)
+        case ".parquet":
+            rows = _parquet(table)
+        case other:
+            raise InputError(f"{table}: wanted a .csv, .jsonl or .parquet table, found {other!r}")
+    if not rows:
+        raise InputError(f"{table}: the table has no rows")
+    kept = [{name: value for name, value in row.items() if value not in {None, ""}} for row in rows]
+    return kept
+
+
+def _csv(table: Path) -> list[RowDict]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            reader = csv.DictReader(file, strict=True)
+            rows = [dict(row) for row in reader]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{table}: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise InputError(f"{table}: row {number} has another number of cells than the header")
+    return rows
+
+
+def _jsonl(table: Path) -> list[RowDict]:
+    rows: list[RowDict] = []
+    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{table}: line {number}: {error.msg}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{table}: line {number}: wanted an object")
+            rows.append(row)
+    return rows
+
+
+def _parquet(table: Path) -> list[RowDict]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[RowDict] = pq.read_table(table).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{table}: {error}") from None
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A checked row: what to take in, and its number for messages."""
+
+    number: int
+    raw: RawClip
+
+
+def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], Task]:
+    """Check all rows of a table before anything is read from media.
+
+    Raises:
+        InputError: Names the row and the column.
+    """
+    table, label = experiment.table, experiment.source.label
+    columns = {name for row in rows for name in row}
+    for needed in ("id", "media", label):
+        if needed not in columns:
+            raise InputError(
+                f"{table}: there is no column {needed!r}; there are {', '.join(sorted(columns))}"
+            )
+    task = _task(experiment, [row.get(label) for row in rows])
+    roots = [
+        root if "://" in root else str((experiment.folder / root).resolve())
+        for root in experiment.source.media_root
+    ]
+    asked = [_asked(experiment, roots, task, i, row) for i, row in enumerate(rows, start=1)]
+    seen: dict[str, int] = {}
+    for each in asked:
+        before = seen.setdefault(each.raw.id, each.number)
+        if before != each.number:
+            raise InputError(
+                f"{table}: rows {before} and {each.number}, column id: both are {each.raw.id!r}; "
+                f"ids must differ"
+            )
+    return asked, task
+
+
+def _task(experiment: Experiment, values: Sequence[Any]) -> Task:
+    known = [value for value in values if value is not None]
+    numbers = all(_number(value) is not None for value in known)
+    kind = experiment.source.task or ("regression" if numbers else "classes")
+    classes = tuple(sorted({str(value) for value in known})) if kind == "classes" else ()
+    if kind == "classes" and len(classes) < 2:
+        raise InputError(
+            f"{experiment.table}: column {experiment.source.label!r} has {len(classes)} class; "
+            f"at least 2 are needed"
+        )
+    return Task(kind=kind, label=experiment.source.label, classes=classes)
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type] # what float() refuses is the answer
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _asked(
+    experiment: Experiment, roots: Sequence[str], task: Task, number: int, row: RowDict
+) -> Asked:
+    def wrong(column: str, text: str) -> InputError:
+        return InputError(f"{experiment.table}: row {number}, column {column}: {text}")
+
+    for needed in ("id", "media"):
+        if needed not in row:
+            raise wrong(needed, "is empty")
+    media = _media(experiment, roots, str(row["media"]), partial(wrong, "media"))
+    labels: dict[str, Label] = {}
+    if task.label in row:
+        labels[task.label] = _label(task, row[task.label], partial(wrong, task.label))
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise wrong("split", f"found {split!r}, wanted one of {', '.join(SPLITS)}")
+    file = None
+    if "transcript_file" in row:
+        file = (experiment.table.parent / str(row["transcript_file"])).resolve()
+        if not inside(str(file), roots):
+            raise wrong("transcript_file", f"{file} lies outside every media root")
+        if not file.is_file():
+            raise wrong("transcript_file", f"there is no file {file}")
+    clip_id = str(row["id"])
+    return Asked(
+        number=number,
+        raw=RawClip(
+            key=key_of(clip_id),
+            id=clip_id,
+            media=media,
+            path=None,
+            transcript=None if "transcript" not in row else str(row["transcript"]),
+            transcript_file=file,
+            start=_seconds(row.get("start"), partial(wrong, "start")) or 0.0,
+            end=_seconds(row.get("end"), partial(wrong, "end")),
+            columns={
+                "speaker": _text(row.get("speaker")),
+                "group": _text(row.get("group")),
+                "split": split,
+                "labels": labels,
+            },
+        ),
+    )
+
+
+def _media(
+    experiment: Experiment, roots: Sequence[str], media: str, wrong: Callable[[str], InputError]
+) -> str:
+    whole = media
+    if "://" not in media:
+        whole = str((experiment.table.parent / media).resolve())
+    if not inside(whole, roots):
+        raise wrong(
+            f"{media} lies outside every media root ({', '.join(experiment.source.media_root)}); "
+            f"add its folder to source.media_root"
+        )
+    return whole
+
+
+def _label(task: Task, value: object, wrong: Callable[[str], InputError]) -> Label:
+    if task.kind == "classes":
+        return str(value)
+    number = _number(value)
+    if number is None:
+        raise wrong(f"found {value!r}, wanted a finite number (or set source.task: classes)")
+    return number
+
+
+def _seconds(value: object, wrong: Callable[[str], InputError]) -> float | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or number < 0:
+        raise wrong(f"found {value!r}, wanted seconds")
+    return number
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot become a clip, and why."""
+
+    number: int
+    message: str
+
+
+class Taker:
+    """Takes in rows; holds one decoding child."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._decoder = stage, Decoder()
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Clip | Refused]:
+        """A clip or a refusal for each row."""
+        return [self._take(each) for each in asked]
+
+    def _take(self, asked: Asked) -> Clip | Refused:
+        try:
+            path = self._stage.local(asked.raw.media)
+            return take_in(replace(asked.raw, path=path), self._decoder)
+        except BadClipError as bad:
+            return Refused(asked.number, str(bad))
+
+
+def stage_of(experiment: Experiment) -> Stage:
+    """The cache of remote media."""
+    return Stage(
+        folder=experiment.cache_folder, limit_bytes=int(experiment.cache.gigabytes * (1 << 30))
+    )
+
+
+def take_all(
+    experiment: Experiment, asked: Sequence[Asked], executor: Executor, done: Callable[[int], None]
+) -> list[Clip]:
+    """Digest and probe the media of all rows.
+
+    Raises:
+        InputError: A transcript or span is wrong (names the row), or no media file can be read at all.
+    """
+    chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
+    clips: list[Clip] = []
+    for _, results in executor.run(partial(Taker, stage_of(experiment)), chunks):
+        for result in results:
+            if isinstance(result, Refused):
+                raise InputError(f"{experiment.table}: row {result.number}: {result.message}")
+            clips.append(result)
+        done(len(results))
+    if not any(clip.seconds > 0 for clip in clips):
+        raise InputError(
+            f"{experiment.table}: nothing is left: none of {len(clips)} media files can be read; "
+            f"the first is {clips[0].media}"
+        )
+    return sorted(clips, key=lambda clip: clip.key)
+
+
+def group_of(clip: Clip) -> str:
+    """What must not be torn between splits: the group, else the speaker, else the source file."""
+    return clip.group or clip.speaker or clip.source
+
+
+def split(clips: Sequence[Clip], task: Task, seed: int) -> tuple[list[Clip], str]:
+    """Deal clips without a split into train, valid and test, 70/15/15, whole groups at a time.
+
+    The deal is stratified by label and follows from names and seed alone.
+
+    Returns:
+        The clips, and a sentence that says how it was done.
+    """
+    if all(clip.split for clip in clips):
+        return list(clips), "splits as given"
+    by_clip = len({group_of(clip) for clip in clips}) < FEW_GROUPS
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        groups[clip.key if by_clip else group_of(clip)].append(clip)
+    order = sorted(groups, key=lambda name: (_stratum(groups[name], task), _hash(seed, name)))
+    dealt: Counter[str] = Counter()
+    chosen: dict[str, str] = {}
+    for name in order:
+        size = sum(dealt.values()) + len(groups[name])
+        chosen[name] = max(SPLITS, key=lambda s: SHARES[s] * size - dealt[s])
+        dealt[chosen[name]] += len(groups[name])
+    result = [
+        clip if clip.split else replace(clip, split=chosen[clip.key if by_clip else group_of(clip)])
+        for clip in clips
+    ]
+    unit = "clips (warning: fewer than 3 groups, so speakers may leak)" if by_clip else "groups"
+    return result, f"split by {unit}, 70/15/15, seed {seed}: {dict(dealt)}"
+
+
+def _stratum(clips: Sequence[Clip], task: Task) -> str:
+    labels = [clip.labels[task.label] for clip in clips if task.label in clip.labels]
+    if not labels:
+        return ""
+    if task.kind == "classes":
+        return str(Counter(labels).most_common(1)[0][0])
+    mean = sum(float(str(label)) for label in labels) / len(labels)
+    return f"{round(mean):+05d}"
+
+
+def _hash(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def task_of(experiment: Experiment, clips: Sequence[Clip]) -> Task:
+    """The task that the labels of a dataset define.
+
+    Raises:
+        InputError: No clip has that label.
+    """
+    label = experiment.source.label
+    values = [clip.labels[label] for clip in clips if label in clip.labels]
+    if not values:
+        known = sorted({name for clip in clips for name in clip.labels})
+        raise InputError(
+            f"no clip of {experiment.root} has a label {label!r}; there are {', '.join(known)}; "
+            f"ingest again after changing source.label"
+        )
+    texts = {str(value) for value in values}
+    if isinstance(values[0], str):
+        return Task(kind="classes", label=label, classes=tuple(sorted(texts)))
+    return Task(kind="regression", label=label)
+
+
+def describe(clips: Sequence[Clip], task: Task) -> Mapping[str, int]:
+    """Counts for the summary of an ingest."""
+    return {
+        "clips": len(clips),
+        "sources": len({clip.source for clip in clips}),
+        "speakers": len({clip.speaker for clip in clips if clip.speaker}),
+        "unreadable": sum(clip.seconds == 0 for clip in clips),
+        "labelled": sum(task.label in clip.labels for clip in clips),
+        **{name: sum(clip.split == name for clip in clips) for name in SPLITS},
+    }

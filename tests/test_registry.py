@@ -1,0 +1,287 @@
+import json
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tracking import mlflow_store
+from tracking.mlflow_store import MlflowRegistry
+from tracking.registry import (
+    Entry,
+    LostRaceError,
+    MemoryRegistry,
+    NothingToRollBackError,
+    Registry,
+    UnknownModelError,
+    UnknownVersionError,
+    current,
+    history,
+    promote,
+    reconcile,
+    rollback,
+)
+
+NOW = "2026-01-02T03:04:05Z"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow_store.initialise(uri, folder / "mlartifacts")
+    return uri
+
+
+@pytest.fixture(params=["memory", "mlflow"])
+def registry(request: pytest.FixtureRequest) -> Registry:
+    if request.param == "memory":
+        return MemoryRegistry()
+    return MlflowRegistry(uri=request.getfixturevalue("store"))
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, registry: Registry) -> str:
+    """A model of three versions; each test has its own, in one store."""
+    model = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    for _ in range(3):
+        add_version(registry, model)
+    return model
+
+
+def add_version(registry: Registry, model: str) -> None:
+    if isinstance(registry, MemoryRegistry):
+        registry.register(model)
+        return
+    assert isinstance(registry, MlflowRegistry)
+    client = mlflow_store._client(registry.uri)
+    mlflow_store._create_model(client, model)
+    client.create_model_version(model, source="/nowhere")
+
+
+def crown(registry: Registry, model: str, version: int, generation: int, attempt: str) -> Entry:
+    return promote(
+        registry,
+        model,
+        version,
+        expected_generation=generation,
+        report="f" * 64,
+        who="anna",
+        why="better",
+        now=NOW,
+        attempt=attempt,
+    )
+
+
+def uncrown(registry: Registry, model: str, generation: int, attempt: str) -> Entry:
+    return rollback(
+        registry,
+        model,
+        expected_generation=generation,
+        who="anna",
+        why="worse in use",
+        now=NOW,
+        attempt=attempt,
+    )
+
+
+def test_the_first_promotion_makes_a_champion_and_no_previous(registry, name):
+    assert current(registry, name) is None
+    entry = crown(registry, name, 2, 0, "a")
+    assert current(registry, name) == entry
+    assert (entry.generation, entry.version, entry.previous) == (1, 2, None)
+    assert registry.aliases(name) == {"champion": 2}
+
+
+def test_the_champion_before_becomes_previous(registry, name):
+    crown(registry, name, 1, 0, "a")
+    crown(registry, name, 3, 1, "b")
+    assert registry.aliases(name) == {"champion": 3, "previous": 1}
+
+
+def test_a_champion_promoted_again_keeps_the_version_before_it(registry, name):
+    crown(registry, name, 1, 0, "a")
+    crown(registry, name, 2, 1, "b")
+    assert crown(registry, name, 2, 2, "c").previous == 1
+    assert registry.aliases(name) == {"champion": 2, "previous": 1}
+
+
+def test_who_judged_against_an_older_champion_loses(registry, name):
+    crown(registry, name, 1, 0, "a")
+    with pytest.raises(LostRaceError, match=r"version 1, by anna"):
+        crown(registry, name, 2, 0, "b")
+    assert registry.aliases(name) == {"champion": 1}
+
+
+def test_a_generation_cannot_be_skipped(registry, name):
+    with pytest.raises(LostRaceError, match="empty"):
+        crown(registry, name, 1, 4, "a")
+    assert history(registry, name) == []
+
+
+def test_the_same_attempt_twice_is_one_generation(registry, name):
+    first = crown(registry, name, 1, 0, "a")
+    assert crown(registry, name, 1, 0, "a") == first
+    assert len(history(registry, name)) == 1
+
+
+def test_a_version_that_does_not_exist_is_refused_with_those_that_do(registry, name):
+    with pytest.raises(UnknownVersionError, match=r"no version 7; those that exist: 1, 2, 3"):
+        crown(registry, name, 7, 0, "a")
+    with pytest.raises(UnknownVersionError):
+        registry.set_alias(name, "champion", 7)
+    with pytest.raises(UnknownVersionError):
+        registry.set_tags(name, 7, {"gate.parity": "pass"})
+
+
+def test_a_model_that_does_not_exist_is_named(registry):
+    with pytest.raises(UnknownModelError, match="nobody"):
+        registry.versions("nobody")
+    with pytest.raises(UnknownModelError, match="nobody"):
+        crown(registry, "nobody", 1, 0, "a")
+
+
+def test_an_entry_that_would_be_cut_is_refused(registry, name):
+    with pytest.raises(ValueError, match="5900 characters"):
+        promote(
+            registry,
+            name,
+            1,
+            expected_generation=0,
+            report="",
+            who="anna",
+            why="x" * 6000,
+            now=NOW,
+            attempt="a",
+        )
+    assert history(registry, name) == []
+
+
+def test_what_stands_in_the_ledger_cannot_be_changed(registry, name):
+    assert registry.write_once(name, "gen-000001", "ours") == "ours"
+    assert registry.write_once(name, "gen-000001", "theirs") == "ours"
+    assert registry.ledger(name) == {"gen-000001": "ours"}
+
+
+def test_a_crash_between_ledger_and_alias_is_mended(registry, name):
+    crown(registry, name, 1, 0, "a")
+    lost = Entry(
+        generation=2, attempt="b", version=2, previous=1, report="", who="ben", when=NOW, why=""
+    )
+    text = {key: getattr(lost, key) for key in Entry.__dataclass_fields__}
+    registry.write_once(name, "gen-000002", json.dumps(text))
+    assert registry.aliases(name) == {"champion": 1}
+    assert reconcile(registry, name) == ["champion: 1 -> 2", "previous: none -> 1"]
+    assert registry.aliases(name) == {"champion": 2, "previous": 1}
+    assert reconcile(registry, name) == []
+
+
+def test_aliases_that_were_edited_by_hand_are_mended(registry, name):
+    crown(registry, name, 1, 0, "a")
+    registry.set_alias(name, "champion", 3)
+    registry.set_alias(name, "previous", 2)
+    assert reconcile(registry, name) == ["champion: 3 -> 1", "previous: 2 -> none"]
+    assert registry.aliases(name) == {"champion": 1}
+
+
+def test_nothing_is_reconciled_before_the_first_promotion(registry, name):
+    assert reconcile(registry, name) == []
+
+
+def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry, name):
+    for generation, version in enumerate((1, 2, 3)):
+        crown(registry, name, version, generation, f"up-{version}")
+    assert uncrown(registry, name, 3, "down-1").version == 2
+    assert registry.aliases(name) == {"champion": 2, "previous": 1}
+    assert uncrown(registry, name, 4, "down-2").version == 1
+    assert registry.aliases(name) == {"champion": 1}
+    with pytest.raises(NothingToRollBackError, match="no champion to go back to"):
+        uncrown(registry, name, 5, "down-3")
+    assert [entry.version for entry in history(registry, name)] == [1, 2, 3, 2, 1]
+
+
+def test_a_rollback_can_lose_the_race_too(registry, name):
+    crown(registry, name, 1, 0, "a")
+    crown(registry, name, 2, 1, "b")
+    crown(registry, name, 3, 2, "c")
+    with pytest.raises(LostRaceError, match="version 3"):
+        uncrown(registry, name, 2, "d")
+
+
+def test_tags_of_a_version_are_kept(registry, name):
+    registry.set_tags(name, 2, {"gate.parity": "pass"})
+    registry.set_tags(name, 2, {"gate.parity": "fail", "gate.leaks": "pass"})
+    if isinstance(registry, MlflowRegistry):
+        tags = mlflow_store._client(registry.uri).get_model_version(name, "2").tags
+        assert tags == {"gate.parity": "fail", "gate.leaks": "pass"}
+
+
+def race(promoters: int, generations: int, claim: Callable[[int, int], bool]) -> list[list[int]]:
+    """The promoters that won each generation; all start each generation together."""
+    winners: list[list[int]] = [[] for _ in range(generations)]
+    barrier = threading.Barrier(promoters)
+
+    def run(promoter: int) -> None:
+        for generation in range(generations):
+            barrier.wait(60)
+            if claim(promoter, generation):
+                winners[generation].append(promoter)
+
+    threads = [threading.Thread(target=run, args=(promoter,)) for promoter in range(promoters)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+def try_to_win(registry: Registry, model: str, promoter: int, generation: int) -> bool:
+    version = 1 + promoter % 3
+    try:
+        crown(registry, model, version, generation, f"{promoter}-{generation}")
+    except LostRaceError:
+        return False
+    return True
+
+
+def test_of_many_threads_exactly_one_wins_each_generation(registry, name):
+    winners = race(4, 4, lambda who, which: try_to_win(registry, name, who, which))
+    assert [len(who) for who in winners] == [1, 1, 1, 1]
+    entries = history(registry, name)
+    assert [entry.attempt for entry in entries] == [f"{w[0]}-{g}" for g, w in enumerate(winners)]
+    assert registry.aliases(name)["champion"] == entries[-1].version
+    assert reconcile(registry, name) == []
+
+
+def race_in_process(
+    uri: str, model: str, promoter: int, barrier: threading.Barrier, won: Path
+) -> None:
+    registry = MlflowRegistry(uri=uri)
+    for generation in range(3):
+        barrier.wait(60)
+        if try_to_win(registry, model, promoter, generation):
+            (won / f"{generation}-{promoter}").touch()
+
+
+@pytest.mark.slow
+def test_of_many_processes_exactly_one_wins_each_generation(store, tmp_path):
+    registry = MlflowRegistry(uri=store)
+    for _ in range(3):
+        add_version(registry, "raced")
+    context = multiprocessing.get_context("forkserver")
+    # One import of MLflow for all four; each still opens the store by itself.
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "alembic.command"])
+    barrier = context.Barrier(4)
+    children = [
+        context.Process(target=race_in_process, args=(store, "raced", promoter, barrier, tmp_path))
+        for promoter in range(4)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+    assert sorted(file.name[0] for file in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert reconcile(registry, "raced") == []
+    assert registry.aliases("raced")["champion"] == history(registry, "raced")[-1].version

@@ -1,0 +1,285 @@
+"""One run, from the first step to the best weights. Read `fit` from top to bottom."""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracking.run import Run
+from training.batch import FusionBatch
+from training.data import (
+    Data,
+    GlobalBatch,
+    Samples,
+    global_batches,
+    order,
+    order_digest,
+    rank_view,
+)
+from training.engine import Engine, clip_losses
+from training.evaluate import metrics
+from training.models import build
+from training.predict import decide
+from training.recipe import Recipe
+from training.session import Session
+
+Epoch: TypeAlias = Mapping[str, float]
+Progress: TypeAlias = Callable[[int, Epoch], None]
+"""Told the number of each finished epoch and its metrics."""
+
+# The schedule of MMLatch's authors: halved after 2 epochs of waiting, down to a twentieth.
+PLATEAU_FACTOR = 0.5
+PLATEAU_PATIENCE = 2
+PLATEAU_FLOOR = 1 / 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        best_epoch: The epoch with the lowest validation loss, from 0.
+        history: For each epoch: train_loss, valid_loss, valid_METRIC, learning_rate.
+        weights: The model's state after the best epoch, float32 in main memory; empty but on rank
+            0.
+        metrics: The best epoch's entry of the history.
+    """
+
+    best_epoch: int
+    history: tuple[Epoch, ...]
+    weights: Mapping[str, Tensor]
+    metrics: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Where a run stands. `position` counts global batches through all epochs.
+
+    Attributes:
+        losses: Each rank's sum of losses in the unfinished epoch.
+    """
+
+    position: int = 0
+    history: tuple[Epoch, ...] = ()
+    losses: tuple[float, ...] = ()
+
+    @property
+    def valid_losses(self) -> list[float]:
+        return [epoch["valid_loss"] for epoch in self.history]
+
+    @property
+    def newest(self) -> int:
+        return len(self.history) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all parts of the loop need."""
+
+    recipe: Recipe
+    data: Data
+    session: Session
+    run: Run
+    engine: Engine
+
+
+def fit(
+    recipe: Recipe, data: Data, session: Session, run: Run, progress: Progress | None = None
+) -> Outcome:
+    """Train until validation stops getting better.
+
+    The numbers depend on recipe and data, and in their last digits on the number of ranks. Stopped
+    at any step and resumed on the same number of ranks they are the same to the last bit: the order
+    of clips and the seed of each step's dropout follow from the position alone.
+
+    Args:
+        recipe: Decides everything.
+        data: Loaded for this recipe.
+        session: Rank, world, where to resume and where checkpoints go.
+        run: Written to by rank 0 only.
+        progress: Called by rank 0 after each epoch.
+
+    Returns:
+        The best weights and how it went.
+
+    Raises:
+        ValueError: The global batch does not fit the ranks, or there is nothing to validate on.
+        CheckpointError: The checkpoint to resume from is damaged or of another recipe.
+    """
+    if not len(data.valid):
+        raise ValueError(
+            f"no usable clip in split 'valid' ({len(data.valid.clips)} have the label): training "
+            f"stops by the validation loss; put some clips into 'valid'"
+        )
+    torch.manual_seed(recipe.seed)
+    engine = Engine(build(recipe.model, data.train.widths, recipe.task.outputs), recipe)
+    work = _Work(recipe, data, session, run, engine)
+    state, best = _start(work)
+    while not _finished(recipe, state.valid_losses):
+        rate = learning_rate(recipe.learning_rate, state.valid_losses)
+        engine.set_learning_rate(rate)
+        started = time.perf_counter()
+        state = _train_epoch(work, state, best)
+        seconds = time.perf_counter() - started
+        epoch = {"train_loss": sum(state.losses) / len(data.train)} | _validate(work)
+        state = _State(state.position, (*state.history, {**epoch, "learning_rate": rate}))
+        if best_epoch(state.valid_losses) == state.newest:
+            best = engine.weights()
+        if session.rank == 0:
+            _tell(work, state, seconds, progress)
+        if not len(state.history) % recipe.checkpoint_every or _finished(
+            recipe, state.valid_losses
+        ):
+            _checkpoint(work, state, best)
+    engine.close()
+    chosen = best_epoch(state.valid_losses)
+    weights = best if session.rank == 0 else {}
+    return Outcome(
+        best_epoch=chosen, history=state.history, weights=weights, metrics=state.history[chosen]
+    )
+
+
+def learning_rate(base: float, valid_losses: Sequence[float]) -> float:
+    """The next epoch's rate: halved when three epochs in a row brought no better validation loss.
+
+    A function of the past losses alone, so a resumed run needs no memory of its own for it.
+    """
+    rate, best, waited = base, math.inf, 0
+    for loss in valid_losses:
+        if loss < best:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited > PLATEAU_PATIENCE:
+            rate, waited = max(rate * PLATEAU_FACTOR, base * PLATEAU_FLOOR), 0
+    return rate
+
+
+def best_epoch(valid_losses: Sequence[float]) -> int:
+    """The first epoch with the lowest loss; NaN is as bad as infinity."""
+    comparable = [math.inf if math.isnan(loss) else loss for loss in valid_losses]
+    return comparable.index(min(comparable))
+
+
+def step_seed(seed: int, position: int, rank: int) -> int:
+    """The seed of one step's dropout on one rank."""
+    high, low = np.random.SeedSequence([seed, position, rank]).generate_state(2).tolist()
+    return int(high) << 32 | int(low)
+
+
+def _finished(recipe: Recipe, valid_losses: Sequence[float]) -> bool:
+    if not valid_losses:
+        return False
+    waited = len(valid_losses) - 1 - best_epoch(valid_losses)
+    return len(valid_losses) >= recipe.epochs or waited >= recipe.patience
+
+
+def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
+    if work.session.rank == 0:
+        _describe(work.run, work.recipe, work.data)
+    folder = work.session.restore()
+    if folder is None:
+        return _State(), {}
+    plain, best = work.engine.load(folder)
+    losses = tuple(plain["losses"])
+    if losses and len(losses) != work.session.world:
+        # On another number of ranks one of them carries the sum on.
+        losses = (sum(losses), *[0.0] * (work.session.world - 1))
+    return _State(plain["position"], tuple(plain["history"]), losses), best
+
+
+def _describe(run: Run, recipe: Recipe, data: Data) -> None:
+    keys = data.train.keys_by_shard
+    digest = order_digest(keys, seed=recipe.seed, epochs=recipe.epochs)
+    run.log_settings({**_flat(recipe.to_json()), "recipe_digest": recipe.digest})
+    run.log_settings({"train_clips": len(data.train), "order_digest": digest})
+    for context, samples in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        run.log_dataset(context, samples.digest, context)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train_keys_by_shard.json"
+        path.write_text(json.dumps(keys, indent=1))
+        run.log_file(path, "data")
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names, lists as text with commas."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            listed = isinstance(value, list | tuple)
+            flat[f"{prefix}{name}"] = ",".join(map(str, value)) if listed else value
+    return flat
+
+
+def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _State:
+    """Take the steps that are left of the epoch."""
+    rank, train, seed = work.session.rank, work.data.train, work.recipe.seed
+    epoch = len(state.history)
+    ordered = order(train.keys_by_shard, seed=seed, epoch=epoch)
+    batches = global_batches(ordered, work.recipe.global_batch)
+    first = epoch * len(batches)
+    own = torch.tensor(state.losses[rank] if state.losses else 0.0, dtype=torch.float64)
+    for position in range(state.position, first + len(batches)):
+        batch = batches[position - first]
+        torch.manual_seed(step_seed(seed, position, rank))
+        own = own + work.engine.step(_share(work, train, batch), _weight_sum(batch)).cpu()
+        if work.session.preempted():
+            done = replace(state, position=position + 1, losses=_by_rank(work, own))
+            _checkpoint(work, done, best)
+    return replace(state, position=first + len(batches), losses=_by_rank(work, own))
+
+
+def _share(work: _Work, samples: Samples, batch: GlobalBatch) -> list[FusionBatch]:
+    """This rank's micro-batches of a global batch."""
+    session = work.session
+    view = rank_view(batch, rank=session.rank, world=session.world, micro=work.engine.micro)
+    return [samples.batch(slots) for slots in view]
+
+
+def _weight_sum(batch: GlobalBatch) -> float:
+    return sum(weight for _, weight in batch)
+
+
+def _by_rank(work: _Work, own: Tensor) -> tuple[float, ...]:
+    return tuple(float(loss) for loss in work.engine.gather(own))
+
+
+def _validate(work: _Work) -> dict[str, float]:
+    """Loss and metrics over the whole split, each clip counted once."""
+    recipe, valid, engine = work.recipe, work.data.valid, work.engine
+    batches = global_batches(valid.keys, recipe.global_batch)
+    own = [engine.predict(each) for batch in batches for each in _share(work, valid, batch)]
+    # Ranks take turns, micro-batch by micro-batch; what pads the last global batch comes last.
+    turns_TRMK = torch.stack(engine.gather(torch.stack(own)), dim=1)
+    outputs_NK = turns_TRMK.flatten(0, 2)[: len(valid)]
+    target = torch.tensor(list(valid.targets.values()))
+    loss = clip_losses(outputs_NK, target, recipe).double().mean().item()
+    truth = np.array(list(valid.targets.values()), dtype=np.float64)
+    found = metrics(recipe.task, truth, decide(recipe.task, outputs_NK.numpy()))
+    named = {f"valid_{name}": value for name, value in found.items()}
+    return {"valid_loss": engine.agree(loss), **named}
+
+
+def _tell(work: _Work, state: _State, seconds: float, progress: Progress | None) -> None:
+    shown = {**state.history[-1], "samples_per_second": len(work.data.train) / seconds}
+    work.run.log_metrics(shown, step=state.newest)
+    if progress is not None:
+        progress(state.newest, shown)
+
+
+def _checkpoint(work: _Work, state: _State, best: Mapping[str, Tensor]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work.engine.save(Path(folder), asdict(state), best)
+        if work.session.rank == 0:
+            work.run.flush()
+        work.session.report(state.history[-1] if state.history else {}, Path(folder))

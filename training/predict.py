@@ -1,0 +1,293 @@
+"""A predictor: everything that it takes to score raw clips, in one folder.
+
+    predictor.json           recipe, specs of the features, what to say when nothing can be read
+    weights.safetensors      the model
+    normaliser.safetensors   mean and standard deviation of each dimension
+
+Loading it needs neither deepspeed nor ray nor mlflow, and unpickles nothing.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from featurizers import catalog
+from featurizers.clip import BadClipError, Clip
+from featurizers.decoder import Decoder
+from featurizers.extract import Outcome, extract
+from featurizers.intake import RawClip, take_in
+from featurizers.spec import FeatureSpec, Featurizer, canonical_json
+from featurizers.transcript import FORMATS
+from training.batch import Sample, collate
+from training.data import Normaliser, to_sample
+from training.models import build
+from training.recipe import Recipe, Task
+
+FORMAT = 1
+NAME = "training.predict:Predictor"
+MICRO = 64
+
+
+def outputs(
+    model: nn.Module, samples: Sequence[Sample], widths: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """What a model says of samples, in their order: [N, K]. Puts the model into evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        parts = [
+            model(collate(samples[first : first + MICRO], widths)).numpy()
+            for first in range(0, len(samples), MICRO)
+        ]
+    return np.concatenate(parts)
+
+
+def decide(task: Task, outputs_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Predictions [N] from outputs [N, K]: the number, or the index of the likeliest class.
+
+    NaN where an output is not finite: an argmax would silently name a class.
+    """
+    finite = np.isfinite(outputs_NK).all(axis=1)
+    chosen = outputs_NK[:, 0] if task.kind == "regression" else outputs_NK.argmax(axis=1)
+    return np.where(finite, chosen.astype(np.float64), math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A row after its features were computed: a clip, or the error that it met."""
+
+    clip: Clip | None
+    outcomes: Mapping[str, Outcome]
+    error: BadClipError | None = None
+
+
+@dataclass(slots=True)
+class Predictor:
+    """Scores raw clips as training would have.
+
+    Attributes:
+        specs: The feature of each stream, in the model's order.
+        fallback: What to say of a clip that cannot be read; see `training.data.fallback_of`.
+        model: In evaluation mode.
+    """
+
+    recipe: Recipe
+    specs: Mapping[str, FeatureSpec]
+    normaliser: Normaliser
+    fallback: float
+    model: nn.Module
+    _featurizers: dict[str, Featurizer] = field(default_factory=dict)
+
+    @staticmethod
+    def save(
+        folder: Path,
+        *,
+        recipe: Recipe,
+        specs: Mapping[str, FeatureSpec],
+        normaliser: Normaliser,
+        fallback: float,
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Write a predictor to a folder, which is made when it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(weights), folder / "weights.safetensors")
+        normaliser.save(folder / "normaliser.safetensors")
+        about = {
+            "format": FORMAT,
+            "predictor": NAME,
+            "recipe": recipe.to_json(),
+            "specs": [[name, specs[name].to_json()] for name in recipe.model.streams],
+            "fallback": fallback,
+        }
+        (folder / "predictor.json").write_bytes(canonical_json(about))
+
+    @staticmethod
+    def load(folder: Path) -> "Predictor":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: It was written in another format, or this code computes other features.
+        """
+        about = json.loads((folder / "predictor.json").read_bytes())
+        if about["format"] != FORMAT:
+            raise ValueError(
+                f"{folder}: predictor format {about['format']}, this code reads {FORMAT}"
+            )
+        recipe = Recipe.from_json(about["recipe"])
+        specs = {name: FeatureSpec.from_json(plain) for name, plain in about["specs"]}
+        widths = {name: spec.width for name, spec in specs.items()}
+        model = build(recipe.model, widths, recipe.task.outputs)
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        return Predictor(
+            recipe=recipe,
+            specs=specs,
+            normaliser=Normaliser.load(folder / "normaliser.safetensors"),
+            fallback=about["fallback"],
+            model=model.eval(),
+            _featurizers={name: catalog.from_spec(spec) for name, spec in specs.items()},
+        )
+
+    def features(self, row: Mapping[str, Any]) -> dict[str, Outcome]:
+        """The features of one raw clip by stream; rows are as in `predict`.
+
+        Raises:
+            BadClipError: The transcript or the span cannot be read.
+        """
+        with Decoder() as decoder:
+            taken = self._take(0, row, decoder)
+        if taken.error is not None:
+            raise taken.error
+        return dict(taken.outcomes)
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Score raw clips; a bad one is a row that says so, never an exception.
+
+        Args:
+            rows: Each has `media` (a path on this machine) and, where wanted, `transcript` (the
+                words, or the path of a .vtt, .srt or .txt file), `start` and `end` in seconds, and
+                `id`.
+
+        Returns:
+            For each row, in order:
+
+            - id, as given, or else the media
+            - state: "scored" or "quarantined"
+            - prediction: a number or the name of a class; None when quarantined
+            - scores: JSON, the probability of each class; "" for a regression
+            - missing: the streams that the clip lacks, with commas
+            - fault, message: why it is quarantined; or what damage was passed over
+        """
+        with Decoder() as decoder:
+            taken = [self._take(index, row, decoder) for index, row in enumerate(rows)]
+        samples = {
+            index: to_sample(
+                each.clip,
+                {name: outcome.feature for name, outcome in each.outcomes.items()},
+                self.recipe.pooling,
+                self.normaliser,
+            )
+            for index, each in enumerate(taken)
+            if each.clip is not None and _readable(each.outcomes)
+        }
+        widths = {name: spec.width for name, spec in self.specs.items()}
+        said: dict[int, NDArray[np.float32]] = {}
+        if samples:
+            said = dict(
+                zip(samples, outputs(self.model, list(samples.values()), widths), strict=True)
+            )
+        return [
+            self._answer(_id_of(index, row), taken[index], said.get(index))
+            for index, row in enumerate(rows)
+        ]
+
+    def _take(self, index: int, row: Mapping[str, Any], decoder: Decoder) -> _Taken:
+        try:
+            raw = _raw(index, row)
+            clip = take_in(raw, decoder)
+        except BadClipError as bad:
+            return _Taken(None, {}, bad)
+        found = extract(clip, raw.path, list(self._featurizers.values()), decoder)
+        return _Taken(clip, dict(zip(self._featurizers, found, strict=True)))
+
+    def _answer(
+        self, row_id: str, taken: _Taken, outputs_K: NDArray[np.float32] | None
+    ) -> dict[str, Any]:
+        missing = [name for name in self.specs if not _has(taken.outcomes, name)]
+        answer: dict[str, Any] = {
+            "id": row_id,
+            "state": "quarantined",
+            "prediction": None,
+            "scores": "",
+            "missing": ",".join(missing),
+            "fault": "",
+            "message": "",
+        }
+        if outputs_K is None:
+            answer["fault"], answer["message"] = _why(taken)
+            return answer
+        answer["state"] = "scored"
+        answer["message"] = "; ".join(
+            f"{name}: {outcome.message}"
+            for name, outcome in taken.outcomes.items()
+            if outcome.message
+        )
+        return answer | self._said(outputs_K)
+
+    def _said(self, outputs_K: NDArray[np.float32]) -> dict[str, Any]:
+        task = self.recipe.task
+        decided = float(decide(task, outputs_K[np.newaxis])[0])
+        if task.kind == "regression":
+            return {"prediction": decided}
+        if math.isnan(decided):
+            return {"prediction": None}
+        shares = torch.from_numpy(outputs_K).double().softmax(0).tolist()
+        scores = dict(zip(task.classes, shares, strict=True))
+        return {"prediction": task.classes[int(decided)], "scores": json.dumps(scores)}
+
+
+def _raw(index: int, row: Mapping[str, Any]) -> RawClip:
+    media = str(row.get("media") or "")
+    path = Path(media) if media else None
+    text = row.get("transcript")
+    file = _transcript_file(text)
+    return RawClip(
+        key=f"row-{index}",
+        id=_id_of(index, row),
+        media=media,
+        path=path,
+        transcript=None if file is not None or text is None else str(text),
+        transcript_file=file,
+        start=_seconds(row, "start") or 0.0,
+        end=_seconds(row, "end"),
+        columns={},
+    )
+
+
+def _id_of(index: int, row: Mapping[str, Any]) -> str:
+    return str(row.get("id") or row.get("media") or f"row {index + 1}")
+
+
+def _transcript_file(text: object) -> Path | None:
+    """The file, if the text is the name of one; words that merely end in .txt are words."""
+    if not isinstance(text, str) or not text.endswith(FORMATS) or "\n" in text:
+        return None
+    try:
+        return Path(text) if Path(text).is_file() else None
+    except OSError:
+        return None  # longer than a path can be
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    try:
+        seconds = None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise BadClipError("bad_span", f"{name} is {value!r}; wanted seconds") from None
+    return None if seconds is None or math.isnan(seconds) else seconds
+
+
+def _readable(outcomes: Mapping[str, Outcome]) -> bool:
+    return any(outcome.state == "sample" for outcome in outcomes.values())
+
+
+def _has(outcomes: Mapping[str, Outcome], name: str) -> bool:
+    return name in outcomes and outcomes[name].state == "sample"
+
+
+def _why(taken: _Taken) -> tuple[str, str]:
+    """Fault and message of a clip of which nothing could be read."""
+    if taken.error is not None:
+        return taken.error.fault, taken.error.message
+    for outcome in taken.outcomes.values():
+        if outcome.fault is not None:
+            return outcome.fault, outcome.message
+    streams = ", ".join(taken.outcomes)
+    return "empty", f"the clip has none of the streams {streams} that the model reads"
