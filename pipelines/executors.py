@@ -19,7 +19,8 @@ class Executor(Protocol):
         """Results with their item's number, as they finish.
 
         Args:
-            make_worker: Makes the function, once in each process; it may hold what is costly to make.
+            make_worker: Makes the function, once in each process; it may hold what is costly to
+                make.
             items: What it is called with. An exception of the function ends the run.
         """
 

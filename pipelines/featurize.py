@@ -2,8 +2,9 @@
 
     clips.parquet --deal--> plan.parquet --> jobs --> shards (tar, index, record) --> manifest
 
-A job is one shard and the featurizers that share its stream. A job whose records are there is finished; running
-again does what is missing and nothing else. Only when every shard of a column is finished is its manifest written.
+A job is one shard and the featurizers that share its stream. A job whose records are there is
+finished; running again does what is missing and nothing else. Only when every shard of a column is
+finished is its manifest written.
 """
 
 import json
@@ -59,7 +60,9 @@ def ingest(experiment: Experiment, executor: Executor, done: Callable[[int], Non
     """
     asked: list[Asked]
     asked, task = ask(experiment, read_rows(experiment.table))
-    clips, how = split(take_all(experiment, asked, executor, done), task, experiment.source.split_seed)
+    clips, how = split(
+        take_all(experiment, asked, executor, done), task, experiment.source.split_seed
+    )
     root = experiment.root
     room = Room(clips=experiment.shards.clips, seconds=experiment.shards.minutes * 60)
     places = deal(read_plan(root), clips, room)
@@ -167,7 +170,9 @@ class ShardWorker:
         featurizers = [catalog.from_spec(spec) for spec, _ in job.specs]
         media = any(featurizer.wants is not None for featurizer in featurizers)
         outcomes = [
-            extract(clip, self._stage.local(clip.media) if media else None, featurizers, self._decoder)
+            extract(
+                clip, self._stage.local(clip.media) if media else None, featurizers, self._decoder
+            )
             for clip in job.clips
         ]
         records = [

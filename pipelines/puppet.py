@@ -63,7 +63,7 @@ class Cues:
         words: Kind or unkind.
         face: Smile or frown.
         voice: Lively or flat.
-        strength: Number of words with a meaning, 1 or 2.
+        strength: Number of kind or unkind words, 2 or 3.
         face_force: 0..1.
         voice_force: 0..1.
     """
@@ -71,7 +71,7 @@ class Cues:
     words: int
     face: int
     voice: int
-    strength: int = 1
+    strength: int = 2
     face_force: float = 1.0
     voice_force: float = 1.0
 

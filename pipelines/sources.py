@@ -278,7 +278,8 @@ def take_all(
     """Digest and probe the media of all rows.
 
     Raises:
-        InputError: A transcript or span is wrong (names the row), or no media file can be read at all.
+        InputError: A transcript or span is wrong (names the row), or no media file can be read
+            at all.
     """
     chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
     clips: list[Clip] = []

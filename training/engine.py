@@ -115,12 +115,14 @@ class Engine:
         self._rank, self._world = distributed.get_rank(), distributed.get_world_size()
         self.micro = micro_batch(recipe.global_batch, self._world, recipe.micro_batch)
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        self._optimizer = torch.optim.AdamW(
+        # DeepSpeed would leave buffers as they are, and rounded weights beside exact buffers fail.
+        model = model.to(self._dtype)
+        optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=self._optimizer,
+            optimizer=optimizer,
             config=dict(ds_config(recipe, self._world, self.micro)),
         )
         self._device = self._engine.device

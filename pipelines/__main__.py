@@ -1,0 +1,306 @@
+"""The command line: each command is one call. Exit code 0 done, 1 failed, 2 the input was wrong."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featurizers.dataset import DatasetError, StorageError, read_clips
+from featurizers.manifest import CorruptShardError, open_column, verify
+from pipelines.experiment import Experiment, InputError, load, save
+from pipelines.featurize import TooManyDroppedError, ledger
+from pipelines.promote import ParityError, consider, go_back
+from pipelines.run import (
+    demo,
+    featurize_all,
+    ingest_all,
+    recipes_of,
+    register_best,
+    run,
+    store_uri,
+    train_all,
+)
+from pipelines.score import ScoringFailedError, score
+from pipelines.show import Show
+from pipelines.sources import task_of
+from pipelines.start import init
+from pipelines.train import TrainingFailedError
+from tracking.mlflow_store import MlflowRegistry, NoStoreError, tracking_uri
+from tracking.registry import LostRaceError, UnknownModelError, history
+from training.checkpoint import CheckpointError
+
+WRONG_INPUT = (InputError, DatasetError, NoStoreError, UnknownModelError)
+FAILED = (
+    StorageError,
+    CorruptShardError,
+    TooManyDroppedError,
+    TrainingFailedError,
+    ParityError,
+    ScoringFailedError,
+    LostRaceError,
+    CheckpointError,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Raw clips (video, audio, transcript) to trained, tracked and promoted fusion models.",
+)
+
+File = Annotated[Path, typer.Argument(help="The experiment file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace a setting, as in --set train.epochs=3; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+Store = Annotated[
+    Path, typer.Option(help="Folder of mlflow.db, where MLFLOW_TRACKING_URI is not set.")
+]
+
+DATA, MODELS, FLOWS = "Data", "Models", "Flows"
+
+
+@app.command("init", rich_help_panel=DATA)
+def init_command(
+    source: Annotated[Path, typer.Argument(help="A table of clips, or a folder of media.")],
+    label: Annotated[str, typer.Option(help="The column that is to be predicted.")],
+    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("experiment.yaml"),
+) -> None:
+    """Write a commented experiment.yaml from what is found."""
+    for line in init(source, label, to):
+        print(line)
+
+
+@app.command("ingest", rich_help_panel=DATA)
+def ingest_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+    """Table to dataset: rows checked, media digested and probed, splits dealt, shards planned."""
+    experiment = load(file, settings or ())
+    clips = ingest_all(experiment, Show(quiet=as_json))
+    if as_json:
+        print(json.dumps({"dataset": str(experiment.root), "clips": len(clips)}))
+
+
+@app.command("featurize", rich_help_panel=DATA)
+def featurize_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+    """Compute the columns that are not finished, and commit them."""
+    columns = featurize_all(load(file, settings or ()), Show(quiet=as_json))
+    if as_json:
+        print(json.dumps([_plain(each) for each in ledger(columns)]))
+
+
+@app.command("status", rich_help_panel=DATA)
+def status_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+    """The ledger: clips = sample + absent + quarantined, and which clips are quarantined."""
+    columns = _columns(load(file, settings or ()))
+    if as_json:
+        print(json.dumps([_plain(each) for each in ledger(columns)]))
+        return
+    show = Show()
+    show.ledger(ledger(columns))
+    for stream, column in columns.items():
+        for row in column.rows.values():
+            if row.state == "quarantined":
+                show.say(f"{stream}: {row.key}: {row.fault}: {row.message}")
+
+
+@app.command("verify", rich_help_panel=DATA)
+def verify_command(
+    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+) -> None:
+    """Hold every byte of a dataset against its manifests."""
+    read_clips(dataset)
+    problems = verify(dataset)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{dataset}: all columns are as they were written")
+
+
+@app.command("train", rich_help_panel=MODELS)
+def train_command(
+    file: File,
+    settings: Set = None,
+    seeds: Annotated[int | None, typer.Option(help="How many runs, with other seeds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the experiment's recipe, and register the best run where a name is given."""
+    more = [] if seeds is None else [f"train.seeds={seeds}"]
+    experiment = load(file, [*(settings or ()), *more])
+    show = Show(quiet=as_json)
+    columns, clips = _columns(experiment), read_clips(experiment.root)
+    recipes = recipes_of(experiment, task_of(experiment, clips))
+    save(experiment, experiment.root / "experiment.resolved.yaml")
+    trained = train_all(experiment, recipes, columns, clips, show)
+    registered = register_best(experiment, trained, columns, clips, show)
+    if as_json:
+        version = None if registered is None else registered.version
+        runs = [{"run_id": each.run_id, "valid_loss": each.valid_loss} for each in trained]
+        print(json.dumps({"runs": runs, "version": version}))
+
+
+@app.command("models", rich_help_panel=MODELS)
+def models_command(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """The ledger of a registered model: who was champion, since when, and why."""
+    entries = [_plain(entry) for entry in history(MlflowRegistry(uri=tracking_uri(store)), name)]
+    if as_json:
+        print(json.dumps(entries))
+        return
+    Show().rows(name, entries)
+
+
+@app.command("promote", rich_help_panel=MODELS)
+def promote_command(
+    file: File,
+    version: Annotated[int | None, typer.Option(help="The candidate; else the newest.")] = None,
+    why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "promoted by hand",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the verdict.")] = False,
+    settings: Set = None,
+) -> None:
+    """Judge a version by the experiment's rules, and make it champion when it passes."""
+    experiment = load(file, settings or ())
+    if experiment.register_ is None:
+        raise InputError(f"{file}: there is no register.name; which model is to be promoted?")
+    name, rules = experiment.register_.name, experiment.rules()
+    promotion = consider(store_uri(experiment), name, version, rules, why=why, dry_run=dry_run)
+    Show().promotion(promotion)
+    if not promotion.verdict.promote:
+        raise typer.Exit(1)
+
+
+@app.command("rollback", rich_help_panel=MODELS)
+def rollback_command(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
+    store: Store = Path(),
+) -> None:
+    """Make the champion before this one champion again."""
+    entry = go_back(tracking_uri(store), name, why=why)
+    print(f"{name} version {entry.version} is champion again (generation {entry.generation})")
+
+
+@app.command("score", rich_help_panel=MODELS)
+def score_command(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION.")],
+    clips: Annotated[list[Path], typer.Argument(help="Media files.")],
+    transcript: Annotated[
+        str | None, typer.Option(help="What is said: the words, or a .vtt, .srt or .txt file.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """Score raw clips with a registered model, in a fresh process with the model's own code."""
+    if (transcript is not None or start is not None or end is not None) and len(clips) > 1:
+        raise InputError("--transcript, --start and --end are of one clip; give one at a time")
+    for clip in clips:
+        if not clip.is_file():
+            raise InputError(f"{clip}: there is no such file")
+    given = {"transcript": _transcript(transcript), "start": start, "end": end}
+    extra = {name: value for name, value in given.items() if value is not None}
+    rows = [{"id": str(clip), "media": str(clip.resolve()), **extra} for clip in clips]
+    answers = score(tracking_uri(store), model, rows)
+    if as_json:
+        print(json.dumps(answers))
+    else:
+        Show().rows(model, answers)
+    if all(answer["state"] == "quarantined" for answer in answers):
+        raise typer.Exit(1)
+
+
+def _transcript(text: str | None) -> str | None:
+    """Words as they are; a file by its whole path, since another process will read it."""
+    if text is not None and text.endswith((".vtt", ".srt", ".txt")) and " " not in text:
+        if not Path(text).is_file():
+            raise InputError(f"--transcript {text}: there is no such file")
+        return str(Path(text).resolve())
+    return text
+
+
+@app.command("run", rich_help_panel=FLOWS)
+def run_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+    """Everything: ingest, featurize, train, register, promote. Run again, it goes on."""
+    experiment = load(file, settings or ())
+    summary = run(experiment, Show(quiet=as_json))
+    if as_json:
+        metrics = {name: dict(card.metrics) for name, card in summary.cards.items()}
+        version = None if summary.registered is None else summary.registered.version
+        print(json.dumps({"clips": summary.clips, "test": metrics, "version": version}))
+    elif summary.registered is not None:
+        name = summary.registered.name
+        at = "@champion" if summary.promotion and summary.promotion.verdict.promote else ""
+        ref = f"models:/{name}{at}" if at else f"models:/{name}/{summary.registered.version}"
+        print(f"\nscore a clip: fuseline score {ref} CLIP --transcript WORDS")
+    if summary.promotion is not None and not summary.promotion.verdict.promote:
+        raise typer.Exit(1)
+
+
+@app.command("demo", rich_help_panel=FLOWS)
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    clips: Annotated[int, typer.Option(help="Size of the generated corpus.", min=32)] = 480,
+    seed: Annotated[int, typer.Option(help="Of the training runs.")] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="A label that the words alone decide: no gain.")
+    ] = False,
+) -> None:
+    """The whole way on a generated corpus, to a promoted model that scores a raw clip."""
+    demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
+
+
+def _columns(experiment: Experiment) -> dict[str, Any]:
+    featurizers = experiment.featurizers().items()
+    return {name: open_column(experiment.root, each.spec.fingerprint) for name, each in featurizers}
+
+
+def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen dataclass
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def main() -> None:
+    """Run a command; turn what went wrong into one line and an exit code."""
+    # Joblib, tokenizers and friends need not tell that they forked.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    code = _called(lambda: app(standalone_mode=True))
+    from pipelines.executors import stop_ray
+
+    if "ray" in sys.modules:
+        stop_ray()
+    sys.exit(code)
+
+
+def _called(call: Callable[[], None]) -> int:
+    try:
+        call()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except WRONG_INPUT as error:
+        print(f"fuseline: {_line(error)}", file=sys.stderr)
+        return 2
+    except FAILED as error:
+        print(f"fuseline: {_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fuseline: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

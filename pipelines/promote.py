@@ -1,0 +1,270 @@
+"""Trained runs to registered models, and a registered model to champion."""
+
+import datetime
+import getpass
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurizers.clip import Clip
+from featurizers.manifest import Column
+from featurizers.spec import canonical_json
+from pipelines import HOME
+from pipelines.experiment import InputError
+from pipelines.score import parity
+from pipelines.sources import Asked
+from pipelines.train import Trained, score_test
+from tracking.gate import IncomparableError, NoRulesError, Rule, Scorecard, Verdict, judge
+from tracking.mlflow_store import (
+    MlflowRegistry,
+    MlflowRun,
+    log_model,
+    read_file,
+    register,
+    run_of,
+)
+from tracking.provenance import versions
+from tracking.registry import (
+    Entry,
+    Registry,
+    UnknownModelError,
+    current,
+    promote,
+    reconcile,
+    rollback,
+)
+from training.recipe import Task
+
+REQUIREMENTS = ("av", "mlflow", "numpy", "pandas", "pysubs2", "safetensors", "torch")
+PARITY_CLIPS = 4
+INPUTS = (
+    ("media", "string", True),
+    ("transcript", "string", False),
+    ("start", "double", False),
+    ("end", "double", False),
+    ("id", "string", False),
+)
+
+
+class ParityError(Exception):
+    """The model computes other features from raw clips than those it was trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A version of a registered model, with what is known of it."""
+
+    name: str
+    version: int
+    model_uri: str
+    card: Scorecard
+
+
+def register_model(
+    trained: Trained,
+    clips: Sequence[Clip],
+    asked: Sequence[Asked],
+    columns: Mapping[str, Column],
+    *,
+    uri: str,
+    name: str,
+) -> Registered:
+    """Log a trained run as a model, hold it against the shards, and register it.
+
+    Args:
+        trained: The run.
+        clips: All clips of the dataset.
+        asked: The rows that they came from: the raw input of the comparison.
+        columns: The columns that it was trained on.
+        uri: The tracking server.
+        name: The registered model's name.
+
+    Raises:
+        ParityError: Features through the model differ from the shards; nothing is registered.
+    """
+    run = MlflowRun(uri=uri, run_id=trained.run_id)
+    model_uri = _logged(trained, run)
+    used = {stream: columns[stream] for stream in trained.plan.recipe.model.streams}
+    if differences := parity(uri, model_uri, _some(asked, clips, used), used):
+        raise ParityError(
+            f"{model_uri} is not registered: features of raw clips differ from the shards: "
+            f"{'; '.join(differences[:3])} ({len(differences)} in all)"
+        )
+    card = score_test(trained, clips, parity=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "scorecard.json"
+        file.write_bytes(canonical_json(card.to_json()))
+        run.log_file(file)
+    run.log_metrics({f"test_{metric}": value for metric, value in card.metrics.items()}, step=0)
+    tags = {
+        "fuseline.evaluation_set": card.evaluation_set,
+        "fuseline.parity": "checked",
+        **{f"fuseline.test.{metric}": f"{value:.6g}" for metric, value in card.metrics.items()},
+    }
+    version = register(uri, name, model_uri, trained.run_id, tags)
+    return Registered(name=name, version=version, model_uri=model_uri, card=card)
+
+
+def _logged(trained: Trained, run: MlflowRun) -> str:
+    """The address of the run's model, logged once."""
+    file = trained.plan.folder / "model.json"
+    if file.is_file():
+        return str(json.loads(file.read_bytes())["model_uri"])
+    installed = versions(REQUIREMENTS)
+    model_uri = log_model(
+        run,
+        trained.predictor,
+        name="model",
+        code=[HOME / "featurizers", HOME / "training"],
+        inputs=INPUTS,
+        outputs=_outputs(trained.plan.recipe.task),
+        # A build tag such as +cpu names no release that others could install.
+        requirements=[f"{name}=={version.split('+')[0]}" for name, version in installed.items()],
+    )
+    file.write_bytes(canonical_json({"model_uri": model_uri}))
+    return model_uri
+
+
+def _outputs(task: Task) -> list[tuple[str, str]]:
+    kind = "double" if task.kind == "regression" else "string"
+    texts = ("scores", "missing", "fault", "message")
+    return [
+        ("id", "string"),
+        ("state", "string"),
+        ("prediction", kind),
+        *((text, "string") for text in texts),
+    ]
+
+
+def _some(
+    asked: Sequence[Asked], clips: Sequence[Clip], columns: Mapping[str, Column]
+) -> list[Asked]:
+    """A few training clips: the first of each pattern of streams, then the first ones."""
+    training = {clip.key for clip in clips if clip.split == "train"}
+    local = [each for each in asked if each.raw.key in training and "://" not in each.raw.media]
+    patterns: dict[tuple[str, ...], Asked] = {}
+    for each in local:
+        states = tuple(column.rows[each.raw.key].state for column in columns.values())
+        patterns.setdefault(states, each)
+    whole = [each for each in local if each not in patterns.values()]
+    return [*patterns.values(), *whole][: max(PARITY_CLIPS, len(patterns))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """What came of a promotion: the verdict, and the ledger's entry when there is a new one."""
+
+    name: str
+    version: int
+    verdict: Verdict
+    champion: int | None
+    entry: Entry | None
+
+
+def consider(
+    uri: str,
+    name: str,
+    version: int | None,
+    rules: Sequence[Rule],
+    *,
+    why: str,
+    dry_run: bool = False,
+    now: Callable[[], str] | None = None,
+) -> Promotion:
+    """Judge a version against the champion, and promote it when it passes.
+
+    Args:
+        uri: The tracking server.
+        name: The registered model.
+        version: The candidate; None for the newest.
+        rules: What it must pass.
+        why: Kept in the ledger.
+        dry_run: Only judge.
+        now: The time as ISO 8601 text; the clock where not given.
+
+    Raises:
+        InputError: No such model or version, no rules, or scorecards that cannot be compared.
+        LostRaceError: Somebody else promoted in between; run again to be judged against that one.
+    """
+    registry: Registry = MlflowRegistry(uri=uri)
+    try:
+        known = registry.versions(name)
+        if not known:
+            raise InputError(f"model {name!r} has no versions; train and register one first")
+        candidate = known[-1] if version is None else version
+        reconcile(registry, name)
+        last = current(registry, name)
+        champion = None if last is None else last.version
+        card = card_of(uri, name, candidate)
+        against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
+        verdict = judge(card, against, rules)
+    except (UnknownModelError, NoRulesError, IncomparableError) as error:
+        raise InputError(str(error)) from None
+    entry = None
+    if verdict.promote and candidate != champion and not dry_run:
+        report = canonical_json(verdict.to_json())
+        entry = promote(
+            registry,
+            name,
+            candidate,
+            expected_generation=0 if last is None else last.generation,
+            report=hashlib.sha256(report).hexdigest(),
+            who=getpass.getuser(),
+            why=why,
+            now=(now or _clock)(),
+            attempt=uuid.uuid4().hex,
+        )
+        reasons = {f"fuseline.gate.{i}": r.text[:4000] for i, r in enumerate(verdict.reasons)}
+        registry.set_tags(
+            name, candidate, {"fuseline.generation": str(entry.generation), **reasons}
+        )
+        reconcile(registry, name)
+    return Promotion(name=name, version=candidate, verdict=verdict, champion=champion, entry=entry)
+
+
+def card_of(uri: str, name: str, version: int) -> Scorecard:
+    """The scorecard that a version was registered with.
+
+    Raises:
+        UnknownModelError: No such model or version.
+        InputError: It was registered without a scorecard.
+    """
+    run_id = run_of(uri, name, version)
+    try:
+        return Scorecard.from_json(json.loads(read_file(uri, run_id, "scorecard.json")))
+    except FileNotFoundError:
+        raise InputError(
+            f"version {version} of {name!r} has no scorecard: it was registered by other means"
+        ) from None
+
+
+def go_back(uri: str, name: str, *, why: str) -> Entry:
+    """Make the champion before this one champion again: a new generation.
+
+    Raises:
+        InputError: No such model, or nothing to go back to.
+    """
+    registry = MlflowRegistry(uri=uri)
+    try:
+        last = current(registry, name)
+        entry = rollback(
+            registry,
+            name,
+            expected_generation=0 if last is None else last.generation,
+            who=getpass.getuser(),
+            why=why,
+            now=_clock(),
+            attempt=uuid.uuid4().hex,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    reconcile(registry, name)
+    return entry
+
+
+def _clock() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,296 @@
+"""The whole way for an experiment: table, columns, runs, registered model, champion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featurizers.clip import Clip
+from featurizers.dataset import read_clips
+from featurizers.manifest import Column
+from pipelines.demo import make_corpus, plan_corpus, write_source
+from pipelines.executors import Executor, executor
+from pipelines.experiment import Experiment, InputError, parse
+from pipelines.featurize import featurize, ingest, jobs, ledger
+from pipelines.promote import Promotion, Registered, consider, register_model
+from pipelines.score import row_of, score
+from pipelines.show import Show
+from pipelines.sources import Asked, ask, read_rows, task_of
+from pipelines.train import Plan, Trained, plan_run, score_test, train
+from tracking.gate import Scorecard
+from tracking.mlflow_store import tracking_uri
+from training.recipe import Recipe, Task
+
+MODEL = "demo-sentiment"
+DEMO_EPOCHS = 30
+DEMO_METRICS = ("acc2_non0", "f1_non0", "mae", "corr")
+MADE_UP = (
+    "The demo corpus is made up: drawn faces, synthetic voices, random words. It shows mechanics."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run of an experiment came to."""
+
+    clips: int
+    trained: Sequence[Trained]
+    cards: Mapping[str, Scorecard]
+    registered: Registered | None
+    promotion: Promotion | None
+
+
+def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
+    """Ingest the table, with a progress bar."""
+    show.head("ingest")
+    rows = read_rows(experiment.table)
+    with show.counting("ingest", len(rows)) as done:
+        found = ingest(experiment, executor(experiment.workers.featurize), done)
+    counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
+    show.say(f"{counts}; {found.how_split}; task {found.task.kind}")
+    return found.clips
+
+
+def featurize_all(experiment: Experiment, show: Show) -> dict[str, Column]:
+    """Compute and commit the columns, with a progress bar."""
+    show.head("featurize")
+    specs = [each.spec for each in experiment.featurizers().values()]
+    todo, _ = jobs(experiment.root, specs)
+    with show.featurizing(sum(len(job.clips) for job in todo)) as done:
+        columns = featurize(experiment, executor(experiment.workers.featurize), done)
+    if not todo:
+        show.say("all columns are finished already")
+    show.ledger(ledger(columns))
+    return columns
+
+
+def train_all(
+    experiment: Experiment,
+    recipes: Sequence[Recipe],
+    columns: Mapping[str, Column],
+    clips: Sequence[Clip],
+    show: Show,
+) -> list[Trained]:
+    """Train recipes that are not finished, with a progress bar."""
+    show.head("train")
+    plans: list[Plan] = []
+    for recipe in recipes:
+        check_usable(recipe, clips, columns)
+        plans.append(plan_run(experiment.root, columns, recipe, clips))
+    if finished := sum(plan.finished for plan in plans):
+        show.say(f"{finished} of {len(plans)} runs are finished already")
+    left = sum(not plan.finished for plan in plans)
+    with show.training(left, max(recipe.epochs for recipe in recipes)) as told:
+        trained = train(
+            plans,
+            uri=store_uri(experiment),
+            store=experiment.folder,
+            experiment=experiment.root.name,
+            workers=experiment.workers.train,
+            max_failures=experiment.train.max_failures,
+            told=told,
+        )
+    for each in trained:
+        show.say(
+            f"{each.plan.name}: best epoch {each.best_epoch + 1} of {len(each.history)}, "
+            f"valid loss {each.valid_loss:.4f}, run {each.run_id}"
+        )
+    return trained
+
+
+def check_usable(recipe: Recipe, clips: Sequence[Clip], columns: Mapping[str, Column]) -> None:
+    """Raise InputError when a split has nothing to train, validate or test on, before workers start."""
+    for name in ("train", "valid", "test"):
+        labelled = [c for c in clips if c.split == name and recipe.task.label in c.labels]
+        usable = [
+            clip
+            for clip in labelled
+            if any(columns[s].rows[clip.key].state == "sample" for s in recipe.model.streams)
+        ]
+        if not usable:
+            raise InputError(
+                f"split {name!r} has no usable clip: {len(labelled)} are labelled with "
+                f"{recipe.task.label!r}, none of them has a sample; give the table a split column, "
+                f"more groups, or another source.split_seed"
+            )
+
+
+def store_uri(experiment: Experiment) -> str:
+    """The tracking server of an experiment: MLFLOW_TRACKING_URI, or a file beside it."""
+    return tracking_uri(experiment.folder)
+
+
+def recipes_of(experiment: Experiment, task: Task) -> list[Recipe]:
+    """The experiment's recipe, once for each seed."""
+    return [experiment.recipe(task, seed) for seed in range(experiment.train.seeds)]
+
+
+def register_best(
+    experiment: Experiment,
+    trained: Sequence[Trained],
+    columns: Mapping[str, Column],
+    clips: Sequence[Clip],
+    show: Show,
+) -> Registered | None:
+    """Register the run with the lowest validation loss; None when no name is given."""
+    if experiment.register_ is None:
+        return None
+    show.head("register")
+    best = min(trained, key=lambda each: (each.valid_loss, each.plan.recipe.seed))
+    asked, _ = ask(experiment, read_rows(experiment.table))
+    registered = register_model(
+        best, clips, asked, columns, uri=store_uri(experiment), name=experiment.register_.name
+    )
+    show.say(
+        f"{registered.name} version {registered.version} ({best.plan.name}): features of raw clips "
+        f"equal those of the shards"
+    )
+    return registered
+
+
+def run(experiment: Experiment, show: Show) -> Summary:
+    """Everything, from the table to the champion; what is finished is taken as it is.
+
+    Raises:
+        InputError: The experiment or its table is wrong.
+    """
+    clips = ingest_all(experiment, show)
+    columns = featurize_all(experiment, show)
+    task = task_of(experiment, clips)
+    trained = train_all(experiment, recipes_of(experiment, task), columns, clips, show)
+    cards = {each.plan.name: score_test(each, clips, parity=None) for each in trained}
+    show.scores("test", cards, list(next(iter(cards.values())).metrics))
+    registered = register_best(experiment, trained, columns, clips, show)
+    promotion = None
+    if registered is not None and experiment.promote is not None:
+        show.head("promote")
+        promotion = consider(
+            store_uri(experiment),
+            registered.name,
+            registered.version,
+            experiment.rules(),
+            why=f"run of {experiment.root.name}",
+        )
+        show.promotion(promotion)
+    return Summary(
+        clips=len(clips),
+        trained=trained,
+        cards=cards,
+        registered=registered,
+        promotion=promotion,
+    )
+
+
+def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool = True) -> Summary:
+    """The whole way on a generated corpus, with late fusion and each modality alone beside it.
+
+    Args:
+        folder: Where everything goes.
+        show: Told what happens.
+        clips: Size of the corpus.
+        seed: Of the runs; the corpus is always the same.
+        interaction: False takes the control corpus, whose label the words alone decide.
+    """
+    show.say(MADE_UP)
+    show.head("corpus")
+    name = "corpus" if interaction else "control"
+    experiment = parse(demo_settings(name), folder.resolve(), "demo")
+    write_corpus(folder / name, executor(experiment.workers.featurize), clips, interaction, show)
+    table = ingest_all(experiment, show)
+    columns = featurize_all(experiment, show)
+    task = task_of(experiment, table)
+    recipes = [replace(each, seed=seed) for each in demo_recipes(experiment, task)]
+    trained = train_all(experiment, recipes, columns, table, show)
+    cards = {each.plan.name: score_test(each, table, parity=None) for each in trained}
+    show.scores(f"test, {next(iter(cards.values())).count} clips", cards, DEMO_METRICS)
+    registered = register_best(experiment, trained[:1], columns, table, show)
+    if registered is None:
+        raise InputError("the demo registers its model, but no name is given")
+    show.head("promote")
+    promotion = consider(
+        store_uri(experiment), MODEL, registered.version, experiment.rules(), why="demo"
+    )
+    show.promotion(promotion)
+    show.head(f"score a raw clip with models:/{MODEL}@champion")
+    show_score(experiment, table, show)
+    show.say(MADE_UP)
+    return Summary(
+        clips=len(table),
+        trained=trained,
+        cards=cards,
+        registered=registered,
+        promotion=promotion,
+    )
+
+
+def demo_settings(corpus: str) -> dict[str, Any]:
+    """The demo's experiment file."""
+    return {
+        "dataset": f"{corpus}-dataset",
+        "source": {"table": f"{corpus}/clips.csv", "label": "sentiment"},
+        "features": {
+            "text": {"featurizer": "hashed-words"},
+            "audio": {"featurizer": "logmel", "hop_ms": 10},
+            "video": {"featurizer": "face-motion", "fps": 5},
+        },
+        "model": {"recipe": "mmlatch"},
+        "train": {"epochs": DEMO_EPOCHS},
+        "shards": {"clips": 32},
+        "register": {"name": MODEL},
+        "promote": {
+            "rules": [
+                {"metric": "acc2_non0", "floor": 0.7},
+                {"metric": "mae", "better": "lower", "not_worse_by": 0.05},
+            ]
+        },
+    }
+
+
+def demo_recipes(experiment: Experiment, task: Task) -> list[Recipe]:
+    """MMLatch, late fusion and each modality alone, trained alike."""
+    alone = [
+        experiment.model_copy(
+            update={
+                "model": experiment.model.model_copy(update={"recipe": "unimodal"}),
+                "features": {stream: settings},
+            }
+        )
+        for stream, settings in experiment.features.items()
+    ]
+    late = experiment.model_copy(
+        update={"model": experiment.model.model_copy(update={"recipe": "late_fusion"})}
+    )
+    return [each.recipe(task) for each in (experiment, late, *alone)]
+
+
+def write_corpus(folder: Path, where: Executor, clips: int, interaction: bool, show: Show) -> None:
+    """Write the generated corpus, one job a media file."""
+    from functools import partial
+
+    plan = plan_corpus(clips, interaction=interaction)
+    with show.counting("corpus", len(plan)) as done:
+        for _ in where.run(partial(_Writer, folder), plan):
+            done(1)
+    make_corpus(folder, clips=clips, interaction=interaction)
+    show.say(f"{len(plan)} media files in {folder}")
+
+
+class _Writer:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, script: Any) -> None:  # noqa: ANN401 - a script of the corpus
+        write_source(script, folder=self._folder)
+
+
+def show_score(experiment: Experiment, clips: Sequence[Clip], show: Show) -> None:
+    """Score the first whole test clip from its raw file."""
+    by_key = {clip.key: clip for clip in read_clips(experiment.root)}
+    asked, _ = ask(experiment, read_rows(experiment.table))
+    test = {clip.key for clip in clips if clip.split == "test" and clip.seconds and clip.words}
+    chosen: Asked = next(each for each in asked if each.raw.key in test)
+    rows = score(store_uri(experiment), f"models:/{MODEL}@champion", [row_of(chosen)])
+    clip = by_key[chosen.raw.key]
+    spoken = " ".join(word.text for word in clip.words or ())
+    show.say(f"{chosen.raw.media}: {spoken!r}, labelled {clip.labels[experiment.source.label]}")
+    show.rows("prediction", rows)

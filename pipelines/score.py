@@ -1,0 +1,152 @@
+"""Raw clips to predictions, by a registered model in a fresh process, with the code that it
+carries.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurizers.manifest import Column
+from featurizers.spec import Feature
+from pipelines.experiment import InputError
+from pipelines.sources import Asked
+
+# The process imports no package of ours but tracking: featurizers and training come with the model.
+_PROGRAM = """
+import json, sys
+from tracking.mlflow_store import load
+from tracking.registry import UnknownModelError
+asked = json.load(open(sys.argv[1]))
+try:
+    model = load(asked["uri"], asked["model"])
+except (UnknownModelError, OSError, ImportError) as error:
+    json.dump({"error": str(error)}, open(sys.argv[2], "w"))
+    sys.exit(0)
+predictor = model.unwrap_python_model().predictor
+if asked["do"] == "predict":
+    answer = predictor.predict(asked["rows"])
+else:
+    import numpy
+    answer = []
+    for number, row in enumerate(asked["rows"]):
+        found = {}
+        for stream, outcome in predictor.features(row).items():
+            found[stream] = outcome.state
+            if outcome.feature is not None:
+                numpy.save(f"{sys.argv[2]}.{number}.{stream}.values.npy", outcome.feature.values)
+                numpy.save(f"{sys.argv[2]}.{number}.{stream}.times.npy", outcome.feature.times)
+        answer.append(found)
+json.dump({"answer": answer}, open(sys.argv[2], "w"))
+"""
+
+
+class ScoringFailedError(Exception):
+    """The model's process ended without an answer: a bug, or a machine without memory."""
+
+
+def score(uri: str, model: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Score raw clips with a registered model.
+
+    Args:
+        uri: The tracking server.
+        model: "models:/NAME@ALIAS", "models:/NAME/VERSION" or "models:/m-...".
+        rows: As `training.predict.Predictor.predict` takes them.
+
+    Returns:
+        A row for each row.
+
+    Raises:
+        InputError: No such model.
+        ScoringFailedError: The model's process failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        answer: list[dict[str, Any]] = _ask(
+            Path(scratch), {"do": "predict", "uri": uri, "model": model, "rows": list(rows)}
+        )
+    return answer
+
+
+def parity(
+    uri: str, model: str, clips: Sequence[Asked], columns: Mapping[str, Column]
+) -> list[str]:
+    """Compute features of raw clips through a model, and hold them against the shards.
+
+    Returns:
+        What differs, a line for each clip and stream; empty when each spec's promise is kept.
+    """
+    rows = [row_of(each) for each in clips]
+    with tempfile.TemporaryDirectory() as scratch:
+        states = _ask(Path(scratch), {"do": "features", "uri": uri, "model": model, "rows": rows})
+        return [
+            f"clip {clips[number].raw.id}, stream {stream}: {difference}"
+            for number, found in enumerate(states)
+            for stream, column in columns.items()
+            if stream in found
+            and (
+                difference := _difference(
+                    column,
+                    column.read(clips[number].raw.key),
+                    _computed(Path(scratch), number, stream, found[stream]),
+                )
+            )
+        ]
+
+
+def row_of(asked: Asked) -> dict[str, Any]:
+    """A checked row of a table as a model takes it."""
+    raw = asked.raw
+    text = raw.transcript if raw.transcript_file is None else str(raw.transcript_file)
+    row = {"id": raw.id, "media": raw.media, "transcript": text, "start": raw.start, "end": raw.end}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _computed(scratch: Path, number: int, stream: str, state: str) -> Feature | None:
+    if state != "sample":
+        return None
+    stem = scratch / f"answer.json.{number}.{stream}"
+    return Feature(np.load(f"{stem}.values.npy"), np.load(f"{stem}.times.npy"))
+
+
+def _difference(column: Column, stored: Feature | None, computed: Feature | None) -> str:
+    if stored is None or computed is None:
+        return "" if stored is computed else "one has the feature, the other has not"
+    if stored.values.shape != computed.values.shape:
+        return f"shapes {stored.values.shape} and {computed.values.shape}"
+    if not np.array_equal(stored.times, computed.times):
+        return "times differ"
+    gap = float(np.abs(stored.values.astype(np.float64) - computed.values).max(initial=0.0))
+    atol = column.spec.atol
+    if atol is None:
+        same = stored.values.tobytes() == computed.values.tobytes()
+        return "" if same else f"bits differ, by up to {gap:g}, where equal bits are promised"
+    return "" if gap <= atol else f"differs by {gap:g}, promised is {atol:g}"
+
+
+def _ask(scratch: Path, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    question, answer = scratch / "question.json", scratch / "answer.json"
+    question.write_text(json.dumps(request))
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    # -P keeps the current folder, and a training/ that may lie there, off the path.
+    result = subprocess.run(  # noqa: S603 - our own program text, no shell
+        [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(question), str(answer)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if result.returncode or not answer.exists():
+        raise ScoringFailedError(
+            f"the process of {request['model']} ended with code {result.returncode}:\n"
+            f"{result.stderr.strip()[-4000:]}"
+        )
+    found = json.loads(answer.read_text())
+    if "error" in found:
+        raise InputError(found["error"])
+    return found["answer"]

@@ -1,0 +1,175 @@
+"""What people see: progress bars and tables on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipelines.featurize import Balance, Done
+from pipelines.promote import Promotion
+from tracking.gate import Scorecard
+
+LINE_EVERY_S = 10.0
+
+
+class Show:
+    """Writes for people.
+
+    Args:
+        quiet: Say nothing: standard output belongs to a machine.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # Wider than a terminal when there is none: a table in a log file must not be cut.
+        width = None if sys.stdout.isatty() else 140
+        self.console = Console(quiet=quiet, highlight=False, width=width, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, markup=False)
+
+    def head(self, text: str) -> None:
+        """A heading."""
+        self.console.print(f"\n[bold]{text}[/bold]")
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar over a known number of things; yields what is to be told of finished ones."""
+        with self._bar("{task.completed}/{task.total} {task.fields[note]}") as bar:
+            task = bar.add_task(what, total=total, note="")
+            line = _Lines(self, what, total)
+
+            def done(count: int) -> None:
+                bar.advance(task, count)
+                line.advance(count, "")
+
+            yield done
+
+    @contextmanager
+    def featurizing(self, clips: int) -> Iterator[Callable[[Done], None]]:
+        """A bar with clips, media seconds per second, faults and time left."""
+        began, media, faults = time.perf_counter(), 0.0, 0
+        with self._bar("{task.completed}/{task.total} clips {task.fields[note]}") as bar:
+            task = bar.add_task("featurize", total=clips, note="")
+            line = _Lines(self, "featurize", clips)
+
+            def done(job: Done) -> None:
+                nonlocal media, faults
+                media += job.media_seconds
+                faults += sum(sum(record.faults.values()) for record in job.records)
+                speed = media / max(time.perf_counter() - began, 1e-9)
+                note = f"{speed:.1f} media s/s, {faults} faults"
+                bar.update(task, note=note, advance=job.clips)
+                line.advance(job.clips, note)
+
+            yield done
+
+    @contextmanager
+    def training(
+        self, runs: int, epochs: int
+    ) -> Iterator[Callable[[str, int, Mapping[str, float]], None]]:
+        """A bar over the epochs of several runs; early stopping ends one before its last epoch."""
+        with self._bar("{task.fields[note]}") as bar:
+            task = bar.add_task("train", total=runs * epochs, note="starting workers")
+            line = _Lines(self, "train", runs * epochs)
+            reached: dict[str, int] = {}
+
+            def told(name: str, epoch: int, metrics: Mapping[str, float]) -> None:
+                if name not in reached:
+                    bar.update(task, completed=len(reached) * epochs)
+                reached[name] = epoch + 1
+                note = (
+                    f"{name} ({len(reached)}/{runs}) epoch {epoch + 1}: "
+                    f"train {metrics['train_loss']:.3f} valid {metrics['valid_loss']:.3f}"
+                )
+                bar.update(task, note=note, advance=1)
+                line.advance(1, note)
+
+            yield told
+
+    def _bar(self, text: str) -> Progress:
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn(text))
+        hidden = not self.console.is_terminal
+        return Progress(
+            *columns, TimeRemainingColumn(), console=self.console, disable=hidden, transient=True
+        )
+
+    def ledger(self, balances: Sequence[Balance]) -> None:
+        """The ledger of some columns: clips = sample + absent + quarantined."""
+        table = Table(title="clips = sample + absent + quarantined")
+        for name in ("stream", "column"):
+            table.add_column(name)
+        for name in ("clips", "sample", "absent", "quarantined"):
+            table.add_column(name, justify="right")
+        table.add_column("faults")
+        for each in balances:
+            faults = ", ".join(f"{name} {count}" for name, count in sorted(each.faults.items()))
+            numbers = (each.clips, each.sample, each.absent, each.quarantined)
+            table.add_row(each.stream, each.column, *map(str, numbers), faults)
+        self.console.print(table)
+
+    def scores(self, title: str, cards: Mapping[str, Scorecard], metrics: Sequence[str]) -> None:
+        """Test metrics of some models."""
+        table = Table(title=title)
+        table.add_column("model")
+        for metric in metrics:
+            table.add_column(metric, justify="right")
+        for name, card in cards.items():
+            table.add_row(name, *(f"{card.metrics[metric]:.3f}" for metric in metrics))
+        self.console.print(table)
+
+    def promotion(self, promotion: Promotion) -> None:
+        """A verdict with its reasons, and what followed."""
+        table = Table(title=f"{promotion.name} version {promotion.version}")
+        for name in ("rule", "passed", "reason"):
+            table.add_column(name)
+        for reason in promotion.verdict.reasons:
+            table.add_row(reason.rule, "yes" if reason.passed else "NO", reason.text)
+        self.console.print(table)
+        self.say(_outcome(promotion))
+
+    def rows(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Any rows of equal keys."""
+        table = Table(title=title)
+        for name in rows[0] if rows else ():
+            table.add_column(str(name))
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row.values()))
+        self.console.print(table)
+
+
+def _outcome(promotion: Promotion) -> str:
+    name = f"{promotion.name} version {promotion.version}"
+    if promotion.entry is not None:
+        return f"{name} is champion now (generation {promotion.entry.generation})"
+    if promotion.champion == promotion.version:
+        return f"{name} is champion already"
+    if promotion.verdict.promote:
+        return f"{name} would be promoted"
+    return f"{name} is not promoted; champion: {promotion.champion or 'none'}"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+class _Lines:
+    """A plain line now and then where there is no terminal."""
+
+    def __init__(self, show: Show, what: str, total: int) -> None:
+        self._show, self._what, self._total = show, what, total
+        self._count, self._last = 0, time.monotonic()
+
+    def advance(self, count: int, note: str) -> None:
+        self._count += count
+        now = time.monotonic()
+        if self._show.console.is_terminal or now - self._last < LINE_EVERY_S:
+            return
+        self._last = now
+        self._show.say(f"{self._what}: {self._count}/{self._total} {note}".rstrip())

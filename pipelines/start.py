@@ -1,0 +1,130 @@
+"""`init`: a commented experiment file from a table or a folder of media."""
+
+import csv
+import io
+from pathlib import Path
+
+from pipelines.experiment import InputError
+from pipelines.sources import KNOWN, read_rows
+
+MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
+TRANSCRIPTS = (".vtt", ".srt", ".txt")
+
+_FILE = """\
+# Written by `fuseline init`. Next: fuseline run {name}
+dataset: {dataset}              # where features, records and runs go
+source:
+  table: {table}
+  label: {label}                # {found}
+  media_root: [.]               # media elsewhere are refused: list their folders or URLs here
+features:
+{features}
+model: {{recipe: mmlatch}}        # or late_fusion, unimodal
+train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}
+workers: {{featurize: 2, train: 2}}   # changes speed only; 0 featurizes without Ray
+max_dropped: 0.05               # more quarantined clips than this share: no manifest
+register: {{name: {model}}}
+promote:
+  rules:                        # what a model must pass to become champion
+    - {rule}
+"""
+_STREAMS = {
+    "text": "  text:  {featurizer: hashed-words}",
+    "audio": "  audio: {featurizer: logmel, hop_ms: 10}",
+    "video": "  video: {featurizer: face-motion, fps: 5}",
+}
+
+
+def init(source: Path, label: str, to: Path) -> list[str]:
+    """Write an experiment file; returns lines that say what was found.
+
+    Raises:
+        InputError: No such table or folder, no such label, or the file is there already.
+    """
+    if to.exists():
+        raise InputError(f"{to} is there already; remove it, or give another file with --to")
+    if source.is_dir():
+        return _from_folder(source, label, to)
+    rows = read_rows(source)
+    columns = sorted({name for row in rows for name in row})
+    if label not in columns:
+        raise InputError(
+            f"{source}: there is no column {label!r} to predict; there are {', '.join(columns)}"
+        )
+    values = [row[label] for row in rows if label in row]
+    numbers = all(_is_number(value) for value in values)
+    kind = "regression" if numbers else f"{len({str(value) for value in values})} classes"
+    streams = ["audio", "video"]
+    if {"transcript", "transcript_file"} & set(columns):
+        streams.insert(0, "text")
+    rule = (
+        "{metric: mae, better: lower, not_worse_by: 0.0}"
+        if numbers
+        else "{metric: uar, not_worse_by: 0.0}"
+    )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(
+        _FILE.format(
+            name=to,
+            dataset=f"runs/{source.stem}",
+            table=_relative(source, to),
+            label=label,
+            found=f"{len(values)} of {len(rows)} rows have it: {kind}",
+            features="\n".join(_STREAMS[stream] for stream in streams),
+            model=f"{source.stem}-{label}".replace(" ", "-"),
+            rule=rule,
+        ),
+        encoding="utf-8",
+    )
+    others = [name for name in columns if name not in {*KNOWN, label}]
+    return [
+        f"{source}: {len(rows)} rows, {label} is {kind}",
+        *([f"columns that are not used: {', '.join(others)}"] if others else []),
+        f"wrote {to}; next: fuseline run {to}",
+    ]
+
+
+def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
+    """Write a table of the media in a folder, whose label column is to be filled in."""
+    media = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA)
+    if not media:
+        raise InputError(f"{folder}: there are no media files ({', '.join(MEDIA)})")
+    table = folder / "clips.csv"
+    if table.exists():
+        return init(table, label, to)
+    rows = [_row(folder, path, label) for path in media]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    table.write_text(buffer.getvalue(), encoding="utf-8")
+    return [
+        f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
+        f"then: fuseline init {table} --label {label}"
+    ]
+
+
+def _row(folder: Path, path: Path, label: str) -> dict[str, str]:
+    name = path.relative_to(folder)
+    beside = [path.with_suffix(suffix) for suffix in TRANSCRIPTS]
+    transcript = next((str(each.relative_to(folder)) for each in beside if each.exists()), "")
+    return {
+        "id": str(name.with_suffix("")),
+        "media": str(name),
+        "transcript_file": transcript,
+        label: "",
+    }
+
+
+def _relative(source: Path, to: Path) -> str:
+    import os
+
+    return os.path.relpath(source.resolve(), to.resolve().parent)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True

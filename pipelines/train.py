@@ -1,0 +1,390 @@
+"""Columns to trained models: one group of workers trains one run after the other, each resumable.
+
+A run's folder is named by all that decides its numbers (recipe, columns, labels, splits, words,
+code), so nothing resumes by accident, and a finished run is taken as it is.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from featurizers.clip import Clip
+from featurizers.dataset import publish
+from featurizers.manifest import Column
+from featurizers.spec import canonical_json
+from pipelines import HOME
+from pipelines.executors import start_ray
+from tracking.gate import Scorecard
+from tracking.mlflow_store import MlflowRun, initialise, start_run
+from tracking.provenance import code_digest, environment, git_commit, versions
+from training.evaluate import scorecard
+from training.recipe import Recipe
+
+FOLDER = "training"
+FINISHED = "finished.json"
+PROGRESS = "progress.jsonl"
+POLL_S = 0.5
+
+Told = Callable[[str, int, Mapping[str, float]], None]
+"""Told run name, epoch and metrics."""
+
+
+class TrainingFailedError(Exception):
+    """The workers gave up; what they had saved is kept, and running again resumes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run to be trained.
+
+    Attributes:
+        name: For people: recipe, streams and seed.
+        folder: Where its results go, named by its digest.
+        columns: The fingerprint of each stream's column.
+    """
+
+    name: str
+    recipe: Recipe
+    root: Path
+    folder: Path
+    columns: Mapping[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there."""
+        return (self.folder / FINISHED).is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        history: Metrics by epoch.
+        predictions: For each labelled test clip.
+    """
+
+    plan: Plan
+    run_id: str
+    best_epoch: int
+    history: Sequence[Mapping[str, float]]
+    predictions: Mapping[str, float]
+
+    @property
+    def predictor(self) -> Path:
+        """The folder of the predictor."""
+        return self.plan.folder / "predictor"
+
+    @property
+    def valid_loss(self) -> float:
+        """Of the best epoch."""
+        return float(self.history[self.best_epoch]["valid_loss"])
+
+
+def plan_run(
+    root: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
+) -> Plan:
+    """The plan of one run, named by a digest of all that decides its numbers."""
+    used = {stream: columns[stream] for stream in recipe.model.streams}
+    seen = [
+        [
+            clip.key,
+            clip.split,
+            clip.labels.get(recipe.task.label),
+            clip.seconds,
+            [[word.start, word.end] for word in clip.words or ()],
+        ]
+        for clip in clips
+    ]
+    identity = [recipe.digest, {n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
+    digest = hashlib.sha256(canonical_json(identity)).hexdigest()
+    streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
+    name = f"{streams} seed {recipe.seed}"
+    folder = root / FOLDER / f"{recipe.name}-{digest[:16]}"
+    fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
+    return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
+
+
+def bundled_code_digest() -> str:
+    """sha256 of the code that a registered model carries."""
+    return code_digest([HOME / "featurizers", HOME / "training"])
+
+
+def train(
+    plans: Sequence[Plan],
+    *,
+    uri: str,
+    store: Path,
+    experiment: str,
+    workers: int,
+    max_failures: int,
+    told: Told,
+) -> list[Trained]:
+    """Train what is not finished, on Ray Train; one group of workers for all of it.
+
+    Args:
+        plans: The runs.
+        uri: The tracking server.
+        store: Where a local server keeps files.
+        experiment: The experiment's name on the server.
+        workers: Ranks of each run.
+        max_failures: How often a failed group is started again.
+        told: Told of each epoch, for a progress bar.
+
+    Raises:
+        TrainingFailedError: Workers failed more often than permitted.
+    """
+    todo = [plan for plan in plans if not plan.finished]
+    if todo:
+        initialise(uri, store / "mlartifacts")
+        runs = [_mlflow_run(plan, uri, experiment) for plan in todo]
+        with _Watch(todo, told):
+            _fit(todo, runs, uri, workers, max_failures)
+        for plan, run in zip(todo, runs, strict=True):
+            run.log_file(plan.folder / FINISHED)
+            run.finish()
+    return [read(plan) for plan in plans]
+
+
+def read(plan: Plan) -> Trained:
+    """A finished run's results."""
+    plain = json.loads((plan.folder / FINISHED).read_bytes())
+    run = json.loads((plan.folder / "run.json").read_bytes())
+    return Trained(plan=plan, run_id=run["run_id"], **plain)
+
+
+def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> Scorecard:
+    """The scorecard of a finished run on the labelled test clips."""
+    task = trained.plan.recipe.task
+    labelled = [clip for clip in clips if task.label in clip.labels]
+    return scorecard(
+        [clip for clip in labelled if clip.split == "test"],
+        trained.predictions,
+        task,
+        [clip for clip in labelled if clip.split == "train"],
+        parity=parity,
+    )
+
+
+def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
+    """The run that belongs to this folder: made once, the same after a failure."""
+    file = plan.folder / "run.json"
+    if file.is_file():
+        return MlflowRun(uri=uri, run_id=json.loads(file.read_bytes())["run_id"])
+    tags = {
+        "fuseline.plan": plan.folder.name,
+        "fuseline.code": bundled_code_digest(),
+        "fuseline.commit": git_commit(HOME),
+        "fuseline.dataset": str(plan.root),
+        **{f"fuseline.env.{name}": value for name, value in environment().items()},
+        **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
+    }
+    run = start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
+    publish(file, canonical_json({"run_id": run.run_id}))
+    return run
+
+
+def _fit(
+    plans: Sequence[Plan], runs: Sequence[MlflowRun], uri: str, workers: int, max_failures: int
+) -> None:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
+
+    start_ray(workers)
+    names = hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()
+    gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={
+            "uri": uri,
+            "plans": [_sent(plan, run) for plan, run in zip(plans, runs, strict=True)],
+        },
+        # Ray's own default backend time-out is 30 minutes: a hang would cost that much.
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=RunConfig(
+            # A name that stands already would be resumed whatever its settings, so it is a digest.
+            name=names[:16],
+            storage_path=str((plans[0].root / FOLDER / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except RayTrainingFailedError as error:
+        for plan, run in zip(plans, runs, strict=True):
+            if not plan.finished:
+                run.finish("FAILED")
+        cause = str(getattr(error, "worker_failures", None) or error)
+        raise TrainingFailedError(
+            f"training failed more than {max_failures} times; run again to resume. {cause}"
+        ) from error
+
+
+def _sent(plan: Plan, run: MlflowRun) -> dict[str, Any]:
+    """A plan as plain data: what crosses to the workers is small and readable."""
+    return {
+        "name": plan.name,
+        "recipe": plan.recipe.to_json(),
+        "root": str(plan.root),
+        "folder": str(plan.folder),
+        "columns": dict(plan.columns),
+        "run_id": run.run_id,
+    }
+
+
+def _rank(config: Mapping[str, Any]) -> None:
+    """What each worker does: every plan in turn."""
+    import os
+
+    import ray.train
+    import torch
+
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    for plain in config["plans"]:
+        plan = Plan(
+            name=plain["name"],
+            recipe=Recipe.from_json(plain["recipe"]),
+            root=Path(plain["root"]),
+            folder=Path(plain["folder"]),
+            columns=plain["columns"],
+        )
+        session = RaySession(plan.folder.name, context.get_world_rank(), context.get_world_size())
+        # Every rank must take the same way here, also when rank 0 finished just before a failure.
+        if not session.agreed(plan.finished):
+            _train_one(plan, session, MlflowRun(uri=config["uri"], run_id=plain["run_id"]))
+
+
+def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
+    from training.data import load
+    from training.evaluate import predictions
+    from training.loop import fit
+    from training.predict import Predictor
+
+    data = load(plan.root, plan.columns, plan.recipe)
+
+    def progress(epoch: int, metrics: Mapping[str, float]) -> None:
+        line = json.dumps({"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
+        with (plan.folder / PROGRESS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    outcome = fit(plan.recipe, data, session, run, progress)
+    if session.rank:
+        return
+    Predictor.save(
+        plan.folder / "predictor",
+        recipe=plan.recipe,
+        specs=data.specs,
+        normaliser=data.normaliser,
+        fallback=data.fallback,
+        weights=outcome.weights,
+    )
+    model = Predictor.load(plan.folder / "predictor").model
+    finished = {
+        "best_epoch": outcome.best_epoch,
+        "history": list(outcome.history),
+        "predictions": predictions(model, data.test, plan.recipe.task, data.fallback),
+    }
+    publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
+
+
+class RaySession:
+    """A rank of Ray Train; see `training.session.Session`.
+
+    Args:
+        plan: Marks checkpoints, since several runs share one group of workers.
+        rank: This process.
+        world: How many there are.
+    """
+
+    def __init__(self, plan: str, rank: int, world: int) -> None:
+        self._plan, self.rank, self.world = plan, rank, world
+
+    def restore(self) -> Path | None:
+        """The newest checkpoint, when it is of this plan."""
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        folder = Path(checkpoint.path)
+        return folder if (folder / f"{self._plan}.plan").is_file() else None
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Hand a checkpoint to Ray Train, which merges the ranks' files into one folder."""
+        import ray.train
+
+        if checkpoint is None:
+            ray.train.report(dict(metrics))
+            return
+        (checkpoint / f"{self._plan}.plan").touch()
+        kept = ray.train.Checkpoint.from_directory(str(checkpoint))
+        ray.train.report(dict(metrics), checkpoint=kept)
+
+    def preempted(self) -> bool:
+        """Whether Ray is draining this node."""
+        return False
+
+    def agreed(self, finished: bool) -> bool:
+        """What rank 0 says."""
+        import torch
+        from torch import distributed
+
+        answer = torch.tensor([int(finished)])
+        if distributed.is_initialized():
+            device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+            answer = answer.to(device)
+            distributed.broadcast(answer, src=0)
+        return bool(answer.item())
+
+
+class _Watch(AbstractContextManager["_Watch"]):
+    """Follows the progress files of running plans, while Ray Train blocks this thread."""
+
+    def __init__(self, plans: Sequence[Plan], told: Told) -> None:
+        self._files = [plan.folder / PROGRESS for plan in plans]
+        self._read = {file: file.stat().st_size if file.exists() else 0 for file in self._files}
+        self._told = told
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self._look()
+
+    def _look(self) -> None:
+        for file in self._files:
+            if not file.exists():
+                continue
+            with file.open("rb") as lines:
+                lines.seek(self._read[file])
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read[file] += len(line)
+                    entry = json.loads(line)
+                    self._told(entry["name"], entry["epoch"], entry["metrics"])

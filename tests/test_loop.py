@@ -1,0 +1,288 @@
+"""fit(): it learns, stops early, and resumes to the same bits, on one rank and on two."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+
+from featurizers.clip import Clip
+from featurizers.dataset import write_clips
+from featurizers.extract import Outcome
+from featurizers.manifest import commit
+from featurizers.shards import job_id, write_shard
+from featurizers.spec import Dim, Feature, FeatureSpec
+from tracking.run import MemoryRun
+from training.data import load
+from training.loop import best_epoch, fit, learning_rate, step_seed
+from training.models import build
+from training.predict import decide, outputs
+from training.recipe import ModelSettings, Pooling, Recipe, Task
+from training.session import LocalSession
+
+WIDTHS = {"text": 4, "audio": 3}
+SPLITS = ["train"] * 42 + ["valid"] * 11 + ["test"] * 7
+RECIPE = Recipe(
+    name="late_fusion",
+    model=ModelSettings(kind="late_fusion", streams=tuple(WIDTHS), settings={"hidden": 8}),
+    task=Task(kind="regression", label="score"),
+    pooling=Pooling(kind="cells"),
+    epochs=4,
+    global_batch=8,
+    micro_batch=2,
+    learning_rate=5e-3,
+    checkpoint_every=2,
+)
+STEPS = 6  # of an epoch: 42 clips in batches of 8
+EXACT = {"hidden": 8, "encoder_dropout": 0.0, "fusion_dropout": 0.0}
+
+
+def without_dropout(recipe):
+    return replace(recipe, model=replace(recipe.model, settings=EXACT))
+
+
+def make_dataset(root):
+    random = np.random.default_rng(0)
+    edges = np.arange(5) * 0.5
+    times = np.stack([edges[:-1], edges[1:]], axis=1)
+    clips, outcomes = [], {name: [] for name in WIDTHS}
+    for i, split in enumerate(SPLITS):
+        arrays = {name: random.normal(size=(4, width)) for name, width in WIDTHS.items()}
+        score = float(arrays["text"][:, 0].mean() + arrays["audio"][:, 1].mean())
+        clips.append(
+            Clip(
+                key=f"k{i:02d}",
+                id=f"{i}",
+                media="",
+                media_digest="",
+                seconds=2.0,
+                split=split,
+                labels={"score": score, "side": "plus" if score > 0 else "minus"},
+            )
+        )
+        for name, array in arrays.items():
+            found = Feature(array.astype(np.float32), times)
+            silent = name == "audio" and i % 9 == 4
+            outcomes[name].append(
+                Outcome(state="absent") if silent else Outcome(state="sample", feature=found)
+            )
+    write_clips(root, clips)
+    columns = {}
+    for name, width in WIDTHS.items():
+        spec = FeatureSpec(
+            name=name,
+            version=1,
+            modality="stream",
+            reads=("words",),
+            dims=tuple(Dim(f"d{i}") for i in range(width)),
+            rate_hz=2.0,
+        )
+        job = job_id(spec, clips)
+        folder = root / "columns" / spec.fingerprint
+        commit(root, spec, "plan", [write_shard(folder, 0, job, spec, clips, outcomes[name])])
+        columns[name] = spec.fingerprint
+    return columns
+
+
+class KilledError(Exception):
+    """The machine went away."""
+
+
+class StopsAt(LocalSession):
+    """Is warned of its end after some step, and dies after the checkpoint."""
+
+    def __init__(self, folder, step):
+        super().__init__(folder)
+        self.left = step
+
+    def preempted(self):
+        self.left -= 1
+        return self.left == 0
+
+    def report(self, metrics, checkpoint):
+        super().report(metrics, checkpoint)
+        if self.left <= 0:
+            raise KilledError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("dataset")
+    return root, make_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def data(made):
+    return load(*made, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    return fit(RECIPE, data, LocalSession(tmp_path_factory.mktemp("run")), MemoryRun())
+
+
+def same(ours, theirs):
+    assert ours.history == theirs.history
+    assert ours.best_epoch == theirs.best_epoch
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
+
+
+def test_it_learns_and_the_best_weights_give_the_best_metrics(data, tmp_path):
+    recipe = replace(RECIPE, epochs=25, micro_batch=None, learning_rate=2e-2)
+    run, shown = MemoryRun(), []
+    found = fit(recipe, data, LocalSession(tmp_path), run, lambda epoch, _: shown.append(epoch))
+    assert found.metrics["valid_mae"] < 0.7 * found.history[0]["valid_mae"]
+    assert found.metrics["valid_corr"] > 0.7
+    model = build(recipe.model, WIDTHS, 1)
+    model.load_state_dict(found.weights)
+    samples = [data.valid.sample(key) for key in data.valid.keys]
+    said = decide(recipe.task, outputs(model, samples, WIDTHS))
+    truth = np.array(list(data.valid.targets.values()))
+    assert np.abs(said - truth).mean() == pytest.approx(found.metrics["valid_mae"], abs=1e-6)
+    assert [step for step, _ in run.metrics] == shown == list(range(len(found.history)))
+    assert {"train_loss", "valid_loss", "valid_f1_non0", "learning_rate", "samples_per_second"} <= (
+        run.metrics[0][1].keys()
+    )
+    assert run.datasets["train"] == ("train", data.train.digest)
+    assert run.settings["model.kind"] == "late_fusion"
+    assert len(run.settings["order_digest"]) == 64
+    assert run.files == ["data/train_keys_by_shard.json"]
+
+
+def test_classes_are_learnt_too(made, tmp_path):
+    task = Task(kind="classes", label="side", classes=("minus", "plus"))
+    recipe = replace(RECIPE, task=task, loss="cross_entropy", epochs=12, learning_rate=2e-2)
+    found = fit(recipe, load(*made, recipe), LocalSession(tmp_path), MemoryRun())
+    assert found.metrics["valid_uar"] > 0.7
+
+
+def test_it_stops_when_validation_gets_no_better(data, tmp_path):
+    still = replace(RECIPE, epochs=50, learning_rate=0.0, patience=3)
+    found = fit(still, data, LocalSession(tmp_path), MemoryRun())
+    assert (len(found.history), found.best_epoch) == (4, 0)
+
+
+@pytest.mark.parametrize("step", [1, STEPS - 1, STEPS, STEPS + 3, 4 * STEPS])
+def test_stopped_at_any_step_it_resumes_to_the_same_bits(data, undisturbed, tmp_path, step):
+    with pytest.raises(KilledError):
+        fit(RECIPE, data, StopsAt(tmp_path, step), MemoryRun())
+    torch.manual_seed(1234)
+    same(fit(RECIPE, data, LocalSession(tmp_path), MemoryRun()), undisturbed)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_finished_run_is_taken_as_it_is(data, undisturbed, tmp_path):
+    fit(RECIPE, data, LocalSession(tmp_path), MemoryRun())
+    again = MemoryRun()
+    same(fit(RECIPE, data, LocalSession(tmp_path), again), undisturbed)
+    assert again.metrics == []
+
+
+def test_nothing_to_validate_on_is_said_before_the_first_step(made, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(made[0], root)
+    write_clips(root, load(*made, RECIPE).train.clips)
+    with pytest.raises(ValueError, match="put some clips into 'valid'"):
+        fit(RECIPE, load(root, made[1], RECIPE), LocalSession(tmp_path), MemoryRun())
+
+
+def test_the_learning_rate_is_halved_on_a_plateau_down_to_a_twentieth():
+    assert learning_rate(1.0, [3.0, 2.0, 2.5, 2.5]) == 1.0
+    assert learning_rate(1.0, [3.0, 2.0, 2.5, 2.5, 2.5]) == 0.5
+    assert learning_rate(1.0, [3.0, float("nan"), float("nan"), float("nan")]) == 0.5
+    assert learning_rate(1.0, [1.0] * 100) == 0.05
+
+
+def test_nan_is_never_the_best_epoch():
+    nan = float("nan")
+    assert best_epoch([nan, 2.0, 1.0, 1.0]) == 2
+    assert best_epoch([nan, nan]) == 0
+
+
+def test_every_step_and_rank_has_its_own_seed():
+    seeds = {step_seed(0, position, rank) for position in range(100) for rank in range(4)}
+    assert len(seeds) == 400
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_to_the_same_bits_and_follow_one_rank(made, tmp_path):
+    root, columns = made
+    command = [sys.executable, __file__, str(root), json.dumps(columns), str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
+    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert zero["steps"] == one["steps"] == [4 * STEPS] * 2
+    for stage in ("0", "1"):
+        assert zero[stage]["resumed"] == zero[stage]["undisturbed"]
+        assert one[stage]["resumed"] == one[stage]["undisturbed"]
+    # The same global batches on one rank: equal but for the order of float32 sums.
+    recipe = without_dropout(RECIPE)
+    alone = fit(recipe, load(*made, recipe), LocalSession(tmp_path / "alone"), MemoryRun())
+    for ours, theirs in zip(zero["exact"], alone.history, strict=True):
+        assert ours == pytest.approx(dict(theirs), abs=1e-5)
+
+
+class InGroup(StopsAt):
+    """One of two ranks; a checkpoint is joined from both ranks' folders, as Ray does it."""
+
+    world = 2
+
+    def __init__(self, folder, rank, step):
+        super().__init__(folder, step)
+        self.rank = rank
+        self.asked = 0
+
+    def preempted(self):
+        self.asked += 1
+        return super().preempted()
+
+    def report(self, metrics, checkpoint):
+        joined = self._folder.parent / f"{self._folder.name}-joined"
+        shutil.copytree(checkpoint, joined, dirs_exist_ok=True)
+        distributed.barrier()
+        try:
+            if self.rank == 0:
+                LocalSession(self._folder).report(metrics, joined)
+                shutil.rmtree(joined)
+        finally:
+            distributed.barrier()
+        if self.left <= 0:
+            raise KilledError
+
+
+def _as_rank(root, columns, folder, rank):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    report = {"steps": []}
+    for stage in (0, 1):
+        recipe = replace(RECIPE, zero=stage)
+        data = load(root, columns, recipe)
+        session = InGroup(folder / f"undisturbed{stage}", rank, 1000)
+        whole = fit(recipe, data, session, MemoryRun())
+        report["steps"].append(session.asked)
+        with pytest.raises(KilledError):
+            fit(recipe, data, InGroup(folder / f"cut{stage}", rank, STEPS + 3), MemoryRun())
+        resumed = fit(recipe, data, InGroup(folder / f"cut{stage}", rank, 1000), MemoryRun())
+        report[stage] = {"undisturbed": _plain(whole), "resumed": _plain(resumed)}
+    recipe = without_dropout(RECIPE)
+    exact = fit(recipe, data, InGroup(folder / "exact", rank, 1000), MemoryRun())
+    report["exact"] = [dict(epoch) for epoch in exact.history]
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+    distributed.destroy_process_group()
+
+
+def _plain(outcome):
+    weights = {name: tensor.tolist() for name, tensor in outcome.weights.items()}
+    return [outcome.best_epoch, [dict(epoch) for epoch in outcome.history], weights]
+
+
+if __name__ == "__main__":
+    _as_rank(Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
