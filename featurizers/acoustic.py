@@ -104,8 +104,7 @@ def _placed(chunks: list[AudioChunk]) -> tuple[float, NDArray[np.int16]]:
 def _block(
     samples: NDArray[np.int16], first: int, steps: int, hop: int, mels: int
 ) -> NDArray[np.float64]:
-    """Mel energies, then pitch (Hz), 0, 0, voicing and loudness of some steps: [steps, mels + 5].
-    """
+    """Mel energies, pitch (Hz), 0, 0, voicing and loudness of some steps: [steps, mels + 5]."""
     frames = _frames(samples, first, steps, hop, PITCH_WINDOW)
     margin = (PITCH_WINDOW - WINDOW) // 2
     short = frames[:, margin : margin + WINDOW]
@@ -121,8 +120,7 @@ def _block(
 def _frames(
     samples: NDArray[np.int16], first: int, steps: int, hop: int, window: int
 ) -> NDArray[np.float64]:
-    """Windows centred on the middles of steps, [steps, window] in -1..1; silence beyond both ends.
-    """
+    """Windows centred on steps' middles, [steps, window] in -1..1; silence beyond both ends."""
     begin = first * hop + hop // 2 - window // 2
     length = (steps - 1) * hop + window
     part = np.zeros(length)
@@ -192,9 +190,7 @@ def _pitch(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _prosody(raw: NDArray[np.float64], hop_s: float) -> NDArray[np.float64]:
-    """Pitch in semitones, through unvoiced stretches by interpolation; all 0 where nothing is
-    voiced.
-    """
+    """Pitch in semitones, interpolated where unvoiced; all 0 when nothing is voiced."""
     out = raw.copy()
     voiced = np.flatnonzero(raw[:, 0] > 0)
     out[:, :3] = 0.0

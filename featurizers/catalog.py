@@ -2,11 +2,12 @@
 
 import difflib
 import inspect
-from typing import Literal, TypeAlias, assert_never, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, assert_never, cast, get_args
 
 from featurizers.acoustic import LogMel
 from featurizers.lexical import HashedWords
-from featurizers.spec import Featurizer, FeatureSpec, Scalar
+from featurizers.spec import FeatureSpec, Featurizer, Scalar
 from featurizers.visual import FaceMotion
 
 Name: TypeAlias = Literal["hashed-words", "logmel", "face-motion"]
@@ -17,22 +18,30 @@ def build(name: str, **parameters: Scalar) -> Featurizer:
     """The featurizer of this name with these settings.
 
     Raises:
-        ValueError: No featurizer has that name, no setting has that name, or a value is out of
-            range.
+        ValueError: No featurizer or setting has that name, or a value is of the wrong kind or out
+            of range.
     """
     kind = _kind(name)
-    known = list(inspect.signature(kind.__init__).parameters)[1:]
-    for parameter in parameters:
-        if parameter not in known:
+    known = inspect.signature(kind.__init__, eval_str=True).parameters
+    choices = [parameter for parameter in known if parameter != "self"]
+    for parameter, value in parameters.items():
+        if parameter not in choices:
             raise ValueError(
-                f"featurizer {name!r} has no setting {parameter!r}{_nearest(parameter, known)}; "
-                f"it has {', '.join(known)}"
+                f"featurizer {name!r} has no setting {parameter!r}{_nearest(parameter, choices)}; "
+                f"it has {', '.join(choices)}"
             )
-    try:
-        featurizer: Featurizer = kind(**parameters)
-    except TypeError as error:
-        raise ValueError(f"featurizer {name!r}: {parameters}: {error}") from None
-    return featurizer
+        _check(name, parameter, value, known[parameter].annotation)
+    # The signature was checked just now, which the type checker cannot see.
+    make = cast("Callable[..., Featurizer]", kind)
+    return make(**parameters)
+
+
+def _check(name: str, parameter: str, value: Scalar, wanted: type) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    right = whole or (wanted is float and isinstance(value, float))
+    if not right:
+        kind = "a whole number" if wanted is int else "a number"
+        raise ValueError(f"featurizer {name!r}: {parameter} is {value!r}; wanted {kind}")
 
 
 def from_spec(spec: FeatureSpec) -> Featurizer:
@@ -68,6 +77,6 @@ def _kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion]:
             assert_never(known)
 
 
-def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
+def _nearest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

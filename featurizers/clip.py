@@ -25,8 +25,9 @@ Label: TypeAlias = float | str | tuple[str, ...]
 
 
 class BadClipError(Exception):
-    """This clip cannot be used. Quarantines the clip; any other exception is a bug and stops the
-    job.
+    """This clip cannot be used.
+
+    Quarantines the clip; any other exception is a bug and stops the job.
     """
 
     def __init__(self, fault: Fault, message: str) -> None:
@@ -48,8 +49,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """One utterance, raw: where its media lie, which span of them, what is said, by whom, and the
-    labels.
+    """One utterance, raw: where its media lie, its span, what is said, by whom, and the labels.
 
     Attributes:
         key: Unique, made of [A-Za-z0-9_-] only: the name of the clip inside shards.

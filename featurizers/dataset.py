@@ -32,18 +32,19 @@ def publish(path: Path, content: bytes) -> None:
     Raises:
         StorageError: Disk full, no permission and the like; names the path and the bytes.
     """
-    handle = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        settle(Path(name), path)
+        settle(temporary, path)
     except OSError as error:
-        if handle is not None:
-            Path(name).unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise StorageError(
             f"{path}: {len(content)} bytes could not be written ({error.strerror}); "
             f"make room or choose another folder, then run the same command again"

@@ -154,7 +154,10 @@ class Decoder:
         if self._child is None:
             home = str(Path(__file__).resolve().parent.parent)
             # -P keeps the current folder, and whatever is called `featurizers` in it, off the path.
-            program = f"import sys; sys.path.insert(0, {home!r}); import featurizers.decoder as d; d.serve()"
+            program = (
+                f"import sys; sys.path.insert(0, {home!r}); "
+                "import featurizers.decoder as d; d.serve()"
+            )
             environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             self._child = subprocess.Popen(  # noqa: S603 - our own program text, no shell
                 [sys.executable, "-P", "-c", program],

@@ -37,8 +37,8 @@ class RawClip:
 def take_in(raw: RawClip, decoder: Decoder) -> Clip:
     """Read what a clip needs to be planned and featurized.
 
-    Media that cannot be read are not an error here: the clip is kept with a duration of 0, and featurizing quarantines
-    it with the reason.
+    Media that cannot be read are not an error here: the clip is kept with a duration of 0, and
+    featurizing quarantines it with the reason.
 
     Raises:
         BadClipError: "bad_transcript" or "bad_span".

@@ -14,9 +14,9 @@ DECIMALS = 4
 
 
 class HashedWords:
-    """One step a word: its spelling and its groups of three letters, hashed with signs (Weinberger
-    et al. 2009).
+    """One step a word: its spelling and its groups of three letters, hashed with signs.
 
+    The signed hashing is that of Weinberger et al. 2009.
     Words are compared by their casefolded letters and digits. The promise is exact.
 
     Args:

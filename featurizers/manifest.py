@@ -1,7 +1,7 @@
 """What is known of a column's finished shards: all that feature extraction tells training.
 
-    columns/FINGERPRINT/manifests/DIGEST.json     immutable; names the spec in full and every record with its digest
-    columns/FINGERPRINT/manifest.json             a small pointer to the newest, replaced last
+columns/FINGERPRINT/manifests/DIGEST.json   immutable; the whole spec, every record with its digest
+columns/FINGERPRINT/manifest.json           a small pointer to the newest, replaced last
 """
 
 import hashlib
@@ -90,7 +90,7 @@ class Column:
 
 
 def commit(root: Path, spec: FeatureSpec, plan_digest: str, records: Sequence[Record]) -> str:
-    """Write the manifest of a complete column, then the pointer to it; returns the manifest's digest."""
+    """Write the manifest of a complete column, then the pointer to it; returns its digest."""
     folder = root / COLUMNS / spec.fingerprint
     ordered = sorted(records, key=lambda record: record.shard)
     content = canonical_json(
@@ -125,7 +125,8 @@ def open_column(root: Path, fingerprint: str) -> Column:
 
     Raises:
         DatasetError: Nothing is committed under that name.
-        CorruptShardError: A manifest, record or index is not what was written, or a tar has another size.
+        CorruptShardError: A manifest, record or index is not what was written, or a tar has another
+            size.
     """
     folder = root / COLUMNS / fingerprint
     digest = committed_digest(root, fingerprint)
@@ -133,7 +134,9 @@ def open_column(root: Path, fingerprint: str) -> Column:
         raise DatasetError(f"{folder} has no manifest: the column is not finished; featurize first")
     manifest = json.loads(_verified(folder / "manifests" / f"{digest}.json", digest))
     if manifest["format"] != FORMAT:
-        raise DatasetError(f"{folder}: manifest format {manifest['format']}, this code reads {FORMAT}")
+        raise DatasetError(
+            f"{folder}: manifest format {manifest['format']}, this code reads {FORMAT}"
+        )
     records: list[Record] = []
     rows: dict[str, Row] = {}
     shards: dict[str, int] = {}

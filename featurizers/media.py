@@ -13,7 +13,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,28 @@ from numpy.typing import NDArray
 from featurizers.clip import BadClipError
 from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant, Want
 
-SEEK_FROM_S = (
-    10.0  # nearer to the start, decoding from 0 is as fast and needs no trust in the file's index
-)
+# Nearer to the start, decoding from 0 is as fast and needs no trust in the file's index.
+SEEK_FROM_S = 10.0
 SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sample
 GAP_S = 0.1
 CHUNK_PICTURES = 32
 MAX_BAD_PACKETS = 0.2
 
+Kind: TypeAlias = Literal["audio", "video"]
+
+# PyAV types nearly every attribute as optional, also those that are always there.
+AvContainer: TypeAlias = Any
+AvStream: TypeAlias = Any
+AvPacket: TypeAlias = Any
+AvFrame: TypeAlias = Any
+AvResampler: TypeAlias = Any
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a file's header says; `seconds` is measured from the packets where the header is silent.
+    """What a file's header says.
+
+    `seconds` is measured from the packets where the header is silent.
     """
 
     seconds: float
@@ -49,9 +59,7 @@ class NoStream:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Some packets could not be decoded and were passed over; not enough of them to give the clip
-    up.
-    """
+    """Some packets could not be decoded and were passed over; too few to give the clip up."""
 
     message: str
 
@@ -113,7 +121,7 @@ def decode(
     from av.error import FFmpegError
 
     with _Opened(path) as opened:
-        takers = _takers(opened, wants, start, end, limits, path)
+        takers = _takers(opened, wants, start, end, limits)
         yield from ((i, NoStream(_kind(want))) for i, want in enumerate(wants) if i not in takers)
         if not takers:
             return
@@ -175,7 +183,11 @@ def encode(
 
 
 def _write_pictures(
-    out: Any, stream: Any, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]], fps: int
+    out: AvContainer,
+    stream: AvStream,
+    first: NDArray[np.uint8],
+    rest: Iterator[NDArray[np.uint8]],
+    fps: int,
 ) -> None:
     from fractions import Fraction
 
@@ -194,7 +206,9 @@ def _write_pictures(
     out.mux(stream.encode(None))
 
 
-def _write_sound(out: Any, stream: Any, samples: NDArray[np.int16], rate_hz: int) -> None:
+def _write_sound(
+    out: AvContainer, stream: AvStream, samples: NDArray[np.int16], rate_hz: int
+) -> None:
     from fractions import Fraction
 
     import av
@@ -209,6 +223,8 @@ def _write_sound(out: Any, stream: Any, samples: NDArray[np.int16], rate_hz: int
 
 class _Opened:
     """An open container with its clock's zero; closes both on leaving."""
+
+    container: AvContainer
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -238,13 +254,11 @@ class _Opened:
         self.file.close()
 
     def seek(self, seconds: float) -> None:
-        """Go to a point at or before this one; to the beginning when the file cannot be trusted to.
-        """
+        """Go to a point at or before this one; to the beginning when the file cannot do that."""
         from av.error import FFmpegError
 
         try:
             self.container.seek(int((seconds + self.origin) * 1e6), backward=True)
-            return
         except FFmpegError:
             self.container.close()
             self.file.seek(0)
@@ -265,7 +279,7 @@ def _refuse(url: str, flags: int, options: object) -> object:
     raise PermissionError(f"the file refers to another, which is not opened: {url}")
 
 
-def _stream(container: Any, kind: str) -> Any | None:
+def _stream(container: AvContainer, kind: Kind) -> AvStream | None:
     """The stream of this kind that FFmpeg finds best; cover pictures are no video."""
     best = container.streams.best(kind)
     if best is not None and kind == "video" and best.disposition & best.disposition.attached_pic:
@@ -288,7 +302,7 @@ def _packet_seconds(opened: _Opened, path: Path) -> float:
     return last
 
 
-def _kind(want: Want) -> str:
+def _kind(want: Want) -> Kind:
     return "audio" if isinstance(want, AudioWant) else "video"
 
 
@@ -298,14 +312,15 @@ def _takers(
     start: float,
     end: float | None,
     limits: Limits,
-    path: Path,
 ) -> dict[int, "_Sound | _Pictures"]:
     known = (opened.container.duration or 0) / 1e6
     length = (known if end is None else end) - start
     if length > limits.seconds:
         raise BadClipError("too_long", f"{length:.0f} s, at most {limits.seconds:.0f} s are taken")
     if known and start >= known:
-        raise BadClipError("bad_span", f"starts at {start} s, but {path.name} has {known:.3f} s")
+        raise BadClipError(
+            "bad_span", f"starts at {start} s, but {opened.path.name} has {known:.3f} s"
+        )
     takers: dict[int, _Sound | _Pictures] = {}
     span = None if end is None else end - start
     for index, want in enumerate(wants):
@@ -333,8 +348,7 @@ class _Tally:
     stopped: str = ""
 
     def verdict(self, path: Path, taker: "_Sound | _Pictures") -> str:
-        """What is to be said of the stream; raises when too much of it is damaged or nothing came.
-        """
+        """What is to be said of the stream; raises when too much is damaged or nothing came."""
         index, kind = taker.stream.index, taker.kind
         packets, bad = self.packets.get(index, 0), self.bad.get(index, 0)
         if bad and (not taker.given or bad > MAX_BAD_PACKETS * packets):
@@ -351,7 +365,9 @@ class _Tally:
         return f"{kind}: {bad} of {packets} packets are damaged and passed over" if bad else ""
 
 
-def _feed(packet: Any, takers: dict[int, "_Sound | _Pictures"], tally: _Tally) -> Iterator[Event]:
+def _feed(
+    packet: AvPacket, takers: dict[int, "_Sound | _Pictures"], tally: _Tally
+) -> Iterator[Event]:
     from av.error import FFmpegError
 
     mine = {i: taker for i, taker in takers.items() if taker.stream.index == packet.stream.index}
@@ -369,22 +385,25 @@ def _feed(packet: Any, takers: dict[int, "_Sound | _Pictures"], tally: _Tally) -
 
 
 class _Sound:
-    """Sound at the wanted rate, one channel, cut to the span; a gap begins a new chunk in its right
-    place.
+    """Sound at the wanted rate, one channel, cut to the span.
+
+    A gap begins a new chunk in its right place.
     """
 
     kind = "audio"
 
-    def __init__(self, stream: Any, want: AudioWant, offset: float, span: float | None) -> None:
+    def __init__(
+        self, stream: AvStream, want: AudioWant, offset: float, span: float | None
+    ) -> None:
         self.stream, self.rate_hz, self.offset, self.span = stream, want.rate_hz, offset, span
         self.done = self.given = False
-        self._resampler: Any = None
+        self._resampler: AvResampler = None  # until a frame comes, and after a flush
         self._expected: float | None = None
         self._position = 0  # of the next sample, counted from the clip's start
         self._held: list[NDArray[np.int16]] = []
         self._held_samples = 0
 
-    def take(self, frame: Any) -> Iterator[AudioChunk]:
+    def take(self, frame: AvFrame) -> Iterator[AudioChunk]:
         time = float(frame.pts * frame.time_base) - self.offset
         if self._expected is None or abs(time - self._expected) > GAP_S:
             yield from self._flush()
@@ -415,7 +434,7 @@ class _Sound:
             self._resampler = None
         yield from self._emit()
 
-    def _hold(self, pieces: Sequence[Any]) -> None:
+    def _hold(self, pieces: Sequence[AvFrame]) -> None:
         for piece in pieces:
             self._held.append(piece.to_ndarray().reshape(-1))
             self._held_samples += len(self._held[-1])
@@ -435,7 +454,7 @@ class _Sound:
             yield AudioChunk((begin + first) / self.rate_hz, samples[first:last].astype(np.int16))
 
 
-def _resampler(rate_hz: int) -> Any:
+def _resampler(rate_hz: int) -> AvResampler:
     import av
 
     return av.AudioResampler(format="s16", layout="mono", rate=rate_hz)
@@ -446,16 +465,18 @@ class _Pictures:
 
     kind = "video"
 
-    def __init__(self, stream: Any, want: VideoWant, offset: float, span: float | None) -> None:
+    def __init__(
+        self, stream: AvStream, want: VideoWant, offset: float, span: float | None
+    ) -> None:
         self.stream, self.want, self.offset, self.span = stream, want, offset, span
         self.done = self.given = False
-        self._shown: Any = None
+        self._shown: AvFrame | None = None
         self._shown_from = 0.0
         self._small: NDArray[np.uint8] | None = None
         self._cell = 0
         self._held: list[tuple[int, NDArray[np.uint8]]] = []
 
-    def take(self, frame: Any) -> Iterator[VideoChunk]:
+    def take(self, frame: AvFrame) -> Iterator[VideoChunk]:
         time = float(frame.pts * frame.time_base) - self.offset
         if self._shown is not None and time < self._shown_from:
             return  # out of order: a damaged file
@@ -498,7 +519,7 @@ class _Pictures:
         yield VideoChunk(np.stack([cells, cells + 1], axis=1) / self.want.fps, frames)
 
 
-def _small(frame: Any, want: VideoWant) -> NDArray[np.uint8]:
+def _small(frame: AvFrame, want: VideoWant) -> NDArray[np.uint8]:
     whole = _luma(frame) if want.colour == "gray" else frame.to_ndarray(format="rgb24")
     side = min(whole.shape[:2])
     top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
@@ -507,7 +528,7 @@ def _small(frame: Any, want: VideoWant) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(box_mean(square, want.size), round(frame.rotation / 90)))
 
 
-def _luma(frame: Any) -> NDArray[np.uint8]:
+def _luma(frame: AvFrame) -> NDArray[np.uint8]:
     """Brightness 0..255 [H, W]; read from the decoded plane where it has 8 bits."""
     layout = frame.format
     if layout.is_rgb or layout.has_palette or layout.components[0].bits != 8:
@@ -525,8 +546,9 @@ _LIMITED = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.ui
 
 
 def box_mean(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale [S, S] or [S, S, 3] to `size` by means over whole pixels, in integers; repeats pixels
-    of smaller pictures.
+    """Scale [S, S] or [S, S, 3] to `size` by means over whole pixels, in integers.
+
+    Pixels of smaller pictures are repeated.
     """
     side = len(square)
     edges = np.arange(size) * side // size

@@ -1,7 +1,8 @@
-"""One shard of one column: a reproducible WebDataset tar, its index and its record, whole or absent.
+"""One shard of a column: a reproducible WebDataset tar, its index and its record, whole or absent.
 
-Order of commit: tar, index, record. A record exists only if the other two do, so its existence means completeness.
-None of the three holds a time, host, attempt, path or speed: equal jobs give equal bytes.
+Order of commit: tar, index, record. A record exists only if the other two do, so its existence
+means completeness. None of the three holds a time, host, attempt, path or speed: equal jobs give
+equal bytes.
 """
 
 import hashlib
@@ -100,7 +101,7 @@ class Record:
 
 
 def job_id(spec: FeatureSpec, clips: Sequence[Clip]) -> str:
-    """H(spec, ordered keys, and for each clip its span and the digests of exactly the inputs that the spec reads)."""
+    """H(spec, ordered keys, and each clip's span and digests of exactly what the spec reads)."""
     inputs = [[clip.key, clip.start, clip.end, _inputs(spec, clip)] for clip in clips]
     return hashlib.sha256(canonical_json([FORMAT, spec.digest, inputs])).hexdigest()
 
@@ -140,6 +141,7 @@ def write_shard(
     shard: int,
     job: str,
     spec: FeatureSpec,
+    *,
     clips: Sequence[Clip],
     outcomes: Sequence[Outcome],
 ) -> Record:
@@ -187,7 +189,8 @@ def _write_tar(
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            # TarWriter puts the time of day into headers unless told not to; 0.0 would add a header.
+            # TarWriter puts the time of day into headers unless told not to; 0.0 would add a
+            # header.
             with TarWriter(file, mtime=0) as writer:
                 for clip, outcome in zip(clips, outcomes, strict=True):
                     if outcome.feature is not None:

@@ -124,8 +124,9 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class VideoChunk:
-    """Pictures: uint8 [N, H, W] or [N, H, W, 3]; times float64 [N, 2] in seconds from the clip's
-    start.
+    """Pictures: uint8 [N, H, W] or [N, H, W, 3].
+
+    Their times are float64 [N, 2] in seconds from the clip's start.
     """
 
     times: NDArray[np.float64]
@@ -169,7 +170,8 @@ def check_feature(spec: FeatureSpec, feature: Feature) -> None:
     values, times = feature.values, feature.times
     if values.ndim != 2 or values.shape[1] != spec.width or str(values.dtype) != spec.dtype:
         raise ValueError(
-            f"{spec.name} gave {values.dtype} {values.shape}; its spec says {spec.dtype} [T, {spec.width}]"
+            f"{spec.name} gave {values.dtype} {values.shape}; "
+            f"its spec says {spec.dtype} [T, {spec.width}]"
         )
     if times.shape != (len(values), 2) or times.dtype != np.float64:
         raise ValueError(

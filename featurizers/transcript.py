@@ -16,7 +16,8 @@ _TAGS = re.compile(r"<[^>]*>|\{[^}]*\}")
 def read_transcript(path: Path) -> tuple[Word, ...] | str:
     """Words with times on the media's clock; the bare text of a .txt file, which has no times.
 
-    WebVTT's inline times are used; words of a cue without them share it by their length, marked as estimated.
+    WebVTT's inline times are used; words of a cue without them share it by their length, marked as
+    estimated.
 
     Raises:
         BadClipError: "bad_transcript", naming the file.
@@ -31,14 +32,16 @@ def read_transcript(path: Path) -> tuple[Word, ...] | str:
     except OSError as error:
         raise BadClipError("bad_transcript", f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise BadClipError("bad_transcript", f"{path.name}: not UTF-8 at byte {error.start}") from None
+        raise BadClipError(
+            "bad_transcript", f"{path.name}: not UTF-8 at byte {error.start}"
+        ) from None
     if suffix == ".txt":
         return text
     return tuple(_cues(path, text, suffix.removeprefix(".")))
 
 
 def words_from_text(text: str, seconds: float, start: float = 0.0) -> tuple[Word, ...]:
-    """Words of a bare text, spread over a duration by their length; times are marked as estimated."""
+    """Words of a bare text, spread over a duration by their length; marked as estimated."""
     spoken = text.split()
     ends = list(itertools.accumulate(len(word) + 1 for word in spoken))
     scale = seconds / ends[-1] if ends else 0.0

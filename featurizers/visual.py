@@ -15,13 +15,11 @@ _DEGREES = ("0", "45", "90", "135")
 
 
 class FaceMotion:
-    """Brightness, edge directions (after Dalal and Triggs 2005) and motion over a grid on the
-    largest centred square.
+    """Brightness, edge directions and motion over a grid on the largest centred square.
 
-    There is no face detector: it is meant for clips in which a face fills the middle of the
-        picture, as in corpora of
-    talking heads. All values are sums of whole numbers, divided and rounded to 1e-4: the promise is
-    exact.
+    Edge directions are after Dalal and Triggs 2005. There is no face detector: it is meant for
+    clips in which a face fills the middle of the picture, as in corpora of talking heads. All
+    values are sums of whole numbers, divided and rounded to 1e-4: the promise is exact.
 
     Args:
         fps: Pictures per second that are looked at.

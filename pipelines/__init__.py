@@ -9,7 +9,7 @@ PACKAGES = ("featurizers", "training", "tracking")
 
 
 def strangers() -> list[str]:
-    """Our package names that would be imported from elsewhere, such as somebody's folder training/."""
+    """Our package names that would come from elsewhere, such as somebody's folder training/."""
     found: list[str] = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -23,5 +23,6 @@ def strangers() -> list[str]:
 # Checked at import, in every process, before anything of the wrong package can run.
 if _strangers := strangers():
     sys.exit(
-        f"fuseline: {'; '.join(_strangers)}. Run from another folder, or take that one off PYTHONPATH."
+        f"fuseline: {'; '.join(_strangers)}. "
+        "Run from another folder, or take that one off PYTHONPATH."
     )

@@ -192,6 +192,7 @@ def rollback_command(
 def score_command(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION.")],
     clips: Annotated[list[Path], typer.Argument(help="Media files.")],
+    *,
     transcript: Annotated[
         str | None, typer.Option(help="What is said: the words, or a .vtt, .srt or .txt file.")
     ] = None,

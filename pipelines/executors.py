@@ -1,5 +1,6 @@
 """Where work runs: in this process, or on actors of a Ray cluster. Both give the same results."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -55,7 +56,9 @@ class OnRay:
 
         start_ray(self.workers)
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Actor)
-        actors = [actor.remote(make_worker) for _ in range(min(self.workers, len(items)))]
+        actors: list[Any] = [
+            actor.remote(make_worker) for _ in range(min(self.workers, len(items)))
+        ]
         waiting = iter(enumerate(items))
         flying: dict[Any, tuple[int, Any]] = {}
 
@@ -104,7 +107,7 @@ def executor(workers: int) -> Executor:
 
 
 def start_ray(cpus: int) -> None:
-    """Join the cluster at RAY_ADDRESS, or start one on this machine; nothing when already joined."""
+    """Join the cluster at RAY_ADDRESS, or start one here; nothing when already joined."""
     import ray
 
     if ray.is_initialized():
@@ -113,15 +116,14 @@ def start_ray(cpus: int) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=True,
+        logging_level=logging.ERROR,
     )
 
 

@@ -149,9 +149,9 @@ class Experiment(Section):
             self.model.recipe,
             task,
             tuple(self.features),
-            seed,
-            _extra(self.model),
-            _extra(self.train),
+            seed=seed,
+            model=_extra(self.model),
+            train=_extra(self.train),
         )
 
     def rules(self) -> list[Rule]:
@@ -168,6 +168,7 @@ def recipe_of(
     name: str,
     task: Task,
     streams: Sequence[str],
+    *,
     seed: int,
     model: Mapping[str, Scalar],
     train: Mapping[str, Scalar],

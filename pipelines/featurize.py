@@ -181,8 +181,8 @@ class ShardWorker:
                 job.shard,
                 identity,
                 spec,
-                job.clips,
-                [each[number] for each in outcomes],
+                clips=job.clips,
+                outcomes=[each[number] for each in outcomes],
             )
             for number, (spec, identity) in enumerate(job.specs)
         ]
@@ -246,8 +246,8 @@ def _check_dropped(spec: FeatureSpec, records: Sequence[Record], permitted: floa
     dropped = sum(faults.values())
     if dropped > permitted * total:
         raise TooManyDroppedError(
-            f"{spec.fingerprint}: {dropped} of {total} clips are quarantined {dict(faults)}, at most "
-            f"{permitted:.0%} may be; mend the media, or raise max_dropped, and run again"
+            f"{spec.fingerprint}: {dropped} of {total} clips are quarantined {dict(faults)}, "
+            f"at most {permitted:.0%} may be; mend the media, or raise max_dropped, and run again"
         )
 
 

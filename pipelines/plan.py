@@ -59,9 +59,7 @@ def deal(places: Sequence[Place], clips: Sequence[Clip], room: Room) -> list[Pla
 
 
 def by_shard(places: Sequence[Place], clips: Mapping[str, Clip]) -> dict[int, list[Clip]]:
-    """The clips of each shard in the plan's order; clips that are no longer in the table are left
-    out.
-    """
+    """The clips of each shard in the plan's order, without those that left the table."""
     shards: dict[int, list[Clip]] = defaultdict(list)
     for place in sorted(places):
         if place.key in clips:

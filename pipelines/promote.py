@@ -1,6 +1,6 @@
 """Trained runs to registered models, and a registered model to champion."""
 
-import datetime
+import datetime as dt
 import getpass
 import hashlib
 import json
@@ -267,4 +267,4 @@ def go_back(uri: str, name: str, *, why: str) -> Entry:
 
 
 def _clock() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -99,7 +99,7 @@ def train_all(
 
 
 def check_usable(recipe: Recipe, clips: Sequence[Clip], columns: Mapping[str, Column]) -> None:
-    """Raise InputError when a split has nothing to train, validate or test on, before workers start."""
+    """Raise InputError, before workers start, when a split has nothing to work on."""
     for name in ("train", "valid", "test"):
         labelled = [c for c in clips if c.split == name and recipe.task.label in c.labels]
         usable = [

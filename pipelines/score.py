@@ -1,6 +1,4 @@
-"""Raw clips to predictions, by a registered model in a fresh process, with the code that it
-carries.
-"""
+"""Raw clips to predictions, by a registered model in a fresh process with the code it carries."""
 
 import json
 import os
@@ -129,7 +127,7 @@ def _difference(column: Column, stored: Feature | None, computed: Feature | None
     return "" if gap <= atol else f"differs by {gap:g}, promised is {atol:g}"
 
 
-def _ask(scratch: Path, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+def _ask(scratch: Path, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     question, answer = scratch / "question.json", scratch / "answer.json"
     question.write_text(json.dumps(request))
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

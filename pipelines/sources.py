@@ -57,8 +57,7 @@ def read_rows(table: Path) -> list[RowDict]:
             raise InputError(f"{table}: wanted a .csv, .jsonl or .parquet table, found {other!r}")
     if not rows:
         raise InputError(f"{table}: the table has no rows")
-    kept = [{name: value for name, value in row.items() if value not in {None, ""}} for row in rows]
-    return kept
+    return [{name: value for name, value in row.items() if value not in (None, "")} for row in rows]
 
 
 def _csv(table: Path) -> list[RowDict]:
@@ -174,13 +173,7 @@ def _asked(
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise wrong("split", f"found {split!r}, wanted one of {', '.join(SPLITS)}")
-    file = None
-    if "transcript_file" in row:
-        file = (experiment.table.parent / str(row["transcript_file"])).resolve()
-        if not inside(str(file), roots):
-            raise wrong("transcript_file", f"{file} lies outside every media root")
-        if not file.is_file():
-            raise wrong("transcript_file", f"there is no file {file}")
+    file = _transcript_file(experiment, roots, row, partial(wrong, "transcript_file"))
     clip_id = str(row["id"])
     return Asked(
         number=number,
@@ -215,6 +208,19 @@ def _media(
             f"add its folder to source.media_root"
         )
     return whole
+
+
+def _transcript_file(
+    experiment: Experiment, roots: Sequence[str], row: RowDict, wrong: Callable[[str], InputError]
+) -> Path | None:
+    if "transcript_file" not in row:
+        return None
+    file = (experiment.table.parent / str(row["transcript_file"])).resolve()
+    if not inside(str(file), roots):
+        raise wrong(f"{file} lies outside every media root")
+    if not file.is_file():
+        raise wrong(f"there is no file {file}")
+    return file
 
 
 def _label(task: Task, value: object, wrong: Callable[[str], InputError]) -> Label:

@@ -23,8 +23,7 @@ class Stage:
     limit_bytes: int
 
     def local(self, media: str) -> Path | None:
-        """The path of media on this machine, fetched when they are remote; None when there are
-        none.
+        """The path of media on this machine, fetched when remote; None when there are none.
 
         Raises:
             StorageError: The copy could not be written, or is larger than the whole cache.

@@ -99,8 +99,10 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     writer.writerows(rows)
     table.write_text(buffer.getvalue(), encoding="utf-8")
     return [
-        f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
-        f"then: fuseline init {table} --label {label}"
+        (
+            f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
+            f"then: fuseline init {table} --label {label}"
+        )
     ]
 
 

@@ -193,14 +193,14 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
 def _fit(
     plans: Sequence[Plan], runs: Sequence[MlflowRun], uri: str, workers: int, max_failures: int
 ) -> None:
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     start_ray(workers)
     names = hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()
-    gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    gpus = _gpus() >= workers
     trainer = TorchTrainer(
         _rank,
         train_loop_config={
@@ -228,6 +228,14 @@ def _fit(
         raise TrainingFailedError(
             f"training failed more than {max_failures} times; run again to resume. {cause}"
         ) from error
+
+
+def _gpus() -> float:
+    """Of the whole cluster."""
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's
+    return found.get("GPU", 0.0)
 
 
 def _sent(plan: Plan, run: MlflowRun) -> dict[str, Any]:

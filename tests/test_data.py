@@ -68,7 +68,7 @@ def dataset(root, clips, outcomes):
             dealt = clips[shard::2]
             found = [outcomes[name][clip.key] for clip in dealt]
             job = job_id(what, dealt)
-            records.append(write_shard(folder, shard, job, what, dealt, found))
+            records.append(write_shard(folder, shard, job, what, clips=dealt, outcomes=found))
         commit(root, what, "plan", records)
         fingerprints[name] = what.fingerprint
     return fingerprints

@@ -85,7 +85,12 @@ def make_dataset(root):
         )
         job = job_id(spec, clips)
         folder = root / "columns" / spec.fingerprint
-        commit(root, spec, "plan", [write_shard(folder, 0, job, spec, clips, outcomes[name])])
+        commit(
+            root,
+            spec,
+            "plan",
+            [write_shard(folder, 0, job, spec, clips=clips, outcomes=outcomes[name])],
+        )
         columns[name] = spec.fingerprint
     return columns
 
@@ -224,8 +229,17 @@ def test_two_ranks_resume_to_the_same_bits_and_follow_one_rank(made, tmp_path):
     # The same global batches on one rank: equal but for the order of float32 sums.
     recipe = without_dropout(RECIPE)
     alone = fit(recipe, load(*made, recipe), LocalSession(tmp_path / "alone"), MemoryRun())
-    for ours, theirs in zip(zero["exact"], alone.history, strict=True):
-        assert ours == pytest.approx(dict(theirs), abs=1e-5)
+    moved = fit(
+        replace(recipe, zero=0),
+        load(*made, recipe),
+        LocalSession(tmp_path / "moved"),
+        MemoryRun(),
+    )
+    for other in (zero["exact"], moved.history):
+        for ours, theirs in zip(other, alone.history, strict=True):
+            assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
+    assert zero["logged"] > 0
+    assert one["logged"] == 0
 
 
 class InGroup(StopsAt):
@@ -272,9 +286,13 @@ def _as_rank(root, columns, folder, rank):
             fit(recipe, data, InGroup(folder / f"cut{stage}", rank, STEPS + 3), MemoryRun())
         resumed = fit(recipe, data, InGroup(folder / f"cut{stage}", rank, 1000), MemoryRun())
         report[stage] = {"undisturbed": _plain(whole), "resumed": _plain(resumed)}
-    recipe = without_dropout(RECIPE)
-    exact = fit(recipe, data, InGroup(folder / "exact", rank, 1000), MemoryRun())
+    run = MemoryRun()
+    exact = fit(without_dropout(RECIPE), data, InGroup(folder / "exact", rank, 1000), run)
     report["exact"] = [dict(epoch) for epoch in exact.history]
+    report["logged"] = len(run.metrics) + len(run.settings)
+    whole_state = without_dropout(replace(RECIPE, zero=0))
+    with pytest.raises(KilledError):
+        fit(whole_state, data, InGroup(folder / "moved", rank, STEPS + 3), MemoryRun())
     (folder / f"{rank}.json").write_text(json.dumps(report))
     distributed.destroy_process_group()
 

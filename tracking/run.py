@@ -52,7 +52,8 @@ class MemoryRun:
         for name, value in settings.items():
             if self.settings.setdefault(name, value) != value:
                 raise ValueError(
-                    f"setting {name!r} is {self.settings[name]!r} already, it cannot become {value!r}"
+                    f"setting {name!r} is {self.settings[name]!r} already, "
+                    f"it cannot become {value!r}"
                 )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

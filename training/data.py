@@ -227,6 +227,11 @@ def to_sample(
     return Sample(key=clip.key, values=values, valid=valid, target=target)
 
 
+def is_empty(sample: Sample) -> bool:
+    """Whether no stream has anything at the sample's time base, so that no model can tell."""
+    return all(values is None for values in sample.values.values())
+
+
 def _time_base(
     clip: Clip, features: Mapping[str, Feature | None], pooling: Pooling
 ) -> NDArray[np.float64]:

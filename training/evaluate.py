@@ -21,7 +21,7 @@ from torch import nn
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from tracking.gate import Better, Scorecard
-from training.data import Samples, target_of
+from training.data import Samples, is_empty, target_of
 from training.predict import decide, outputs
 from training.recipe import Task
 
@@ -189,10 +189,10 @@ def predictions(
         fallback: For clips of which nothing can be read; see `training.data.fallback_of`.
     """
     found = dict.fromkeys((clip.key for clip in samples.clips), fallback)
-    usable = [samples.sample(key) for key in samples.keys]
-    if usable:
-        decided = decide(task, outputs(model, usable, samples.widths))
-        found.update(zip(samples.keys, decided.tolist(), strict=True))
+    readable = [sample for key in samples.keys if not is_empty(sample := samples.sample(key))]
+    if readable:
+        decided = decide(task, outputs(model, readable, samples.widths)).tolist()
+        found.update(zip((sample.key for sample in readable), decided, strict=True))
     return found
 
 

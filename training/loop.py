@@ -29,6 +29,7 @@ from training.evaluate import metrics
 from training.models import build
 from training.predict import decide
 from training.recipe import Recipe
+from training.recipes import check
 from training.session import Session
 
 Epoch: TypeAlias = Mapping[str, float]
@@ -111,9 +112,11 @@ def fit(
         The best weights and how it went.
 
     Raises:
-        ValueError: The global batch does not fit the ranks, or there is nothing to validate on.
+        ValueError: A setting is out of range, the global batch does not fit the ranks, or there
+            is nothing to validate on.
         CheckpointError: The checkpoint to resume from is damaged or of another recipe.
     """
+    check(recipe)
     if not len(data.valid):
         raise ValueError(
             f"no usable clip in split 'valid' ({len(data.valid.clips)} have the label): training "

@@ -10,7 +10,7 @@ Loading it needs neither deepspeed nor ray nor mlflow, and unpickles nothing.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from featurizers.intake import RawClip, take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
 from featurizers.transcript import FORMATS
 from training.batch import Sample, collate
-from training.data import Normaliser, to_sample
+from training.data import Normaliser, is_empty, to_sample
 from training.models import build
 from training.recipe import Recipe, Task
 
@@ -75,8 +75,10 @@ class Predictor:
 
     Attributes:
         specs: The feature of each stream, in the model's order.
-        fallback: What to say of a clip that cannot be read; see `training.data.fallback_of`.
+        fallback: What an evaluation says of a clip that cannot be read; see
+            `training.data.fallback_of`.
         model: In evaluation mode.
+        featurizers: What computes the feature of each stream.
     """
 
     recipe: Recipe
@@ -84,7 +86,7 @@ class Predictor:
     normaliser: Normaliser
     fallback: float
     model: nn.Module
-    _featurizers: dict[str, Featurizer] = field(default_factory=dict)
+    featurizers: Mapping[str, Featurizer]
 
     @staticmethod
     def save(
@@ -132,7 +134,7 @@ class Predictor:
             normaliser=Normaliser.load(folder / "normaliser.safetensors"),
             fallback=about["fallback"],
             model=model.eval(),
-            _featurizers={name: catalog.from_spec(spec) for name, spec in specs.items()},
+            featurizers={name: catalog.from_spec(spec) for name, spec in specs.items()},
         )
 
     def features(self, row: Mapping[str, Any]) -> dict[str, Outcome]:
@@ -167,26 +169,29 @@ class Predictor:
         """
         with Decoder() as decoder:
             taken = [self._take(index, row, decoder) for index, row in enumerate(rows)]
-        samples = {
-            index: to_sample(
-                each.clip,
-                {name: outcome.feature for name, outcome in each.outcomes.items()},
-                self.recipe.pooling,
-                self.normaliser,
-            )
-            for index, each in enumerate(taken)
-            if each.clip is not None and _readable(each.outcomes)
-        }
-        widths = {name: spec.width for name, spec in self.specs.items()}
-        said: dict[int, NDArray[np.float32]] = {}
-        if samples:
-            said = dict(
-                zip(samples, outputs(self.model, list(samples.values()), widths), strict=True)
-            )
+        found = self._outputs(taken)
         return [
-            self._answer(_id_of(index, row), taken[index], said.get(index))
+            self._answer(_id_of(index, row), taken[index], found.get(index))
             for index, row in enumerate(rows)
         ]
+
+    def _outputs(self, taken: Sequence[_Taken]) -> dict[int, NDArray[np.float32]]:
+        """Outputs [K] of the rows that can be scored."""
+        samples = {
+            index: sample
+            for index, each in enumerate(taken)
+            if each.clip is not None
+            and not is_empty(sample := self._sample(each.clip, each.outcomes))
+        }
+        if not samples:
+            return {}
+        widths = {name: spec.width for name, spec in self.specs.items()}
+        found = outputs(self.model, list(samples.values()), widths)
+        return dict(zip(samples, found, strict=True))
+
+    def _sample(self, clip: Clip, outcomes: Mapping[str, Outcome]) -> Sample:
+        features = {name: outcome.feature for name, outcome in outcomes.items()}
+        return to_sample(clip, features, self.recipe.pooling, self.normaliser)
 
     def _take(self, index: int, row: Mapping[str, Any], decoder: Decoder) -> _Taken:
         try:
@@ -194,8 +199,8 @@ class Predictor:
             clip = take_in(raw, decoder)
         except BadClipError as bad:
             return _Taken(None, {}, bad)
-        found = extract(clip, raw.path, list(self._featurizers.values()), decoder)
-        return _Taken(clip, dict(zip(self._featurizers, found, strict=True)))
+        found = extract(clip, raw.path, list(self.featurizers.values()), decoder)
+        return _Taken(clip, dict(zip(self.featurizers, found, strict=True)))
 
     def _answer(
         self, row_id: str, taken: _Taken, outputs_K: NDArray[np.float32] | None
@@ -212,22 +217,17 @@ class Predictor:
         }
         if outputs_K is None:
             answer["fault"], answer["message"] = _why(taken)
-            return answer
-        answer["state"] = "scored"
-        answer["message"] = "; ".join(
-            f"{name}: {outcome.message}"
-            for name, outcome in taken.outcomes.items()
-            if outcome.message
-        )
-        return answer | self._said(outputs_K)
+        elif not np.isfinite(outputs_K).all():
+            answer["fault"], answer["message"] = "not_finite", "the model gave NaN or infinity"
+        else:
+            answer |= {"state": "scored", "message": _notes(taken)} | self._said(outputs_K)
+        return answer
 
     def _said(self, outputs_K: NDArray[np.float32]) -> dict[str, Any]:
         task = self.recipe.task
         decided = float(decide(task, outputs_K[np.newaxis])[0])
         if task.kind == "regression":
             return {"prediction": decided}
-        if math.isnan(decided):
-            return {"prediction": None}
         shares = torch.from_numpy(outputs_K).double().softmax(0).tolist()
         scores = dict(zip(task.classes, shares, strict=True))
         return {"prediction": task.classes[int(decided)], "scores": json.dumps(scores)}
@@ -257,7 +257,7 @@ def _id_of(index: int, row: Mapping[str, Any]) -> str:
 
 def _transcript_file(text: object) -> Path | None:
     """The file, if the text is the name of one; words that merely end in .txt are words."""
-    if not isinstance(text, str) or not text.endswith(FORMATS) or "\n" in text:
+    if not isinstance(text, str) or not text.lower().endswith(FORMATS) or "\n" in text:
         return None
     try:
         return Path(text) if Path(text).is_file() else None
@@ -274,12 +274,15 @@ def _seconds(row: Mapping[str, Any], name: str) -> float | None:
     return None if seconds is None or math.isnan(seconds) else seconds
 
 
-def _readable(outcomes: Mapping[str, Outcome]) -> bool:
-    return any(outcome.state == "sample" for outcome in outcomes.values())
-
-
 def _has(outcomes: Mapping[str, Outcome], name: str) -> bool:
     return name in outcomes and outcomes[name].state == "sample"
+
+
+def _notes(taken: _Taken) -> str:
+    """What was passed over in the streams of a clip that was scored."""
+    return "; ".join(
+        f"{name}: {outcome.message}" for name, outcome in taken.outcomes.items() if outcome.message
+    )
 
 
 def _why(taken: _Taken) -> tuple[str, str]:
@@ -290,4 +293,4 @@ def _why(taken: _Taken) -> tuple[str, str]:
         if outcome.fault is not None:
             return outcome.fault, outcome.message
     streams = ", ".join(taken.outcomes)
-    return "empty", f"the clip has none of the streams {streams} that the model reads"
+    return "empty", f"the clip has none of the streams {streams}, or nothing during its words"

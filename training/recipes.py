@@ -79,9 +79,12 @@ def check(recipe: Recipe) -> None:
     for name in ("epochs", "global_batch", "patience", "checkpoint_every"):
         _check_number(recipe, name, whole=True, least=1)
     _check_number(recipe, "seed", whole=True, least=0)
-    for name in ("learning_rate", "weight_decay", "clip_norm"):
-        if getattr(recipe, name) is not None:
-            _check_number(recipe, name, whole=False, least=0)
+    for name in ("learning_rate", "weight_decay"):
+        _check_number(recipe, name, whole=False, least=0)
+    if recipe.micro_batch is not None:
+        _check_number(recipe, "micro_batch", whole=True, least=1)
+    if recipe.clip_norm is not None:
+        _check_number(recipe, "clip_norm", whole=False, least=0)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     if recipe.task.kind == "classes":

@@ -1,0 +1,52 @@
+"""Recipes by name, and what is wrong with them in one line."""
+
+from dataclasses import replace
+
+import pytest
+
+from training.recipe import Recipe, Task
+from training.recipes import NAMES, check, named
+
+SCORE = Task(kind="regression", label="score")
+MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_gives_a_recipe_that_survives_json(name):
+    streams = ["text"] if name == "unimodal" else ["text", "audio"]
+    recipe = named(name, SCORE, streams, {"hidden": 32}, epochs=3, zero=0)
+    assert (recipe.name, recipe.epochs, recipe.model.settings["hidden"]) == (name, 3, 32)
+    assert Recipe.from_json(recipe.to_json()).digest == recipe.digest
+
+
+def test_the_loss_follows_the_task():
+    assert named("mmlatch", SCORE, ["text"]).loss == "l1"
+    assert named("mmlatch", MOOD, ["text"]).loss == "cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, "no setting 'epoch'; the nearest is 'epochs'"),
+        ({"epochs": 0}, "epochs is 0; wanted a whole number of at least 1"),
+        ({"epochs": True}, "epochs is True"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; wanted a number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"zero": 4}, "zero is 4; for this task it can be: 0, 1, 2, 3"),
+        ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; for this task it can be: l1, mse"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        named("late_fusion", SCORE, ["text"], **overrides)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="no recipe 'mmlach'; the nearest is 'mmlatch'"):
+        named("mmlach", SCORE, ["text"])
+
+
+def test_classes_want_two_at_least():
+    with pytest.raises(ValueError, match="two different ones"):
+        check(named("unimodal", replace(MOOD, classes=("sad",)), ["text"]))
