@@ -1,5 +1,6 @@
 """Transcripts to one form: words with start and end."""
 
+import html
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,10 @@ from pathlib import Path
 from featurizers.clip import BadClipError, Word
 
 FORMATS = (".vtt", ".srt", ".txt")
-_INLINE = re.compile(r"<(?:(\d+):)?(\d{1,2}):(\d{2}[.,]\d{3})>")
+PACE_S = 0.4
+_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{3})"
+_TIMING = re.compile(rf"\s*{_TIME}[ \t]+-->[ \t]+{_TIME}")
+_INLINE = re.compile(f"<{_TIME}>")
 _TAGS = re.compile(r"<[^>]*>|\{[^}]*\}")
 
 
@@ -37,15 +41,17 @@ def read_transcript(path: Path) -> tuple[Word, ...] | str:
         ) from None
     if suffix == ".txt":
         return text
-    return tuple(_cues(path, text, suffix.removeprefix(".")))
+    return tuple(_cues(path, text))
 
 
 def words_from_text(text: str, seconds: float, start: float = 0.0) -> tuple[Word, ...]:
     """Words of a bare text, spread over a duration by their length; marked as estimated."""
     spoken = text.split()
+    # Words without media still need an order in time: a usual pace of speech stands in.
+    seconds = seconds or PACE_S * len(spoken)
     ends = list(itertools.accumulate(len(word) + 1 for word in spoken))
     scale = seconds / ends[-1] if ends else 0.0
-    begins = [0, *ends[:-1]]
+    begins = [0, *ends][:-1]
     return tuple(
         Word(text=word, start=start + begin * scale, end=start + end * scale, estimated=True)
         for word, begin, end in zip(spoken, begins, ends, strict=True)
@@ -62,28 +68,42 @@ def within(words: Sequence[Word], start: float, end: float | None) -> tuple[Word
     )
 
 
-def _cues(path: Path, text: str, form: str) -> Iterator[Word]:
-    from pysubs2 import SSAFile
-    from pysubs2.exceptions import Pysubs2Error
-
-    try:
-        subtitles = SSAFile.from_string(text, format_=form, keep_html_tags=True)
-    except (Pysubs2Error, ValueError) as error:
-        raise BadClipError("bad_transcript", f"{path.name}: {error}") from None
-    if text.strip() not in {"", "WEBVTT"} and not subtitles.events:
+def _cues(path: Path, text: str) -> Iterator[Word]:
+    """Words of all cues in order of time; blocks without times are headers, styles and notes."""
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    cues: list[tuple[float, float, str]] = []
+    for block in re.split(r"\n(?:[ \t]*\n)+", plain):
+        lines = block.split("\n")
+        at = [number for number, line in enumerate(lines) if "-->" in line]
+        if not at:
+            continue
+        timing = _TIMING.match(lines[at[0]])
+        if timing is None or len(at) > 1:
+            raise BadClipError(
+                "bad_transcript",
+                f"{path.name}: {lines[at[-1]]!r}; wanted 'HH:MM:SS.mmm --> HH:MM:SS.mmm' "
+                f"after an empty line",
+            )
+        found = timing.groups()
+        cues.append((_seconds(found[:4]), _seconds(found[4:]), " ".join(lines[at[0] + 1 :])))
+    if plain and not cues and not plain.startswith("WEBVTT"):
         raise BadClipError("bad_transcript", f"{path.name}: no cue with times was found")
-    for cue in sorted(subtitles.events, key=lambda event: (event.start, event.end)):
-        yield from _cue_words(cue.text.replace("\\N", " "), cue.start / 1000, cue.end / 1000)
+    for start, end, spoken in sorted(cues):
+        yield from _cue_words(spoken, start, end)
+
+
+def _seconds(time: Sequence[str | None]) -> float:
+    hours, minutes, seconds, thousandths = (int(part or 0) for part in time)
+    return (((hours * 60 + minutes) * 60 + seconds) * 1000 + thousandths) / 1000
 
 
 def _cue_words(text: str, start: float, end: float) -> Iterator[Word]:
     pieces = _INLINE.split(text)
-    times = [start]
-    for hours, minutes, seconds in zip(pieces[1::4], pieces[2::4], pieces[3::4], strict=True):
-        times.append(int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", ".")))
+    inline = zip(*(pieces[part::5] for part in range(1, 5)), strict=True)
+    times = [start, *(_seconds(time) for time in inline)]
     times.append(end)
-    measured = len(times) > 2
-    for piece, begin, stop in zip(pieces[0::4], times, times[1:], strict=False):
-        words = words_from_text(_TAGS.sub("", piece), max(0.0, stop - begin), begin)
-        alone = measured or len(text.split()) == 1
-        yield from (replace(word, estimated=not (alone and len(words) == 1)) for word in words)
+    for piece, begin, stop in zip(pieces[0::5], times, times[1:], strict=False):
+        bare = html.unescape(_TAGS.sub("", piece))
+        words = words_from_text(bare, max(0.0, stop - begin), begin)
+        # A word alone between two times has the times of its piece; several must share them.
+        yield from (replace(word, estimated=len(words) > 1) for word in words)

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from featurizers.clip import Clip
 from featurizers.dataset import read_clips
@@ -19,10 +22,12 @@ from pipelines.sources import Asked, ask, read_rows, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
 from tracking.gate import Scorecard
 from tracking.mlflow_store import tracking_uri
+from training.data import target_of
+from training.evaluate import paired_bound, scorecard
 from training.recipe import Recipe, Task
 
 MODEL = "demo-sentiment"
-DEMO_EPOCHS = 30
+DEMO_EPOCHS = 40
 DEMO_METRICS = ("acc2_non0", "f1_non0", "mae", "corr")
 MADE_UP = (
     "The demo corpus is made up: drawn faces, synthetic voices, random words. It shows mechanics."
@@ -202,7 +207,13 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
     recipes = [replace(each, seed=seed) for each in demo_recipes(experiment, task)]
     trained = train_all(experiment, recipes, columns, table, show)
     cards = {each.plan.name: score_test(each, table, parity=None) for each in trained}
-    show.scores(f"test, {next(iter(cards.values())).count} clips", cards, DEMO_METRICS)
+    show.scores(
+        f"test, {next(iter(cards.values())).count} clips",
+        {**cards, **chance_cards(table, task)},
+        DEMO_METRICS,
+    )
+    for line in gains(cards):
+        show.say(line)
     registered = register_best(experiment, trained[:1], columns, table, show)
     if registered is None:
         raise InputError("the demo registers its model, but no name is given")
@@ -234,7 +245,7 @@ def demo_settings(corpus: str) -> dict[str, Any]:
             "video": {"featurizer": "face-motion", "fps": 5},
         },
         "model": {"recipe": "mmlatch"},
-        "train": {"epochs": DEMO_EPOCHS},
+        "train": {"epochs": DEMO_EPOCHS, "learning_rate": 1.0e-3},
         "shards": {"clips": 32},
         "register": {"name": MODEL},
         "promote": {
@@ -263,10 +274,49 @@ def demo_recipes(experiment: Experiment, task: Task) -> list[Recipe]:
     return [each.recipe(task) for each in (experiment, late, *alone)]
 
 
+def chance_cards(clips: Sequence[Clip], task: Task) -> dict[str, Scorecard]:
+    """What can be guessed from a clip's duration alone, and from its speaker alone.
+
+    Duration: a straight line through the training clips. Speaker: the mean of that speaker's
+    training clips, of all of them for a new speaker.
+    """
+    train_clips = [clip for clip in clips if clip.split == "train"]
+    test = [clip for clip in clips if clip.split == "test"]
+    labels = np.array([target_of(clip, task) for clip in train_clips], dtype=np.float64)
+    slope, base = np.polyfit([clip.seconds for clip in train_clips], labels, 1)
+    means = {
+        speaker: labels[[clip.speaker == speaker for clip in train_clips]].mean()
+        for speaker in {clip.speaker for clip in train_clips}
+    }
+    guesses = {
+        "duration alone": {clip.key: float(base + slope * clip.seconds) for clip in test},
+        "speaker alone": {clip.key: float(means.get(clip.speaker, labels.mean())) for clip in test},
+    }
+    return {
+        name: scorecard(test, guess, task, train_clips, parity=None)
+        for name, guess in guesses.items()
+    }
+
+
+def gains(cards: Mapping[str, Scorecard], metric: str = "acc2_non0") -> list[str]:
+    """How much better each fused model is than the best single modality, with its bound.
+
+    The models are in the order of `demo_recipes`: two fused ones, then each modality alone.
+    """
+    fused, single = list(cards.items())[:2], list(cards.items())[2:]
+    best, other = max(single, key=lambda each: each[1].metrics[metric])
+    lines: list[str] = []
+    for name, card in fused:
+        bound = paired_bound(card.replicates[metric], other.replicates[metric], "higher")
+        lines.append(
+            f"{name}: {metric} {card.metrics[metric] - other.metrics[metric]:+.3f} over {best}; "
+            f"at least {bound:+.3f} with 95 % confidence (paired bootstrap)"
+        )
+    return lines
+
+
 def write_corpus(folder: Path, where: Executor, clips: int, interaction: bool, show: Show) -> None:
     """Write the generated corpus, one job a media file."""
-    from functools import partial
-
     plan = plan_corpus(clips, interaction=interaction)
     with show.counting("corpus", len(plan)) as done:
         for _ in where.run(partial(_Writer, folder), plan):

@@ -48,8 +48,7 @@ class FusionBatch:
     keys: tuple[str, ...]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "FusionBatch":
-        """The same on a device; features in `dtype` where given, targets and weights as they are.
-        """
+        """The same on a device; features in `dtype` where given, targets and weights as before."""
         return FusionBatch(
             streams={name: stream.to(device, dtype) for name, stream in self.streams.items()},
             target=None if self.target is None else self.target.to(device),

@@ -27,7 +27,8 @@ class Task:
 class Pooling:
     """The time base that training asks for.
 
-    "words": every stream is pooled to the clip's words; a clip without words is pooled to cells of `cell_s` seconds.
+    "words": every stream is pooled to the clip's words; a clip without words is pooled to cells of
+    `cell_s` seconds.
     "cells": every stream is pooled to cells of `cell_s` seconds.
     """
 
