@@ -41,12 +41,14 @@ def pool(
     low, high = targets[:, :1], targets[:, 1:]
     overlap = np.minimum(high, end) - np.maximum(low, begin)
     weights = np.clip(overlap, 0.0, None)
-    # A target without length lies in the step that contains it; a step without length in the target
-    # that does.
-    inside = (overlap == 0) & (begin <= low) & (low < end) & (low == high)
-    points = (begin == end) & (low <= begin) & (begin < high)
-    weights = np.where(inside | points, 1.0, weights)
-    total = weights.sum(axis=1)
-    valid = total > 0
-    means = weights @ feature.values.astype(np.float64) / np.where(valid, total, 1.0)[:, np.newaxis]
+    # Where nothing overlaps: a target without length lies in the step that contains it, a step
+    # without length in the target that does, and two of them in each other.
+    inside = (low == high) & (begin <= low) & (low < end)
+    points = (begin == end) & (low <= begin) & ((begin < high) | (begin == low))
+    alone = weights.sum(axis=1, keepdims=True) == 0
+    weights = np.where(alone, (inside | points).astype(np.float64), weights)
+    total = weights.sum(axis=1, keepdims=True)
+    valid = total[:, 0] > 0
+    # Divided before the sum: the shortest overlaps would lose their values in it.
+    means = weights / np.where(total > 0, total, 1.0) @ feature.values.astype(np.float64)
     return np.where(valid[:, np.newaxis], means, 0.0).astype(np.float32), valid

@@ -14,7 +14,7 @@ Name: TypeAlias = Literal["hashed-words", "logmel", "face-motion"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
-def build(name: str, **parameters: Scalar) -> Featurizer:
+def build(name: str, /, **parameters: Scalar) -> Featurizer:
     """The featurizer of this name with these settings.
 
     Raises:

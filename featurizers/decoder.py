@@ -26,6 +26,7 @@ from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 
 _HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
 WALL_FACTOR = 20.0  # time is judged by CPU seconds; a child that sleeps longer than this hangs
+HEADER_LIMIT = 1 << 24
 PAYLOAD_LIMIT = 1 << 30
 
 
@@ -173,10 +174,14 @@ class Decoder:
     def _receive(
         self, child: "subprocess.Popen[bytes]", wall: float
     ) -> tuple[dict[str, Any], bytes]:
-        ready, _, _ = select.select([_pipe(child.stdout)], [], [], wall)
-        if not ready:
-            raise DecoderDiedError("timed_out", f"the decoder gave nothing for {wall:.0f} s")
-        message = _read(_pipe(child.stdout))
+        try:
+            message = _read(_pipe(child.stdout), wall)
+        except TimeoutError:
+            reason = f"the decoder gave nothing for {wall:.0f} s"
+            raise DecoderDiedError("timed_out", reason) from None
+        except ValueError as error:  # a broken child, and JSON's errors are of this kind
+            reason = f"the decoder sent what nobody can read: {error}"
+            raise DecoderDiedError("crashed", reason) from None
         if message is None:
             raise self._death(child)
         return message
@@ -222,24 +227,31 @@ def _send(pipe: IO[bytes], header: Mapping[str, Any], payload: bytes) -> None:
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """The next message; None when the other side is gone, also in the middle of one."""
-    sizes = _exactly(pipe, _HEADER.size)
+def _read(pipe: IO[bytes], wall: float | None = None) -> tuple[dict[str, Any], bytes] | None:
+    """The next message; None when the other side is gone, also in the middle of one.
+
+    Raises:
+        TimeoutError: Nothing came for `wall` seconds.
+        ValueError: What came is no message.
+    """
+    sizes = _exactly(pipe, _HEADER.size, wall)
     if sizes is None:
         return None
     text_size, payload_size = _HEADER.unpack(sizes)
-    if payload_size > PAYLOAD_LIMIT:
-        raise RuntimeError(f"the decoder sent {payload_size} bytes at once")
-    text, payload = _exactly(pipe, text_size), _exactly(pipe, payload_size)
+    if text_size > HEADER_LIMIT or payload_size > PAYLOAD_LIMIT:
+        raise ValueError(f"a message of {text_size} and {payload_size} bytes")
+    text, payload = _exactly(pipe, text_size, wall), _exactly(pipe, payload_size, wall)
     if text is None or payload is None:
         return None
     header: dict[str, Any] = json.loads(text)
     return header, payload
 
 
-def _exactly(pipe: IO[bytes], size: int) -> bytes | None:
+def _exactly(pipe: IO[bytes], size: int, wall: float | None) -> bytes | None:
     pieces: list[bytes] = []
     while size:
+        if wall is not None and not select.select([pipe], [], [], wall)[0]:
+            raise TimeoutError
         piece = pipe.read(size)
         if not piece:
             return None

@@ -69,6 +69,11 @@ class Column:
             os.close(self._files.popitem()[1])
 
     def _member(self, name: str, row: Row, member: str) -> NDArray[Any]:
+        content = self._bytes(name, row, member)
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        return array
+
+    def _bytes(self, name: str, row: Row, member: str) -> bytes:
         place: Member = row.members[member]
         content = os.pread(self._open(name), place.size, place.offset)
         if len(content) != place.size or zlib.crc32(content) != place.crc32:
@@ -76,8 +81,18 @@ class Column:
                 f"{self.folder / name}.tar: {member} of clip {row.key} are damaged; "
                 f"delete the shard's .json and featurize again"
             )
-        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-        return array
+        return content
+
+    def damaged(self, record: Record) -> list[str]:
+        """Clips of a shard of which some member is not what was written."""
+        found: list[str] = []
+        for key in sorted(key for key, shard in self.shards.items() if shard == record.shard):
+            try:
+                for member in self.rows[key].members:
+                    self._bytes(record.name, self.rows[key], member)
+            except CorruptShardError:
+                found.append(key)
+        return found
 
     def _open(self, name: str) -> int:
         if name in self._files:
@@ -107,17 +122,26 @@ def commit(root: Path, spec: FeatureSpec, plan_digest: str, records: Sequence[Re
     digest = hashlib.sha256(content).hexdigest()
     if not (folder / "manifests" / f"{digest}.json").exists():
         publish(folder / "manifests" / f"{digest}.json", content)
-    publish(folder / "manifest.json", canonical_json({"format": FORMAT, "digest": digest}))
+    if committed_digest(root, spec.fingerprint) != digest:
+        publish(folder / "manifest.json", canonical_json({"format": FORMAT, "digest": digest}))
     return digest
 
 
 def committed_digest(root: Path, fingerprint: str) -> str | None:
-    """The digest that a column's pointer names; None when nothing is committed."""
+    """The digest that a column's pointer names; None when nothing is committed.
+
+    Raises:
+        CorruptShardError: The pointer cannot be read.
+    """
+    path = root / COLUMNS / fingerprint / "manifest.json"
     try:
-        pointer = json.loads((root / COLUMNS / fingerprint / "manifest.json").read_bytes())
+        return str(json.loads(path.read_bytes())["digest"])
     except FileNotFoundError:
         return None
-    return str(pointer["digest"])
+    except (ValueError, KeyError, TypeError):
+        raise CorruptShardError(
+            f"{path} is not what was written; delete it and featurize again"
+        ) from None
 
 
 def open_column(root: Path, fingerprint: str) -> Column:
@@ -192,25 +216,26 @@ def _verify_column(root: Path, folder: Path) -> list[str]:
     except (CorruptShardError, DatasetError) as error:
         return [str(error)]
     problems: list[str] = []
-    expected = {"manifest.json", "manifests"}
     for record in column.records:
-        expected |= {f"{record.name}{suffix}" for suffix in (".tar", ".parquet", ".json")}
         content = (folder / f"{record.name}.tar").read_bytes()
         if hashlib.sha256(content).hexdigest() != record.tar[1]:
-            keys = _damaged(column, record)
+            keys = column.damaged(record)
             where = f"clips {', '.join(keys)}" if keys else "between the clips"
             problems.append(f"{folder / record.name}.tar is not what was written: {where}")
     column.close()
-    strays = sorted(path.name for path in folder.iterdir() if path.name not in expected)
-    return problems + [f"{folder / stray} belongs to no shard of the manifest" for stray in strays]
+    found = {path.name for path in folder.iterdir()}
+    strays = sorted(found - _known(folder) - {"manifest.json", "manifests"})
+    return problems + [f"{folder / stray} belongs to no finished shard" for stray in strays]
 
 
-def _damaged(column: Column, record: Record) -> list[str]:
-    damaged: list[str] = []
-    for key, shard in sorted(column.shards.items()):
-        if shard == record.shard:
-            try:
-                column.read(key)
-            except CorruptShardError:
-                damaged.append(key)
-    return damaged
+def _known(folder: Path) -> set[str]:
+    """The files of all finished shards, also of those whose inputs have changed since."""
+    known: set[str] = set()
+    for path in folder.glob("[!.]*-*.json"):
+        try:
+            name = Record.from_bytes(path.read_bytes()).name
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if name == path.stem:
+            known |= {f"{name}{suffix}" for suffix in (".tar", ".parquet", ".json")}
+    return known

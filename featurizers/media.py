@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -23,10 +23,13 @@ from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant
 
 # Nearer to the start, decoding from 0 is as fast and needs no trust in the file's index.
 SEEK_FROM_S = 10.0
+# Other forms have no index: they guess where a time lies, or land between two whole pictures.
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sample
 GAP_S = 0.1
 CHUNK_PICTURES = 32
 MAX_BAD_PACKETS = 0.2
+LFS_POINTER = b"version https://git-lfs"
 
 Kind: TypeAlias = Literal["audio", "video"]
 
@@ -121,23 +124,24 @@ def decode(
     from av.error import FFmpegError
 
     with _Opened(path) as opened:
+        # Before the takers are made: a file that cannot do it is opened anew.
+        if start > SEEK_FROM_S and opened.container.format.name in INDEXED:
+            opened.seek(start - SEEK_MARGIN_S)
         takers = _takers(opened, wants, start, end, limits)
         yield from ((i, NoStream(_kind(want))) for i, want in enumerate(wants) if i not in takers)
         if not takers:
             return
-        if start > SEEK_FROM_S:
-            opened.seek(start - SEEK_MARGIN_S)
-        tally = _Tally()
+        stopped = ""
         try:
             for packet in opened.container.demux([taker.stream for taker in takers.values()]):
-                yield from _feed(packet, takers, tally)
+                yield from _feed(packet, takers)
                 if all(taker.done for taker in takers.values()):
                     break
         except FFmpegError as error:
-            tally.stopped = error.strerror or type(error).__name__
+            stopped = _reason(error)
         for index, taker in takers.items():
             yield from ((index, chunk) for chunk in taker.finish())
-            message = tally.verdict(path, taker)
+            message = _verdict(path, taker, "" if taker.done else stopped)
             if message:
                 yield index, Damage(message)
 
@@ -232,6 +236,7 @@ class _Opened:
     def __enter__(self) -> "_Opened":
         self.file = _open_file(self.path)
         try:
+            _check_start(self.path, self.file)
             self._open()
         except BaseException:
             self.file.close()
@@ -243,10 +248,15 @@ class _Opened:
         from av.error import FFmpegError
 
         try:
-            self.container = av.open(self.file, io_open=_refuse, metadata_errors="replace")
+            # Some playlists do not ask `_refuse`: without any protocol they can open nothing.
+            self.container = av.open(
+                self.file,
+                io_open=_refuse,
+                options={"protocol_whitelist": "none"},
+                metadata_errors="replace",
+            )
         except (FFmpegError, ValueError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BadClipError("unreadable", f"{self.path.name}: {reason}") from None
+            raise BadClipError("unreadable", f"{self.path.name}: {_reason(error)}") from None
         self.origin = (self.container.start_time or 0) / 1e6
 
     def __exit__(self, *exc: object) -> None:
@@ -265,14 +275,34 @@ class _Opened:
             self._open()
 
 
+def _check_start(path: Path, file: BinaryIO) -> None:
+    """Name what is often found in the place of media; FFmpeg would only call it invalid."""
+    start = file.read(len(LFS_POINTER))
+    file.seek(0)
+    if not start:
+        raise BadClipError("empty", f"{path.name} has 0 bytes")
+    if start == LFS_POINTER:
+        raise BadClipError(
+            "missing", f"{path.name} is a Git LFS pointer; fetch the media with git lfs pull"
+        )
+
+
 def _open_file(path: Path) -> BinaryIO:
-    if not path.is_file():
-        found = "a special file" if path.exists() else "no such file"
-        raise BadClipError("missing", f"{path.name}: {found}")
     try:
+        # Not opened before that is known: opening a named pipe waits for its other end.
+        if not path.is_file():
+            found = "a special file" if path.exists() else "no such file"
+            raise BadClipError("missing", f"{path.name}: {found}")
         return path.open("rb")
-    except PermissionError:
-        raise BadClipError("unreadable", f"{path.name}: permission denied") from None
+    except OSError as error:
+        raise BadClipError("unreadable", f"{path.name}: {error.strerror}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says of a file; that memory ran out says nothing of it and is raised on."""
+    if isinstance(error, MemoryError):
+        raise error
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _refuse(url: str, flags: int, options: object) -> object:
@@ -339,44 +369,41 @@ def _takers(
     return takers
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Packets by stream, and those that could not be decoded."""
-
-    packets: dict[int, int] = field(default_factory=dict)
-    bad: dict[int, int] = field(default_factory=dict)
-    stopped: str = ""
-
-    def verdict(self, path: Path, taker: "_Sound | _Pictures") -> str:
-        """What is to be said of the stream; raises when too much is damaged or nothing came."""
-        index, kind = taker.stream.index, taker.kind
-        packets, bad = self.packets.get(index, 0), self.bad.get(index, 0)
-        if bad and (not taker.given or bad > MAX_BAD_PACKETS * packets):
-            raise BadClipError(
-                "corrupt", f"{path.name}: {bad} of {packets} {kind} packets are damaged"
-            )
-        if not taker.given:
-            reason = self.stopped or "nothing lies in the span"
-            raise BadClipError(
-                "corrupt" if self.stopped else "empty", f"{path.name}: {kind}: {reason}"
-            )
-        if self.stopped:
-            return f"{kind}: reading stopped early: {self.stopped}"
-        return f"{kind}: {bad} of {packets} packets are damaged and passed over" if bad else ""
+def _verdict(path: Path, taker: "_Sound | _Pictures", stopped: str) -> str:
+    """What is to be said of a stream; raises when too much is damaged or nothing came."""
+    kind, packets, bad = taker.kind, taker.packets, taker.bad
+    if bad and (not taker.given or bad > MAX_BAD_PACKETS * packets):
+        raise BadClipError("corrupt", f"{path.name}: {bad} of {packets} {kind} packets are damaged")
+    if not taker.given:
+        reason = stopped or "nothing lies in the span"
+        raise BadClipError("corrupt" if stopped else "empty", f"{path.name}: {kind}: {reason}")
+    if stopped:
+        return f"{kind}: reading stopped early: {stopped}"
+    return f"{kind}: {bad} of {packets} packets are damaged and passed over" if bad else ""
 
 
-def _feed(
-    packet: AvPacket, takers: dict[int, "_Sound | _Pictures"], tally: _Tally
-) -> Iterator[Event]:
+def _feed(packet: AvPacket, takers: dict[int, "_Sound | _Pictures"]) -> Iterator[Event]:
+    """Decode a packet for those that want more of its stream.
+
+    One that is done hears of nothing further, so that it never depends on what is wanted beside it.
+    """
     from av.error import FFmpegError
 
-    mine = {i: taker for i, taker in takers.items() if taker.stream.index == packet.stream.index}
-    if packet.size:
-        tally.packets[packet.stream.index] = tally.packets.get(packet.stream.index, 0) + 1
+    mine = {
+        i: taker
+        for i, taker in takers.items()
+        if taker.stream.index == packet.stream.index and not taker.done
+    }
+    if not mine:
+        return
+    for taker in mine.values():
+        taker.packets += bool(packet.size)
     try:
         frames = packet.decode()
-    except FFmpegError:
-        tally.bad[packet.stream.index] = tally.bad.get(packet.stream.index, 0) + 1
+    except FFmpegError as error:
+        _reason(error)
+        for taker in mine.values():
+            taker.bad += 1
         return
     for frame in frames:
         if frame.pts is not None:
@@ -397,6 +424,7 @@ class _Sound:
     ) -> None:
         self.stream, self.rate_hz, self.offset, self.span = stream, want.rate_hz, offset, span
         self.done = self.given = False
+        self.packets = self.bad = 0
         self._resampler: AvResampler = None  # until a frame comes, and after a flush
         self._expected: float | None = None
         self._position = 0  # of the next sample, counted from the clip's start
@@ -470,6 +498,7 @@ class _Pictures:
     ) -> None:
         self.stream, self.want, self.offset, self.span = stream, want, offset, span
         self.done = self.given = False
+        self.packets = self.bad = 0
         self._shown: AvFrame | None = None
         self._shown_from = 0.0
         self._small: NDArray[np.uint8] | None = None
@@ -489,8 +518,10 @@ class _Pictures:
             length = float((self._shown.duration or 0) * self._shown.time_base) or 1 / self.want.fps
             stop = self._shown_from + length
             yield from self._show_until(stop)
-            if not self.given and not self._held and stop > 0:
-                self._hold()  # shorter than half a cell
+            inside = stop > 0 and (self.span is None or self._shown_from < self.span)
+            if inside and not self.given and not self._held:  # shorter than half a cell
+                self._cell = int(max(0.0, self._shown_from) * self.want.fps)
+                self._hold()
         yield from self._emit()
 
     def _middle(self) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip, Fault
-from featurizers.dataset import StorageError, publish, settle
+from featurizers.dataset import DatasetError, StorageError, publish, settle
 from featurizers.extract import Outcome
 from featurizers.spec import FeatureSpec, canonical_json
 
@@ -125,14 +125,27 @@ def shard_name(shard: int, job: str) -> str:
 
 
 def read_record(column: Path, shard: int, job: str) -> Record | None:
-    """The record of a finished job; None when it is not finished."""
+    """The record of a finished job; None when it is not finished.
+
+    A shard whose tar or index was lost or cut since is not finished either: doing the job again
+    gives the same bytes.
+
+    Raises:
+        DatasetError: The record is damaged.
+    """
     path = column / f"{shard_name(shard, job)}.json"
     try:
         record = Record.from_bytes(path.read_bytes())
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); delete it and featurize again") from None
     if record.job != job:
-        raise ValueError(f"{path} belongs to job {record.job}, not to {job}")
+        raise DatasetError(f"{path} belongs to job {record.job}, not to {job}; delete it")
+    for suffix, (size, _) in ((".tar", record.tar), (".parquet", record.index)):
+        file = path.with_suffix(suffix)
+        if not file.is_file() or file.stat().st_size != size:
+            return None
     return record
 
 
@@ -245,7 +258,8 @@ def _rows(
     rows: list[Row] = []
     for clip, outcome in zip(clips, outcomes, strict=True):
         steps = 0 if outcome.feature is None else len(outcome.feature.values)
-        members = {n: places[f"{clip.key}.{s}"] for n, s in suffixes.items()} if steps else {}
+        kept = suffixes if outcome.feature is not None else {}
+        members = {n: places[f"{clip.key}.{s}"] for n, s in kept.items()}
         rows.append(
             Row(
                 key=clip.key,

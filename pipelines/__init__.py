@@ -22,7 +22,8 @@ def strangers() -> list[str]:
 
 # Checked at import, in every process, before anything of the wrong package can run.
 if _strangers := strangers():
-    sys.exit(
-        f"fuseline: {'; '.join(_strangers)}. "
-        "Run from another folder, or take that one off PYTHONPATH."
+    sys.stderr.write(
+        f"fuseline: {'; '.join(_strangers)}. Run from another folder, or take that one off "
+        f"PYTHONPATH.\n"
     )
+    sys.exit(2)

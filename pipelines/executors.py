@@ -1,9 +1,12 @@
 """Where work runs: in this process, or on actors of a Ray cluster. Both give the same results."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
+
+from pipelines import HOME
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -107,7 +110,7 @@ def executor(workers: int) -> Executor:
 
 
 def start_ray(cpus: int) -> None:
-    """Join the cluster at RAY_ADDRESS, or start one here; nothing when already joined."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine; nothing when joined."""
     import ray
 
     if ray.is_initialized():
@@ -115,16 +118,17 @@ def start_ray(cpus: int) -> None:
     # Without these, one report of a checkpoint takes two seconds, and workers change their devices.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(cpus, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    joining = bool(os.environ.get("RAY_ADDRESS"))
+    # Ray puts the folder that it is started in on the path of all workers, before everything else:
+    # somebody's own training/ there would be imported instead of ours.
+    with contextlib.chdir(HOME):
+        ray.init(
+            address=None if joining else "local",
+            num_cpus=None if joining else max(cpus, os.cpu_count() or 1),
+            include_dashboard=None if joining else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def stop_ray() -> None:

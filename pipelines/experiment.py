@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurizers import catalog
+from featurizers.dataset import publish
 from featurizers.spec import Featurizer, Scalar
 from tracking.gate import Rule
 from training import recipes
@@ -224,8 +225,7 @@ def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> E
 def save(experiment: Experiment, path: Path) -> None:
     """Write the resolved settings, defaults included."""
     plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    publish(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
 
 
 def _extra(section: BaseModel) -> dict[str, Any]:

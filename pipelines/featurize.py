@@ -18,7 +18,16 @@ from pathlib import Path
 
 from featurizers import catalog
 from featurizers.clip import Clip
-from featurizers.dataset import LOGS, PLAN, DatasetError, publish, read_clips, write_clips
+from featurizers.dataset import (
+    COLUMNS,
+    LOGS,
+    PLAN,
+    DatasetError,
+    StorageError,
+    publish,
+    read_clips,
+    write_clips,
+)
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
 from featurizers.manifest import Column, commit, committed_digest, open_column
@@ -137,7 +146,7 @@ def jobs(root: Path, specs: Sequence[FeatureSpec]) -> tuple[list[Job], list[Reco
         missing: list[tuple[FeatureSpec, str]] = []
         for spec in specs:
             job = job_id(spec, clips)
-            record = read_record(root / "columns" / spec.fingerprint, shard, job)
+            record = read_record(root / COLUMNS / spec.fingerprint, shard, job)
             if record is None:
                 missing.append((spec, job))
             else:
@@ -177,7 +186,7 @@ class ShardWorker:
         ]
         records = [
             write_shard(
-                self._root / "columns" / spec.fingerprint,
+                self._root / COLUMNS / spec.fingerprint,
                 job.shard,
                 identity,
                 spec,
@@ -233,8 +242,15 @@ def featurize(
 def _commit(root: Path, spec: FeatureSpec, records: Sequence[Record]) -> None:
     before = committed_digest(root, spec.fingerprint)
     after = commit(root, spec, digest(read_plan(root)), records)
+    _sweep(root / COLUMNS / spec.fingerprint)
     if before is not None and before != after:
         _write_log(root / LOGS / "manifests.jsonl", {"column": spec.fingerprint, "from": before})
+
+
+def _sweep(column: Path) -> None:
+    """Remove the temporary files of workers that were killed, now that every shard is there."""
+    for leftover in column.rglob(".*"):
+        leftover.unlink(missing_ok=True)
 
 
 def _check_dropped(spec: FeatureSpec, records: Sequence[Record], permitted: float) -> None:
@@ -253,10 +269,16 @@ def _check_dropped(spec: FeatureSpec, records: Sequence[Record], permitted: floa
 
 def _write_log(path: Path, entry: Done | Mapping[str, str]) -> None:
     """What may differ between runs goes here and nowhere else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = dict(entry) if isinstance(entry, Mapping) else _plain(entry)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.time(), **plain}) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **plain}) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"{path}: a line could not be written ({error.strerror}); make room, "
+            f"then run the same command again"
+        ) from None
 
 
 def _plain(done: Done) -> dict[str, object]:

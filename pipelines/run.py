@@ -198,8 +198,8 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
     """
     show.say(MADE_UP)
     show.head("corpus")
-    name = "corpus" if interaction else "control"
-    experiment = parse(demo_settings(name), folder.resolve(), "demo")
+    name, folder = "corpus" if interaction else "control", folder.resolve()
+    experiment = parse(demo_settings(name), folder, "demo")
     write_corpus(folder / name, executor(experiment.workers.featurize), clips, interaction, show)
     table = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)

@@ -340,7 +340,7 @@ class RaySession:
         ray.train.report(dict(metrics), checkpoint=kept)
 
     def preempted(self) -> bool:
-        """Whether Ray is draining this node."""
+        """Never: a node that is lost costs the epochs since the last checkpoint."""
         return False
 
     def agreed(self, finished: bool) -> bool:

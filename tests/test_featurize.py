@@ -1,0 +1,494 @@
+"""The laws of featurizing, on a handful of real one-second films."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from featurizers.dataset import COLUMNS, DatasetError, read_clips
+from featurizers.manifest import open_column, verify
+from featurizers.media import encode
+from featurizers.shards import Record
+from pipelines.executors import InProcess
+from pipelines.experiment import load
+from pipelines.featurize import TooManyDroppedError, featurize, ingest, ledger, read_plan
+
+pytestmark = pytest.mark.media
+
+FEATURES = {
+    "text": {"featurizer": "hashed-words"},
+    "audio": {"featurizer": "logmel", "hop_ms": 20},
+    "video": {"featurizer": "face-motion", "fps": 5},
+}
+WORDS = ["what a day", "no thanks", "quite good", "so so", "never again", "a fine thing"]
+
+# Featurizes in this process, and dies by kill -9 just before the given number of steps on disk.
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.executors import InProcess
+from pipelines.experiment import load
+from pipelines.featurize import featurize
+
+experiment, left = load(Path(sys.argv[1])), int(sys.argv[2])
+columns = str(experiment.root / "columns")
+
+def step(event, arguments):
+    global left
+    if event in {"open", "os.rename"} and str(arguments[0]).startswith(columns):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
+featurize(experiment, InProcess(), lambda done: None)
+"""
+
+# The command line with a limit on the size of files, as if the disk were full.
+CRAMPED = """
+import resource, sys
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), hard))
+from pipelines.__main__ import main
+main()
+"""
+
+
+def film(path, seed, seconds=1.0, *, sound=True, pictures=True):
+    random_numbers = np.random.default_rng(seed)
+    frames = [
+        random_numbers.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        for _ in range(round(5 * seconds))
+    ]
+    times = np.arange(round(16_000 * seconds)) / 16_000
+    samples = (9000 * np.sin(2 * np.pi * (150 + 20 * seed) * times)).astype(np.int16)
+    encode(
+        path,
+        frames=frames if pictures else None,
+        fps=5,
+        samples=samples if sound else None,
+        rate_hz=16_000,
+    )
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Six whole films, a longer one, one without sound, one without pictures, one that is none."""
+    folder = tmp_path_factory.mktemp("media")
+    for number in range(6):
+        film(folder / f"whole{number}.mp4", number)
+    film(folder / "long.mp4", 6, 2.2)
+    film(folder / "silent.mp4", 7, sound=False)
+    film(folder / "unseen.mp4", 8, pictures=False)
+    (folder / "broken.mp4").write_bytes(b"this is no film " * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(media):
+    """A table of eleven clips; the broken film has words, one whole film has none."""
+    table = [
+        {"id": f"whole{i}", "media": str(media / f"whole{i}.mp4"), "transcript": words}
+        for i, words in enumerate(WORDS)
+    ]
+    del table[3]["transcript"]
+    table += [
+        {"id": "first", "media": str(media / "long.mp4"), "start": 0, "end": 1},
+        {"id": "second", "media": str(media / "long.mp4"), "start": 1.1, "end": 2.1},
+        {"id": "silent", "media": str(media / "silent.mp4"), "transcript": "hush"},
+        {"id": "unseen", "media": str(media / "unseen.mp4"), "transcript": "dark"},
+        {"id": "broken", "media": str(media / "broken.mp4"), "transcript": "gone"},
+    ]
+    return [{**row, "mood": number % 4 - 1.5} for number, row in enumerate(table)]
+
+
+def experiment(folder, rows, media, **changes):
+    """An experiment file with its table, loaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "clips.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "experiment.yaml"
+    settings = {
+        "dataset": "dataset",
+        "source": {"table": table.name, "label": "mood", "media_root": [str(media)]},
+        "features": FEATURES,
+        "shards": {"clips": 3},
+        "workers": {"featurize": 0},
+        "max_dropped": 0.2,
+        **changes,
+    }
+    file.write_text(yaml.safe_dump(settings))
+    return load(file)
+
+
+class Log(list):
+    """The jobs that were done."""
+
+    def __call__(self, done):
+        self.append(done)
+
+    @property
+    def columns(self):
+        return Counter(record.spec for done in self for record in done.records)
+
+
+def make(folder, rows, media, **changes):
+    """Ingest and featurize; returns the experiment and its columns."""
+    made = experiment(folder, rows, media, **changes)
+    ingest(made, InProcess(), lambda count: None)
+    return made, featurize(made, InProcess(), lambda done: None)
+
+
+def again(folder, rows, media, **changes):
+    """Ingest and featurize; returns the columns and the log of what was done."""
+    made, log = experiment(folder, rows, media, **changes), Log()
+    ingest(made, InProcess(), lambda count: None)
+    return featurize(made, InProcess(), log), log
+
+
+def digests(root):
+    """sha256 by name of every file below the columns."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((root / COLUMNS).rglob("*"))
+        if path.is_file()
+    }
+
+
+def times(root):
+    return {path: path.stat().st_mtime_ns for path in (root / COLUMNS).rglob("*")}
+
+
+def records(root):
+    """Every record that is there, its tar and index held against it."""
+    found = []
+    for path in (root / COLUMNS).glob("*/*-*.json"):
+        record = Record.from_bytes(path.read_bytes())
+        for suffix, (size, digest) in ((".tar", record.tar), (".parquet", record.index)):
+            content = path.with_suffix(suffix).read_bytes()
+            assert len(content) == size
+            assert hashlib.sha256(content).hexdigest() == digest
+        found.append(record)
+    return found
+
+
+def manifests(root):
+    return sorted((root / COLUMNS).rglob("manifest.json"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, rows, media):
+    """The bytes of a run in which nothing happened."""
+    made, _ = make(tmp_path_factory.mktemp("undisturbed"), rows, media)
+    return digests(made.root)
+
+
+# Law 2
+
+
+def test_equal_inputs_give_equal_bytes_whatever_the_order_of_the_rows(
+    tmp_path, rows, media, undisturbed
+):
+    one, _ = make(tmp_path / "one", rows, media)
+    two, _ = make(tmp_path / "two", rows[::-1], media)
+    assert digests(one.root) == digests(two.root) == undisturbed
+    for name in ("clips.parquet", "plan.parquet"):
+        assert (one.root / name).read_bytes() == (two.root / name).read_bytes()
+    assert len([name for name in undisturbed if name.endswith(".tar")]) == 4 * len(FEATURES)
+
+
+def test_a_second_run_computes_nothing_and_touches_no_file(tmp_path, rows, media):
+    made, _ = make(tmp_path, rows, media)
+    before = times(made.root)
+    columns, log = again(tmp_path, rows, media)
+    assert log == []
+    assert times(made.root) == before
+    assert {stream: len(column.rows) for stream, column in columns.items()} == dict.fromkeys(
+        FEATURES, len(rows)
+    )
+
+
+def test_two_streams_with_the_same_featurizer_share_one_column(tmp_path, rows, media):
+    made, columns = make(
+        tmp_path, rows[:3], media, features={"a": FEATURES["text"], "b": FEATURES["text"]}
+    )
+    assert columns["a"].digest == columns["b"].digest
+    assert len(list((made.root / COLUMNS).iterdir())) == 1
+
+
+# Law 3
+
+
+class Dies:
+    """An executor whose worker fails at one of its items."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def run(self, make_worker, items):
+        worker = make_worker()
+        for number, item in enumerate(items):
+            if number == self.at:
+                raise RuntimeError("the worker failed")
+            yield number, worker(item)
+
+
+def test_a_job_that_dies_leaves_no_record_and_only_what_is_missing_is_done_again(
+    tmp_path, rows, media, undisturbed
+):
+    made = experiment(tmp_path, rows, media)
+    ingest(made, InProcess(), lambda count: None)
+    first, second = Log(), Log()
+    with pytest.raises(RuntimeError, match="the worker failed"):
+        featurize(made, Dies(3), first)
+    done = sum(first.columns.values())
+    assert len(records(made.root)) == done
+    assert 0 < done < 12
+    assert manifests(made.root) == []
+    featurize(made, InProcess(), second)
+    assert sum(second.columns.values()) == 12 - done
+    assert digests(made.root) == undisturbed
+
+
+def killed_and_run_again(tmp_path, rows, media, seed, kills, most):
+    """Featurize with kill -9 at random steps on disk, then once in peace."""
+    made = experiment(tmp_path, rows, media)
+    ingest(made, InProcess(), lambda count: None)
+    chance = random.Random(seed)  # noqa: S311 - a schedule that can be repeated, no secret
+    died = 0
+    for _ in range(kills):
+        command = [sys.executable, "-c", DIES, tmp_path / "experiment.yaml"]
+        ended = subprocess.run(
+            [*command, str(chance.randint(1, most))], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode in {0, -signal.SIGKILL}, ended.stderr
+        died += ended.returncode != 0
+        finished = {record.name: record for record in records(made.root)}
+        for pointer in manifests(made.root):
+            open_column(made.root, pointer.parent.name)
+        assert len(finished) <= 12
+    assert died
+    featurize(made, InProcess(), lambda done: None)
+    assert verify(made.root) == []
+    return digests(made.root)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_bytes_are_those_of_an_undisturbed_run(
+    tmp_path, rows, media, undisturbed
+):
+    assert killed_and_run_again(tmp_path, rows, media, 3, 3, most=40) == undisturbed
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+def test_killed_fifteen_times_the_bytes_are_those_of_an_undisturbed_run(
+    tmp_path, rows, media, undisturbed, seed
+):
+    assert killed_and_run_again(tmp_path, rows, media, seed, 15, most=12) == undisturbed
+
+
+def test_temporary_files_of_a_killed_worker_are_gone_after_the_next_run(
+    tmp_path, rows, media, undisturbed
+):
+    made = experiment(tmp_path, rows, media)
+    ingest(made, InProcess(), lambda count: None)
+    with pytest.raises(RuntimeError):
+        featurize(made, Dies(3), lambda done: None)
+    column = next((made.root / COLUMNS).iterdir())
+    (column / ".00001-abc.tar.x7").write_bytes(b"half a tar")
+    featurize(made, InProcess(), lambda done: None)
+    assert verify(made.root) == []
+    assert digests(made.root) == undisturbed
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
+def test_a_shard_that_lost_a_file_is_made_again(tmp_path, rows, media, suffix):
+    made, columns = make(tmp_path, rows[:3], media, features={"text": FEATURES["text"]})
+    before, column = digests(made.root), columns["text"]
+    (column.folder / f"{column.records[0].name}{suffix}").unlink()
+    assert verify(made.root) != []
+    featurize(made, InProcess(), lambda done: None)
+    assert digests(made.root) == before
+
+
+# Law 4
+
+
+def test_there_is_no_manifest_while_a_shard_is_missing(tmp_path, rows, media):
+    made = experiment(tmp_path, rows, media)
+    ingest(made, InProcess(), lambda count: None)
+    seen = []
+    featurize(made, InProcess(), lambda done: seen.append(manifests(made.root)))
+    assert seen == [[]] * 8  # 4 of sound and pictures together, 4 of words
+    assert len(manifests(made.root)) == 3
+    for pointer in manifests(made.root):
+        column = open_column(made.root, pointer.parent.name)
+        assert len(column.records) == len({place.shard for place in read_plan(made.root)})
+
+
+def test_a_column_that_was_never_finished_cannot_be_opened(tmp_path, rows, media):
+    made = experiment(tmp_path, rows, media)
+    ingest(made, InProcess(), lambda count: None)
+    with pytest.raises(RuntimeError):
+        featurize(made, Dies(3), lambda done: None)
+    fingerprint = made.featurizers()["text"].spec.fingerprint
+    with pytest.raises(DatasetError, match="no manifest"):
+        open_column(made.root, fingerprint)
+
+
+# Law 5
+
+
+def test_too_many_dropped_clips_leave_records_but_no_manifest(tmp_path, rows, media):
+    made = experiment(tmp_path, rows, media, max_dropped=0.05)
+    ingest(made, InProcess(), lambda count: None)
+    with pytest.raises(TooManyDroppedError, match=r"1 of 11 clips are quarantined .*unreadable"):
+        featurize(made, InProcess(), lambda done: None)
+    assert len(records(made.root)) == 12
+    dropped = {record.spec for record in records(made.root) if record.faults}
+    committed = {open_column(made.root, p.parent.name).spec.digest for p in manifests(made.root)}
+    assert len(dropped) == 2
+    assert not committed & dropped
+    log = Log()
+    featurize(experiment(tmp_path, rows, media), InProcess(), log)
+    assert log == []
+    assert len(manifests(made.root)) == 3
+
+
+# Law 14
+
+
+def test_the_ledger_balances(tmp_path, rows, media):
+    made, columns = make(tmp_path, rows, media)
+    for line in ledger(columns):
+        assert line.clips == line.sample + line.absent + line.quarantined == len(rows)
+    states = {
+        stream: {row.key: row.fault or row.state for row in column.rows.values()}
+        for stream, column in columns.items()
+    }
+    odd = {
+        "text": {"whole3": "absent", "first": "absent", "second": "absent"},
+        "audio": {"silent": "absent", "broken": "unreadable"},
+        "video": {"unseen": "absent", "broken": "unreadable"},
+    }
+    for stream, found in states.items():
+        assert found == {
+            clip.key: odd[stream].get(clip.key, "sample") for clip in read_clips(made.root)
+        }
+    for stream, column in columns.items():
+        for key, row in column.rows.items():
+            feature = column.read(key)
+            assert (feature is not None) == (row.state == "sample")
+            assert feature is None or len(feature.values) == row.steps > 0
+        assert {record.counts["sample"] for record in column.records} <= {0, 1, 2, 3}, stream
+
+
+# Law 15, and what else recomputes nothing
+
+
+def test_changing_every_split_and_label_recomputes_nothing_and_changes_no_byte(
+    tmp_path, rows, media
+):
+    made, _ = make(tmp_path, rows, media)
+    before = times(made.root), digests(made.root)
+    splits = ["test", "train", "valid"]
+    other = [
+        {**row, "mood": -row["mood"], "split": splits[i % 3], "speaker": f"p{i}"}
+        for i, row in enumerate(rows)
+    ]
+    _, log = again(tmp_path, other, media)
+    assert log == []
+    assert (times(made.root), digests(made.root)) == before
+    assert {clip.labels["mood"] for clip in read_clips(made.root)} == {r["mood"] for r in other}
+    assert {clip.split for clip in read_clips(made.root)} == set(splits)
+
+
+def test_a_changed_transcript_redoes_only_the_shard_of_words_that_holds_it(tmp_path, rows, media):
+    made, columns = make(tmp_path, rows, media)
+    before = digests(made.root)
+    other = [{**row, "transcript": "mended now"} if row["id"] == "whole1" else row for row in rows]
+    after, log = again(tmp_path, other, media)
+    assert [(done.shard, len(done.records)) for done in log] == [
+        (columns["text"].shards["whole1"], 1)
+    ]
+    assert log.columns == {columns["text"].spec.digest: 1}
+    assert not np.array_equal(
+        after["text"].read("whole1").values, columns["text"].read("whole1").values
+    )
+    pointer = f"columns/{columns['text'].spec.fingerprint}/manifest.json"
+    now = digests(made.root)
+    assert {name for name in before if now[name] != before[name]} == {pointer}
+    assert verify(made.root) == []
+
+
+def test_a_changed_setting_makes_a_new_column_and_leaves_others_alone(tmp_path, rows, media):
+    made, columns = make(tmp_path, rows, media)
+    before = times(made.root)
+    features = {**FEATURES, "audio": {"featurizer": "logmel", "hop_ms": 40}}
+    after, log = again(tmp_path, rows, media, features=features)
+    assert set(log.columns) == {after["audio"].spec.digest}
+    assert after["audio"].folder != columns["audio"].folder
+    now = times(made.root)
+    assert {path: now[path] for path in before if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+
+
+def test_new_clips_leave_finished_shards_alone(tmp_path, rows, media):
+    made, _ = make(tmp_path, rows[:7], media)
+    before, plan = times(made.root), read_plan(made.root)
+    columns, log = again(tmp_path, rows, media)
+    assert set(plan) < set(read_plan(made.root))
+    assert not {done.shard for done in log} & {place.shard for place in plan}
+    assert all(len(column.rows) == len(rows) for column in columns.values())
+    now = times(made.root)
+    shards = {path for path in before if path.suffix in {".tar", ".parquet"}}
+    assert shards
+    assert all(now[path] == before[path] for path in shards)
+
+
+# Disk full
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "verb"), [(12_000, "featurize"), (60, "featurize"), (60, "ingest")]
+)
+def test_a_full_disk_is_one_line_and_running_again_finishes(
+    tmp_path, rows, media, undisturbed, limit, verb
+):
+    made = experiment(tmp_path, rows, media)
+    if verb == "featurize":
+        ingest(made, InProcess(), lambda count: None)
+    command = [sys.executable, "-c", CRAMPED, verb, tmp_path / "experiment.yaml", str(limit)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("fuseline: ")
+    assert "could not be written" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert manifests(made.root) == []
+    assert [path for path in made.root.rglob(".*") if path.is_file()] == []
+    records(made.root)
+    again(tmp_path, rows, media)
+    assert digests(made.root) == undisturbed
+
+
+def test_ingest_says_how_many_clips_cannot_be_read_and_keeps_them(tmp_path, rows, media):
+    made = experiment(tmp_path, rows, media)
+    told = []
+    found = ingest(made, InProcess(), told.append)
+    assert sum(told) == found.counts["clips"] == len(rows)
+    assert found.counts["unreadable"] == 1
+    assert found.task.kind == "regression"
+    assert load(made.root / "experiment.resolved.yaml").features == made.features
+    assert Path(made.root / "plan.parquet").is_file()

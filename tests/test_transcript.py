@@ -1,0 +1,169 @@
+"""Transcripts in the forms that people have become words with times."""
+
+import pytest
+
+from featurizers.clip import BadClipError, Word
+from featurizers.transcript import FORMATS, read_transcript, within, words_from_text
+
+
+def written(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def told(words):
+    return [(word.text, round(word.start, 3), round(word.end, 3), word.estimated) for word in words]
+
+
+def read(tmp_path, name, text):
+    return told(read_transcript(written(tmp_path, name, text)))
+
+
+VTT = """WEBVTT - made by a machine
+Kind: captions
+
+STYLE
+::cue { color: red }
+
+NOTE nobody says
+this
+
+opening
+00:01.000 --> 00:01.400 align:start position:0%
+<v Ann Lee>hello
+
+NOTE nor this
+
+00:00:01.500 --> 00:00:02.000
+R&amp;B
+"""
+
+
+def test_a_cue_of_one_word_has_that_words_times(tmp_path):
+    assert read(tmp_path, "a.vtt", VTT) == [
+        ("hello", 1.0, 1.4, False),
+        ("R&B", 1.5, 2.0, False),
+    ]
+
+
+def test_inline_times_are_the_times_of_words(tmp_path):
+    text = """WEBVTT
+
+00:00:02.000 --> 00:00:04.000
+so <00:00:02.500><c.yellow> much</c><00:00:03.250><c> rain</c>
+
+01:00:00.000 --> 01:00:01.000
+<01:00:00.250>late <00:00.500>
+"""
+    assert read(tmp_path, "a.vtt", text)[:3] == [
+        ("so", 2.0, 2.5, False),
+        ("much", 2.5, 3.25, False),
+        ("rain", 3.25, 4.0, False),
+    ]
+
+
+def test_several_words_share_a_cue_by_their_length_and_are_marked(tmp_path):
+    text = "1\n00:00:01,000 --> 00:00:02,000\nI saw\nyou\n"
+    assert read(tmp_path, "a.srt", text) == [
+        ("I", 1.0, 1.2, True),
+        ("saw", 1.2, 1.6, True),
+        ("you", 1.6, 2.0, True),
+    ]
+
+
+def test_accents_tags_and_windows_line_ends_are_understood(tmp_path):
+    text = "1\r\n00:00:00,500 --> 00:00:01,000\r\n<i>Café</i>\r\n\r\n2\r\n" + (
+        "00:00:01,000 --> 00:00:01,500\r\n{\\an8}déjà\r\n"
+    )
+    found = read(tmp_path, "a.srt", text)
+    assert found == [("Café", 0.5, 1.0, False), ("déjà", 1.0, 1.5, False)]
+
+
+@pytest.mark.parametrize("name", ["a.srt", "A.VTT"])
+def test_a_byte_order_mark_is_no_word(tmp_path, name):
+    text = b"\xef\xbb\xbf" + "00:00:01.000 --> 00:00:02.000\nhé\n".encode()
+    assert read(tmp_path, name, text) == [("hé", 1.0, 2.0, False)]
+
+
+def test_cues_out_of_order_come_in_order_of_time(tmp_path):
+    text = "00:05.000 --> 00:06.000\nb\n\n00:01.000 --> 00:02.000\na\n"
+    assert [word.text for word in read_transcript(written(tmp_path, "a.vtt", text))] == ["a", "b"]
+
+
+def test_a_cue_that_says_nothing_gives_no_word(tmp_path):
+    text = "WEBVTT\n\n00:01.000 --> 00:02.000\n\n00:02.000 --> 00:03.000\n<c></c>\n"
+    assert read(tmp_path, "a.vtt", text) == []
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.srt", ""), ("a.vtt", "WEBVTT\n"), ("a.vtt", "")])
+def test_an_empty_file_has_no_words(tmp_path, name, text):
+    assert read_transcript(written(tmp_path, name, text)) == ()
+
+
+def test_a_plain_text_has_no_times(tmp_path):
+    assert read_transcript(written(tmp_path, "a.txt", "So it goes.\n")) == "So it goes.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.srt", "no times at all\n", "no cue with times"),
+        ("a.srt", "1\n00:00:01 -> 2\nhello\n", "no cue with times"),
+        ("a.srt", "1\n1.5 --> 2.5\nhello\n", "wanted 'HH:MM:SS.mmm"),
+        ("a.srt", "0:01.000 --> 0:02.000\na\n0:02.000 --> 0:03.000\nb\n", "after an empty line"),
+        ("a.srt", b"\xff\xfe\x00", "not UTF-8 at byte 0"),
+        ("a.txt", b"ab\xe9", "not UTF-8 at byte 2"),
+        ("a.docx", b"PK", "wanted one of .vtt, .srt, .txt"),
+        ("a", b"", "wanted one of"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_the_files_name(tmp_path, name, content, reason):
+    path = written(tmp_path, name, content)
+    with pytest.raises(BadClipError, match=reason) as caught:
+        read_transcript(path)
+    assert caught.value.fault == "bad_transcript"
+    assert f"{path.name}:" in caught.value.message
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_missing_file_and_a_folder_are_bad_transcripts(tmp_path, suffix):
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name in ("folder", "nothing"):
+        with pytest.raises(BadClipError, match=name) as caught:
+            read_transcript(tmp_path / f"{name}{suffix}")
+        assert caught.value.fault == "bad_transcript"
+
+
+def test_bare_words_are_spread_by_their_length_and_marked():
+    words = words_from_text("a bcd", 3.0, start=1.0)
+    assert told(words) == [("a", 1.0, 2.0, True), ("bcd", 2.0, 4.0, True)]
+    assert words_from_text("  \n", 3.0) == ()
+
+
+def test_bare_words_without_a_duration_keep_an_order_in_time():
+    starts = [word.start for word in words_from_text("one two three", 0.0)]
+    assert starts == sorted(set(starts))
+
+
+def word(text, start, end):
+    return Word(text=text, start=start, end=end, confidence=0.5)
+
+
+def test_a_span_takes_the_words_whose_middle_lies_in_it_on_its_own_clock():
+    words = [word("before", 0.0, 1.0), word("in", 1.9, 2.3), word("cut", 3.8, 4.1)]
+    found = within([*words, word("after", 4.0, 5.0)], 2.0, 4.0)
+    assert told(found) == [("in", 0.0, 0.3, False), ("cut", 1.8, 2.0, False)]
+    assert found[0].confidence == 0.5
+
+
+def test_the_rest_of_a_file_is_a_span_too():
+    found = within([word("a", 0.0, 1.0), word("b", 9.0, 9.5)], 2.0, None)
+    assert told(found) == [("b", 7.0, 7.5, False)]
+
+
+def test_spans_side_by_side_share_no_word():
+    words = [word(str(i), i / 4, i / 4 + 0.25) for i in range(40)]
+    parts = [within(words, start, start + 1.1) for start in (0.0, 1.1, 2.2, 3.3)]
+    said = [one.text for part in parts for one in part]
+    assert said == [str(i) for i in range(len(said))]
