@@ -20,11 +20,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from featurizers.catalog import build
+from featurizers.dataset import read_clips
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
 from featurizers.manifest import Column, open_column
 from featurizers.media import Damage, Limits, NoStream, decode
-from featurizers.dataset import read_clips
 from featurizers.spec import Featurizer, Want
 from pipelines.demo import make_corpus
 from pipelines.executors import InProcess, OnRay, start_ray, stop_ray
@@ -40,48 +40,40 @@ def main() -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="fewer clips and rounds")
-    quick = arguments.parse_args().quick
-    clips, rounds = (64, 2) if quick else (240, 5)
+    clips, rounds = (64, 2) if arguments.parse_args().quick else (240, 5)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_corpus(folder, clips=clips)
         start_ray(2)
-        ours, bare = [], []
-        for number in range(rounds):
-            experiment = _experiment(folder, f"data{number}")
-            ingest(experiment, InProcess(), lambda count: None)
-            began = time.perf_counter()
-            columns = featurize(experiment, OnRay(2), lambda done: None)
-            ours.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            digests = _bare_loops(experiment.root)
-            bare.append(time.perf_counter() - began)
-            if digests != _digests(columns):
-                raise SystemExit("the two sides computed different features")
-        share = _decode_share(experiment.root)
-        seconds = sum(clip.seconds for clip in read_clips(experiment.root))
+        pairs = [_round(folder, f"data{number}") for number in range(rounds)]
+        share = _decode_share(folder / "data0")
+        seconds = sum(clip.seconds for clip in read_clips(folder / "data0"))
     stop_ray()
-    ratio = statistics.median(bare) / statistics.median(ours)
     print(f"{clips} clips, {seconds:.0f} s of media, {rounds} rounds, 2 workers, medians")
-    for name, times in (("ours", ours), ("bare loops", bare)):
-        median = statistics.median(times)
+    ours, bare = (statistics.median(times) for times in zip(*pairs, strict=True))
+    for name, median in (("ours", ours), ("bare loops", bare)):
         print(f"  {name:<11} {median:7.2f} s  {seconds / median:6.1f} media s/s")
-    print(f"  ours over bare loops {ratio:.2f} (more is better)")
+    print(f"  ours over bare loops {bare / ours:.2f} (more is better)")
     print(f"  decoding takes {share:.0%} of a bare loop")
-    figures = {"to_bare_loops": round(ratio, 3), "decode_share": round(share, 3)}
-    print(
-        json.dumps(
-            {
-                "benchmark": "featurize",
-                "figures": figures,
-                "commit": git_commit(HOME),
-                "versions": {
-                    **versions(["ray", "av", "numpy"]),
-                    "python": platform.python_version(),
-                },
-            }
-        )
-    )
+    figures = {"to_bare_loops": round(bare / ours, 3), "decode_share": round(share, 3)}
+    used = {**versions(["ray", "av", "numpy"]), "python": platform.python_version()}
+    about = {"commit": git_commit(HOME), "versions": used}
+    print(json.dumps({"benchmark": "featurize", "figures": figures, **about}))
+
+
+def _round(folder: Path, dataset: str) -> tuple[float, float]:
+    """Seconds of both sides."""
+    experiment = _experiment(folder, dataset)
+    ingest(experiment, InProcess(), lambda count: None)
+    began = time.perf_counter()
+    columns = featurize(experiment, OnRay(2), lambda done: None)
+    ours = time.perf_counter() - began
+    began = time.perf_counter()
+    digests = _bare_loops(experiment.root)
+    bare = time.perf_counter() - began
+    if digests != _digests(columns):
+        raise SystemExit("the two sides computed different features")
+    return ours, bare
 
 
 def _experiment(folder: Path, dataset: str) -> Experiment:

@@ -132,16 +132,21 @@ def committed_digest(root: Path, fingerprint: str) -> str | None:
 
     Raises:
         CorruptShardError: The pointer cannot be read.
+        DatasetError: It is of another format.
     """
     path = root / COLUMNS / fingerprint / "manifest.json"
     try:
-        return str(json.loads(path.read_bytes())["digest"])
+        pointer = json.loads(path.read_bytes())
+        digest, form = str(pointer["digest"]), pointer["format"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise CorruptShardError(
             f"{path} is not what was written; delete it and featurize again"
         ) from None
+    if form != FORMAT:
+        raise DatasetError(f"{path} is of format {form}, this code reads {FORMAT}")
+    return digest
 
 
 def open_column(root: Path, fingerprint: str) -> Column:

@@ -426,29 +426,26 @@ class _Sound:
         self.done = self.given = False
         self.packets = self.bad = 0
         self._resampler: AvResampler = None  # until a frame comes, and after a flush
-        self._expected: float | None = None
+        self._form: tuple[int, str, str] | None = None
+        self._expected = 0.0
         self._position = 0  # of the next sample, counted from the clip's start
         self._held: list[NDArray[np.int16]] = []
         self._held_samples = 0
 
     def take(self, frame: AvFrame) -> Iterator[AudioChunk]:
         time = float(frame.pts * frame.time_base) - self.offset
-        if self._expected is None or abs(time - self._expected) > GAP_S:
+        form = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if form != self._form or abs(time - self._expected) > GAP_S:
             yield from self._flush()
             # The position never goes back: overlapping timestamps must not write over what was
             # given.
             self._position = max(
                 round(time * self.rate_hz), self._position if self.given else -(1 << 60)
             )
-            self._resampler = _resampler(self.rate_hz)
+            # A resampler takes what it was first given: one of its own for each form.
+            self._resampler, self._form = _resampler(self.rate_hz), form
         self._expected = time + frame.samples / frame.sample_rate
-        try:
-            pieces = self._resampler.resample(frame)
-        except ValueError:  # the stream changed its rate or layout
-            yield from self._flush()
-            self._resampler = _resampler(self.rate_hz)
-            pieces = self._resampler.resample(frame)
-        self._hold(pieces)
+        self._hold(self._resampler.resample(frame))
         if self._held_samples >= self.rate_hz:
             yield from self._emit()
         self.done = self.span is not None and self._position >= self.span * self.rate_hz
@@ -500,7 +497,7 @@ class _Pictures:
         self.done = self.given = False
         self.packets = self.bad = 0
         self._shown: AvFrame | None = None
-        self._shown_from = 0.0
+        self._shown_from = self._gap = 0.0
         self._small: NDArray[np.uint8] | None = None
         self._cell = 0
         self._held: list[tuple[int, NDArray[np.uint8]]] = []
@@ -510,16 +507,20 @@ class _Pictures:
         if self._shown is not None and time < self._shown_from:
             return  # out of order: a damaged file
         yield from self._show_until(time)
+        if self.span is not None and time >= self.span:
+            self.done = True
+            return
+        if self._shown is not None:
+            self._gap = time - self._shown_from
         self._shown, self._shown_from, self._small = frame, time, None
-        self.done = self.span is not None and self._middle() >= self.span
 
     def finish(self) -> Iterator[VideoChunk]:
         if self._shown is not None:
-            length = float((self._shown.duration or 0) * self._shown.time_base) or 1 / self.want.fps
+            told = float((self._shown.duration or 0) * self._shown.time_base)
+            length = told or self._gap or 1 / self.want.fps
             stop = self._shown_from + length
             yield from self._show_until(stop)
-            inside = stop > 0 and (self.span is None or self._shown_from < self.span)
-            if inside and not self.given and not self._held:  # shorter than half a cell
+            if stop > 0 and not self.given and not self._held:  # shorter than half a cell
                 self._cell = int(max(0.0, self._shown_from) * self.want.fps)
                 self._hold()
         yield from self._emit()

@@ -12,6 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IN_FLIGHT = 2  # jobs that wait at each actor: it never idles, and nothing piles up
+DRAIN_S = 60.0
 
 
 class Executor(Protocol):
@@ -55,34 +56,64 @@ class OnRay:
         self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
         """See `Executor`."""
+        start_ray(self.workers)
+        pool = _Pool(make_worker, self.workers, items)
+        try:
+            yield from pool.results()
+        except Exception:
+            pool.drain()
+            raise
+        finally:
+            pool.close()
+
+
+class _Pool:
+    """Actors, and what flies to and from them."""
+
+    def __init__(
+        self, make_worker: Callable[[], Callable[[Any], Any]], workers: int, items: Sequence[Any]
+    ) -> None:
         import ray
 
-        start_ray(self.workers)
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Actor)
-        actors: list[Any] = [
-            actor.remote(make_worker) for _ in range(min(self.workers, len(items)))
+        self._actors: list[Any] = [
+            actor.remote(make_worker) for _ in range(min(workers, len(items)))
         ]
-        waiting = iter(enumerate(items))
-        flying: dict[Any, tuple[int, Any]] = {}
+        self._waiting = iter(enumerate(items))
+        self._flying: dict[Any, tuple[int, Any]] = {}
 
-        def send(to: Any) -> None:  # noqa: ANN401 - Ray's handle has no type
-            for number, item in waiting:
-                flying[to.call.remote(item)] = (number, to)
-                return
+    def results(self) -> Iterator[tuple[int, Any]]:
+        """Results as they finish; a free actor gets the next item."""
+        import ray
 
-        try:
-            for _ in range(IN_FLIGHT):
-                for each in actors:
-                    send(each)
-            while flying:
-                ready, _ = ray.wait(list(flying), num_returns=1)
-                number, free = flying.pop(ready[0])
-                result: Result = _value(ready[0])
-                send(free)
-                yield number, result
-        finally:
-            for each in actors:
-                ray.kill(each)
+        for _ in range(IN_FLIGHT):
+            for each in self._actors:
+                self._send(each)
+        while self._flying:
+            ready, _ = ray.wait(list(self._flying), num_returns=1)
+            number, free = self._flying.pop(ready[0])
+            result = _value(ready[0])
+            self._send(free)
+            yield number, result
+
+    def drain(self) -> None:
+        """Let what is in flight finish: Ray would report killed calls on standard error."""
+        import ray
+
+        if self._flying:
+            ray.wait(list(self._flying), num_returns=len(self._flying), timeout=DRAIN_S)
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for each in self._actors:
+            ray.kill(each)
+
+    def _send(self, actor: Any) -> None:  # noqa: ANN401 - Ray's handle has no type
+        for number, item in self._waiting:
+            self._flying[actor.call.remote(item)] = (number, actor)
+            return
 
 
 class _Actor:

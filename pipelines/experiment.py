@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,9 @@ from training import recipes
 from training.recipe import Recipe, Task
 
 T = TypeVar("T")
+
+# Fields of a recipe that follow from other sections, or from --seeds.
+_NOT_SET_HERE = ("name", "model", "task", "seed")
 
 
 class InputError(Exception):
@@ -175,10 +179,16 @@ def recipe_of(
     train: Mapping[str, Scalar],
 ) -> Recipe:
     """A named recipe with settings of the model and of the training replaced."""
+    known = [each.name for each in fields(Recipe) if each.name not in _NOT_SET_HERE]
+    for setting in train:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, [*known, *Train.model_fields], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
+            raise InputError(f"unknown key 'train.{setting}'{hint}")
     if task.kind == "classes" and "loss" not in train:
         train = {**train, "loss": "cross_entropy"}
     return _at(
-        "model.recipe",
+        "train" if name in recipes.NAMES else "model.recipe",
         recipes.named,
         name,
         task,
@@ -212,14 +222,32 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
     """Check plain data against the experiment's types and names."""
+    if "folder" in plain:
+        raise InputError(f"{name}: unknown key 'folder'; paths start from the file's own folder")
     try:
         experiment = Experiment.model_validate({**plain, "folder": folder})
     except ValidationError as error:
         raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
-    experiment.featurizers()
     experiment.rules()
-    experiment.recipe(Task(kind="regression", label=experiment.source.label))
+    _check_model(experiment)
     return experiment
+
+
+def _check_model(experiment: Experiment) -> None:
+    """Build the model without memory: a wrong setting must not wait for the features."""
+    import torch
+
+    from training.models import build
+
+    label, chosen = experiment.source.label, _extra(experiment.train).get("loss")
+    if experiment.source.task == "classes" or chosen == "cross_entropy":
+        task = Task(kind="classes", label=label, classes=("one", "other"))
+    else:
+        task = Task(kind="regression", label=label)
+    widths = {stream: each.spec.width for stream, each in experiment.featurizers().items()}
+    recipe = experiment.recipe(task)
+    with torch.device("meta"):
+        _at("model", build, recipe.model, widths, task.outputs)
 
 
 def save(experiment: Experiment, path: Path) -> None:

@@ -64,9 +64,13 @@ def _csv(table: Path) -> list[RowDict]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         try:
             reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or ()
             rows = [dict(row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{table}: {error}") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{table}: two columns are called {twice[0]!r}; names must differ")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise InputError(f"{table}: row {number} has another number of cells than the header")
@@ -75,7 +79,12 @@ def _csv(table: Path) -> list[RowDict]:
 
 def _jsonl(table: Path) -> list[RowDict]:
     rows: list[RowDict] = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table}: {error}") from None
+    # Not splitlines: JSON strings may hold other characters that end a line for Python.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -117,7 +126,8 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
     for needed in ("id", "media", label):
         if needed not in columns:
             raise InputError(
-                f"{table}: there is no column {needed!r}; there are {', '.join(sorted(columns))}"
+                f"{table}: there is no column {needed!r}, or all of it is empty; "
+                f"there are {', '.join(sorted(columns))}"
             )
     task = _task(experiment, [row.get(label) for row in rows])
     roots = [
@@ -138,7 +148,8 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
 
 def _task(experiment: Experiment, values: Sequence[Any]) -> Task:
     known = [value for value in values if value is not None]
-    numbers = all(_number(value) is not None for value in known)
+    # NaN and infinity are numbers here, so that one of them is told as such, not taken for a class.
+    numbers = all(_float(value) is not None for value in known)
     kind = experiment.source.task or ("regression" if numbers else "classes")
     classes = tuple(sorted({str(value) for value in known})) if kind == "classes" else ()
     if kind == "classes" and len(classes) < 2:
@@ -150,11 +161,15 @@ def _task(experiment: Experiment, values: Sequence[Any]) -> Task:
 
 
 def _number(value: object) -> float | None:
+    number = _float(value)
+    return None if number is None or not math.isfinite(number) else number
+
+
+def _float(value: object) -> float | None:
     try:
-        number = float(value)  # type: ignore[arg-type] # what float() refuses is the answer
+        return float(value)  # type: ignore[arg-type] # what float() refuses is the answer
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
 
 
 def _asked(
@@ -201,7 +216,7 @@ def _media(
 ) -> str:
     whole = media
     if "://" not in media:
-        whole = str((experiment.table.parent / media).resolve())
+        whole = str(_beside(experiment, media, wrong))
     if not inside(whole, roots):
         raise wrong(
             f"{media} lies outside every media root ({', '.join(experiment.source.media_root)}); "
@@ -215,12 +230,22 @@ def _transcript_file(
 ) -> Path | None:
     if "transcript_file" not in row:
         return None
-    file = (experiment.table.parent / str(row["transcript_file"])).resolve()
+    file = _beside(experiment, str(row["transcript_file"]), wrong)
     if not inside(str(file), roots):
         raise wrong(f"{file} lies outside every media root")
     if not file.is_file():
         raise wrong(f"there is no file {file}")
     return file
+
+
+def _beside(experiment: Experiment, name: str, wrong: Callable[[str], InputError]) -> Path:
+    """A path as the table means it: relative to the table's folder, links followed."""
+    try:
+        path = (experiment.table.parent / name).resolve()
+        path.exists()  # a name that is too long shows here
+    except (ValueError, OSError, RuntimeError) as error:
+        raise wrong(f"{name[:80]!r} is no path: {error}") from None
+    return path
 
 
 def _label(task: Task, value: object, wrong: Callable[[str], InputError]) -> Label:
@@ -322,12 +347,20 @@ def split(clips: Sequence[Clip], task: Task, seed: int) -> tuple[list[Clip], str
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         groups[clip.key if by_clip else group_of(clip)].append(clip)
-    order = sorted(groups, key=lambda name: (_stratum(groups[name], task), _hash(seed, name)))
-    dealt: Counter[str] = Counter()
-    chosen: dict[str, str] = {}
-    for name in order:
+    chosen = {name: given for name in groups if (given := _given(groups[name]))}
+    dealt = Counter(dict.fromkeys(SPLITS, 0))
+    for name, given in chosen.items():
+        dealt[given] += len(groups[name])
+    order = sorted(
+        (name for name in groups if name not in chosen),
+        key=lambda name: (_stratum(groups[name], task), _hash(seed, name)),
+    )
+    for left, name in zip(range(len(order), 0, -1), order, strict=True):
         size = sum(dealt.values()) + len(groups[name])
-        chosen[name] = max(SPLITS, key=lambda s: SHARES[s] * size - dealt[s])
+        # The last groups go where there is none yet: three are enough for three splits.
+        empty = [s for s in SPLITS if not dealt[s]]
+        among = empty if left <= len(empty) else SPLITS
+        chosen[name] = max(among, key=lambda s: SHARES[s] * size - dealt[s])
         dealt[chosen[name]] += len(groups[name])
     result = [
         clip if clip.split else replace(clip, split=chosen[clip.key if by_clip else group_of(clip)])
@@ -337,13 +370,19 @@ def split(clips: Sequence[Clip], task: Task, seed: int) -> tuple[list[Clip], str
     return result, f"split by {unit}, 70/15/15, seed {seed}: {dict(dealt)}"
 
 
+def _given(clips: Sequence[Clip]) -> str | None:
+    """The split that the table gives a group, so that its other clips follow; the commonest one."""
+    given = Counter(sorted(clip.split for clip in clips if clip.split))
+    return given.most_common(1)[0][0] if given else None
+
+
 def _stratum(clips: Sequence[Clip], task: Task) -> str:
     labels = [clip.labels[task.label] for clip in clips if task.label in clip.labels]
     if not labels:
         return ""
     if task.kind == "classes":
-        return str(Counter(labels).most_common(1)[0][0])
-    mean = sum(float(str(label)) for label in labels) / len(labels)
+        return Counter(sorted(str(label) for label in labels)).most_common(1)[0][0]
+    mean = math.fsum(float(str(label)) for label in labels) / len(labels)
     return f"{round(mean):+05d}"
 
 

@@ -1,18 +1,24 @@
 """Media on this machine: local files as they are, remote ones through a cache of limited size."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurizers.dataset import StorageError
+
+_FETCHING = ".fetch."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A node's cache of remote media; the least recently used are removed when it is full.
+
+    The copy that was asked for last is held by a lock until the next is asked for: another worker
+    that needs room must not remove it while it is being decoded.
 
     Args:
         folder: Where copies lie.
@@ -21,17 +27,21 @@ class Stage:
 
     folder: Path
     limit_bytes: int
+    _held: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def local(self, media: str) -> Path | None:
         """The path of media on this machine, fetched when remote; None when there are none.
 
         Raises:
-            StorageError: The copy could not be written, or is larger than the whole cache.
+            StorageError: The copy could not be fetched or written, or is larger than the whole
+                cache.
         """
-        if "://" not in media:
-            path = Path(media)
-            return path if path.exists() else None
-        return self._fetched(media)
+        if "://" in media:
+            return self._fetched(media)
+        try:
+            return Path(media) if Path(media).exists() else None
+        except OSError:  # no permission to look, or a name that no file can have
+            return None
 
     def _fetched(self, url: str) -> Path | None:
         import fsspec
@@ -41,14 +51,14 @@ class Stage:
             facts = system.info(name)
         except FileNotFoundError:
             return None
-        except ImportError as error:
-            raise StorageError(f"{url}: {error}") from None
+        except (ImportError, ValueError, OSError) as error:
+            raise StorageError(f"{url} cannot be fetched: {error}") from None
         # Size and etag in the name: a file that changed under its URL is fetched anew.
         identity = f"{url}|{facts.get('size')}|{facts.get('ETag') or facts.get('mtime') or ''}"
         suffix = Path(name).suffix[:10]
         target = self.folder / (hashlib.sha256(identity.encode()).hexdigest()[:32] + suffix)
-        if target.exists():
-            os.utime(target)
+        self._release()
+        if self._hold(target):
             return target
         size = int(facts.get("size") or 0)
         if size > self.limit_bytes:
@@ -56,35 +66,80 @@ class Stage:
                 f"{url} has {size} bytes, the cache {self.folder} takes {self.limit_bytes}; "
                 f"raise cache.gigabytes"
             )
-        self._make_room(size)
-        self._copy(system, name, target)
+        try:
+            self._make_room(size)
+            self._copy(system, name, target)
+        except OSError as error:
+            raise StorageError(f"{url} could not be copied to {target}: {error}") from None
         return target
 
     def _copy(self, system: object, name: str, target: Path) -> None:
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".fetch.")
-        os.close(handle)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=_FETCHING)
+        self._held.append(handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)
         try:
             system.get_file(name, temporary)  # type: ignore[attr-defined] # fsspec is not typed
             Path(temporary).replace(target)
-        except OSError as error:
+        except BaseException:
             Path(temporary).unlink(missing_ok=True)
-            raise StorageError(f"{name} could not be copied to {target}: {error}") from None
+            raise
+
+    def _hold(self, target: Path) -> bool:
+        """Lock a copy against removal; False when there is none."""
+        try:
+            handle = os.open(target, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        self._held.append(handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        os.utime(handle)
+        return target.exists()
+
+    def _release(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
 
     def _make_room(self, size: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
-        used = sum(path.stat().st_size for path in kept)
-        for path in sorted(kept, key=lambda path: path.stat().st_mtime):
+        copies: list[tuple[int, int, Path]] = []
+        for path in self.folder.iterdir():
+            if path.name.startswith(_FETCHING):
+                _remove(path)  # left by a worker that was killed; others are locked
+                continue
+            try:
+                facts = path.stat()
+            except FileNotFoundError:  # another worker made room
+                continue
+            copies.append((facts.st_mtime_ns, facts.st_size, path))
+        used = sum(bytes_ for _, bytes_, _ in copies)
+        for _, bytes_, path in sorted(copies):
             if used + size <= self.limit_bytes:
                 break
-            used -= path.stat().st_size
-            path.unlink(missing_ok=True)
+            if _remove(path):
+                used -= bytes_
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file unless somebody holds it."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def inside(media: str, roots: Sequence[str]) -> bool:
     """Whether an absolute path or URL lies under one of the roots."""
     if "://" in media:
-        if ".." in media.split("/"):
+        # "::" would chain another address, which may lie anywhere.
+        if ".." in media.split("/") or "::" in media:
             return False
         return any(media.startswith(root.rstrip("/") + "/") for root in roots if "://" in root)
     resolved = Path(media).resolve()

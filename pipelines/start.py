@@ -2,8 +2,13 @@
 
 import csv
 import io
+import os
+import re
 from pathlib import Path
 
+import yaml
+
+from featurizers.dataset import publish
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, read_rows
 
@@ -49,7 +54,8 @@ def init(source: Path, label: str, to: Path) -> list[str]:
     columns = sorted({name for row in rows for name in row})
     if label not in columns:
         raise InputError(
-            f"{source}: there is no column {label!r} to predict; there are {', '.join(columns)}"
+            f"{source}: there is no column {label!r} to predict, or all of it is empty; "
+            f"there are {', '.join(columns)}"
         )
     values = [row[label] for row in rows if label in row]
     numbers = all(_is_number(value) for value in values)
@@ -62,20 +68,17 @@ def init(source: Path, label: str, to: Path) -> list[str]:
         if numbers
         else "{metric: uar, not_worse_by: 0.0}"
     )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(
-        _FILE.format(
-            name=to,
-            dataset=f"runs/{source.stem}",
-            table=_relative(source, to),
-            label=label,
-            found=f"{len(values)} of {len(rows)} rows have it: {kind}",
-            features="\n".join(_STREAMS[stream] for stream in streams),
-            model=f"{source.stem}-{label}".replace(" ", "-"),
-            rule=rule,
-        ),
-        encoding="utf-8",
+    text = _FILE.format(
+        name=to,
+        dataset=_scalar(f"runs/{source.stem}"),
+        table=_scalar(_relative(source, to)),
+        label=_scalar(label),
+        found=f"{len(values)} of {len(rows)} rows have it: {kind}",
+        features="\n".join(_STREAMS[stream] for stream in streams),
+        model=_scalar(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source.stem}-{label}")),
+        rule=rule,
     )
+    publish(to, text.encode())
     others = [name for name in columns if name not in {*KNOWN, label}]
     return [
         f"{source}: {len(rows)} rows, {label} is {kind}",
@@ -97,7 +100,7 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    table.write_text(buffer.getvalue(), encoding="utf-8")
+    publish(table, buffer.getvalue().encode())
     return [
         (
             f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
@@ -118,9 +121,12 @@ def _row(folder: Path, path: Path, label: str) -> dict[str, str]:
     }
 
 
-def _relative(source: Path, to: Path) -> str:
-    import os
+def _scalar(text: str) -> str:
+    """A text as YAML reads it back: quoted where it would be a number, a date or syntax."""
+    return yaml.safe_dump(text, allow_unicode=True, width=1 << 30).removesuffix("...\n").strip()
 
+
+def _relative(source: Path, to: Path) -> str:
     return os.path.relpath(source.resolve(), to.resolve().parent)
 
 

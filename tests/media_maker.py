@@ -76,6 +76,7 @@ def _pictures(pictures):
 def _sound(stream, sound, rate_hz):
     import av
 
+    stream.codec_context.open()  # only then is the size of its frames known
     size = stream.codec_context.frame_size or 1024
     shape = stream.codec_context.format.name
     for start, samples in sound:

@@ -110,7 +110,7 @@ def rows(media):
     return [{**row, "mood": number % 4 - 1.5} for number, row in enumerate(table)]
 
 
-def experiment(folder, rows, media, **changes):
+def experiment(folder, rows, **changes):
     """An experiment file with its table, loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "clips.jsonl"
@@ -118,7 +118,11 @@ def experiment(folder, rows, media, **changes):
     file = folder / "experiment.yaml"
     settings = {
         "dataset": "dataset",
-        "source": {"table": table.name, "label": "mood", "media_root": [str(media)]},
+        "source": {
+            "table": table.name,
+            "label": "mood",
+            "media_root": [str(Path(rows[0]["media"]).parent)],
+        },
         "features": FEATURES,
         "shards": {"clips": 3},
         "workers": {"featurize": 0},
@@ -140,16 +144,16 @@ class Log(list):
         return Counter(record.spec for done in self for record in done.records)
 
 
-def make(folder, rows, media, **changes):
+def make(folder, rows, **changes):
     """Ingest and featurize; returns the experiment and its columns."""
-    made = experiment(folder, rows, media, **changes)
+    made = experiment(folder, rows, **changes)
     ingest(made, InProcess(), lambda count: None)
     return made, featurize(made, InProcess(), lambda done: None)
 
 
-def again(folder, rows, media, **changes):
+def again(folder, rows, **changes):
     """Ingest and featurize; returns the columns and the log of what was done."""
-    made, log = experiment(folder, rows, media, **changes), Log()
+    made, log = experiment(folder, rows, **changes), Log()
     ingest(made, InProcess(), lambda count: None)
     return featurize(made, InProcess(), log), log
 
@@ -185,30 +189,28 @@ def manifests(root):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, rows, media):
+def undisturbed(tmp_path_factory, rows):
     """The bytes of a run in which nothing happened."""
-    made, _ = make(tmp_path_factory.mktemp("undisturbed"), rows, media)
+    made, _ = make(tmp_path_factory.mktemp("undisturbed"), rows)
     return digests(made.root)
 
 
 # Law 2
 
 
-def test_equal_inputs_give_equal_bytes_whatever_the_order_of_the_rows(
-    tmp_path, rows, media, undisturbed
-):
-    one, _ = make(tmp_path / "one", rows, media)
-    two, _ = make(tmp_path / "two", rows[::-1], media)
+def test_equal_inputs_give_equal_bytes_whatever_the_order_of_the_rows(tmp_path, rows, undisturbed):
+    one, _ = make(tmp_path / "one", rows)
+    two, _ = make(tmp_path / "two", rows[::-1])
     assert digests(one.root) == digests(two.root) == undisturbed
     for name in ("clips.parquet", "plan.parquet"):
         assert (one.root / name).read_bytes() == (two.root / name).read_bytes()
     assert len([name for name in undisturbed if name.endswith(".tar")]) == 4 * len(FEATURES)
 
 
-def test_a_second_run_computes_nothing_and_touches_no_file(tmp_path, rows, media):
-    made, _ = make(tmp_path, rows, media)
+def test_a_second_run_computes_nothing_and_touches_no_file(tmp_path, rows):
+    made, _ = make(tmp_path, rows)
     before = times(made.root)
-    columns, log = again(tmp_path, rows, media)
+    columns, log = again(tmp_path, rows)
     assert log == []
     assert times(made.root) == before
     assert {stream: len(column.rows) for stream, column in columns.items()} == dict.fromkeys(
@@ -216,9 +218,9 @@ def test_a_second_run_computes_nothing_and_touches_no_file(tmp_path, rows, media
     )
 
 
-def test_two_streams_with_the_same_featurizer_share_one_column(tmp_path, rows, media):
+def test_two_streams_with_the_same_featurizer_share_one_column(tmp_path, rows):
     made, columns = make(
-        tmp_path, rows[:3], media, features={"a": FEATURES["text"], "b": FEATURES["text"]}
+        tmp_path, rows[:3], features={"a": FEATURES["text"], "b": FEATURES["text"]}
     )
     assert columns["a"].digest == columns["b"].digest
     assert len(list((made.root / COLUMNS).iterdir())) == 1
@@ -242,9 +244,9 @@ class Dies:
 
 
 def test_a_job_that_dies_leaves_no_record_and_only_what_is_missing_is_done_again(
-    tmp_path, rows, media, undisturbed
+    tmp_path, rows, undisturbed
 ):
-    made = experiment(tmp_path, rows, media)
+    made = experiment(tmp_path, rows)
     ingest(made, InProcess(), lambda count: None)
     first, second = Log(), Log()
     with pytest.raises(RuntimeError, match="the worker failed"):
@@ -258,9 +260,9 @@ def test_a_job_that_dies_leaves_no_record_and_only_what_is_missing_is_done_again
     assert digests(made.root) == undisturbed
 
 
-def killed_and_run_again(tmp_path, rows, media, seed, kills, most):
+def killed_and_run_again(tmp_path, rows, seed, kills, most):
     """Featurize with kill -9 at random steps on disk, then once in peace."""
-    made = experiment(tmp_path, rows, media)
+    made = experiment(tmp_path, rows)
     ingest(made, InProcess(), lambda count: None)
     chance = random.Random(seed)  # noqa: S311 - a schedule that can be repeated, no secret
     died = 0
@@ -283,24 +285,24 @@ def killed_and_run_again(tmp_path, rows, media, seed, kills, most):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_bytes_are_those_of_an_undisturbed_run(
-    tmp_path, rows, media, undisturbed
+    tmp_path, rows, undisturbed
 ):
-    assert killed_and_run_again(tmp_path, rows, media, 3, 3, most=40) == undisturbed
+    assert killed_and_run_again(tmp_path, rows, 3, 3, most=40) == undisturbed
 
 
 @pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
 def test_killed_fifteen_times_the_bytes_are_those_of_an_undisturbed_run(
-    tmp_path, rows, media, undisturbed, seed
+    tmp_path, rows, undisturbed, seed
 ):
-    assert killed_and_run_again(tmp_path, rows, media, seed, 15, most=12) == undisturbed
+    assert killed_and_run_again(tmp_path, rows, seed, 15, most=12) == undisturbed
 
 
 def test_temporary_files_of_a_killed_worker_are_gone_after_the_next_run(
-    tmp_path, rows, media, undisturbed
+    tmp_path, rows, undisturbed
 ):
-    made = experiment(tmp_path, rows, media)
+    made = experiment(tmp_path, rows)
     ingest(made, InProcess(), lambda count: None)
     with pytest.raises(RuntimeError):
         featurize(made, Dies(3), lambda done: None)
@@ -312,8 +314,8 @@ def test_temporary_files_of_a_killed_worker_are_gone_after_the_next_run(
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
-def test_a_shard_that_lost_a_file_is_made_again(tmp_path, rows, media, suffix):
-    made, columns = make(tmp_path, rows[:3], media, features={"text": FEATURES["text"]})
+def test_a_shard_that_lost_a_file_is_made_again(tmp_path, rows, suffix):
+    made, columns = make(tmp_path, rows[:3], features={"text": FEATURES["text"]})
     before, column = digests(made.root), columns["text"]
     (column.folder / f"{column.records[0].name}{suffix}").unlink()
     assert verify(made.root) != []
@@ -324,8 +326,8 @@ def test_a_shard_that_lost_a_file_is_made_again(tmp_path, rows, media, suffix):
 # Law 4
 
 
-def test_there_is_no_manifest_while_a_shard_is_missing(tmp_path, rows, media):
-    made = experiment(tmp_path, rows, media)
+def test_there_is_no_manifest_while_a_shard_is_missing(tmp_path, rows):
+    made = experiment(tmp_path, rows)
     ingest(made, InProcess(), lambda count: None)
     seen = []
     featurize(made, InProcess(), lambda done: seen.append(manifests(made.root)))
@@ -336,8 +338,8 @@ def test_there_is_no_manifest_while_a_shard_is_missing(tmp_path, rows, media):
         assert len(column.records) == len({place.shard for place in read_plan(made.root)})
 
 
-def test_a_column_that_was_never_finished_cannot_be_opened(tmp_path, rows, media):
-    made = experiment(tmp_path, rows, media)
+def test_a_column_that_was_never_finished_cannot_be_opened(tmp_path, rows):
+    made = experiment(tmp_path, rows)
     ingest(made, InProcess(), lambda count: None)
     with pytest.raises(RuntimeError):
         featurize(made, Dies(3), lambda done: None)
@@ -349,8 +351,8 @@ def test_a_column_that_was_never_finished_cannot_be_opened(tmp_path, rows, media
 # Law 5
 
 
-def test_too_many_dropped_clips_leave_records_but_no_manifest(tmp_path, rows, media):
-    made = experiment(tmp_path, rows, media, max_dropped=0.05)
+def test_too_many_dropped_clips_leave_records_but_no_manifest(tmp_path, rows):
+    made = experiment(tmp_path, rows, max_dropped=0.05)
     ingest(made, InProcess(), lambda count: None)
     with pytest.raises(TooManyDroppedError, match=r"1 of 11 clips are quarantined .*unreadable"):
         featurize(made, InProcess(), lambda done: None)
@@ -360,7 +362,7 @@ def test_too_many_dropped_clips_leave_records_but_no_manifest(tmp_path, rows, me
     assert len(dropped) == 2
     assert not committed & dropped
     log = Log()
-    featurize(experiment(tmp_path, rows, media), InProcess(), log)
+    featurize(experiment(tmp_path, rows), InProcess(), log)
     assert log == []
     assert len(manifests(made.root)) == 3
 
@@ -368,8 +370,8 @@ def test_too_many_dropped_clips_leave_records_but_no_manifest(tmp_path, rows, me
 # Law 14
 
 
-def test_the_ledger_balances(tmp_path, rows, media):
-    made, columns = make(tmp_path, rows, media)
+def test_the_ledger_balances(tmp_path, rows):
+    made, columns = make(tmp_path, rows)
     for line in ledger(columns):
         assert line.clips == line.sample + line.absent + line.quarantined == len(rows)
     states = {
@@ -396,28 +398,26 @@ def test_the_ledger_balances(tmp_path, rows, media):
 # Law 15, and what else recomputes nothing
 
 
-def test_changing_every_split_and_label_recomputes_nothing_and_changes_no_byte(
-    tmp_path, rows, media
-):
-    made, _ = make(tmp_path, rows, media)
+def test_changing_every_split_and_label_recomputes_nothing_and_changes_no_byte(tmp_path, rows):
+    made, _ = make(tmp_path, rows)
     before = times(made.root), digests(made.root)
     splits = ["test", "train", "valid"]
     other = [
         {**row, "mood": -row["mood"], "split": splits[i % 3], "speaker": f"p{i}"}
         for i, row in enumerate(rows)
     ]
-    _, log = again(tmp_path, other, media)
+    _, log = again(tmp_path, other)
     assert log == []
     assert (times(made.root), digests(made.root)) == before
     assert {clip.labels["mood"] for clip in read_clips(made.root)} == {r["mood"] for r in other}
     assert {clip.split for clip in read_clips(made.root)} == set(splits)
 
 
-def test_a_changed_transcript_redoes_only_the_shard_of_words_that_holds_it(tmp_path, rows, media):
-    made, columns = make(tmp_path, rows, media)
+def test_a_changed_transcript_redoes_only_the_shard_of_words_that_holds_it(tmp_path, rows):
+    made, columns = make(tmp_path, rows)
     before = digests(made.root)
     other = [{**row, "transcript": "mended now"} if row["id"] == "whole1" else row for row in rows]
-    after, log = again(tmp_path, other, media)
+    after, log = again(tmp_path, other)
     assert [(done.shard, len(done.records)) for done in log] == [
         (columns["text"].shards["whole1"], 1)
     ]
@@ -431,11 +431,11 @@ def test_a_changed_transcript_redoes_only_the_shard_of_words_that_holds_it(tmp_p
     assert verify(made.root) == []
 
 
-def test_a_changed_setting_makes_a_new_column_and_leaves_others_alone(tmp_path, rows, media):
-    made, columns = make(tmp_path, rows, media)
+def test_a_changed_setting_makes_a_new_column_and_leaves_others_alone(tmp_path, rows):
+    made, columns = make(tmp_path, rows)
     before = times(made.root)
     features = {**FEATURES, "audio": {"featurizer": "logmel", "hop_ms": 40}}
-    after, log = again(tmp_path, rows, media, features=features)
+    after, log = again(tmp_path, rows, features=features)
     assert set(log.columns) == {after["audio"].spec.digest}
     assert after["audio"].folder != columns["audio"].folder
     now = times(made.root)
@@ -444,10 +444,10 @@ def test_a_changed_setting_makes_a_new_column_and_leaves_others_alone(tmp_path, 
     }
 
 
-def test_new_clips_leave_finished_shards_alone(tmp_path, rows, media):
-    made, _ = make(tmp_path, rows[:7], media)
+def test_new_clips_leave_finished_shards_alone(tmp_path, rows):
+    made, _ = make(tmp_path, rows[:7])
     before, plan = times(made.root), read_plan(made.root)
-    columns, log = again(tmp_path, rows, media)
+    columns, log = again(tmp_path, rows)
     assert set(plan) < set(read_plan(made.root))
     assert not {done.shard for done in log} & {place.shard for place in plan}
     assert all(len(column.rows) == len(rows) for column in columns.values())
@@ -465,9 +465,9 @@ def test_new_clips_leave_finished_shards_alone(tmp_path, rows, media):
     ("limit", "verb"), [(12_000, "featurize"), (60, "featurize"), (60, "ingest")]
 )
 def test_a_full_disk_is_one_line_and_running_again_finishes(
-    tmp_path, rows, media, undisturbed, limit, verb
+    tmp_path, rows, undisturbed, limit, verb
 ):
-    made = experiment(tmp_path, rows, media)
+    made = experiment(tmp_path, rows)
     if verb == "featurize":
         ingest(made, InProcess(), lambda count: None)
     command = [sys.executable, "-c", CRAMPED, verb, tmp_path / "experiment.yaml", str(limit)]
@@ -479,12 +479,12 @@ def test_a_full_disk_is_one_line_and_running_again_finishes(
     assert manifests(made.root) == []
     assert [path for path in made.root.rglob(".*") if path.is_file()] == []
     records(made.root)
-    again(tmp_path, rows, media)
+    again(tmp_path, rows)
     assert digests(made.root) == undisturbed
 
 
-def test_ingest_says_how_many_clips_cannot_be_read_and_keeps_them(tmp_path, rows, media):
-    made = experiment(tmp_path, rows, media)
+def test_ingest_says_how_many_clips_cannot_be_read_and_keeps_them(tmp_path, rows):
+    made = experiment(tmp_path, rows)
     told = []
     found = ingest(made, InProcess(), told.append)
     assert sum(told) == found.counts["clips"] == len(rows)

@@ -54,12 +54,15 @@ def test_inline_times_are_the_times_of_words(tmp_path):
 so <00:00:02.500><c.yellow> much</c><00:00:03.250><c> rain</c>
 
 01:00:00.000 --> 01:00:01.000
-<01:00:00.250>late <00:00.500>
+late <01:00:00.250>it was
 """
-    assert read(tmp_path, "a.vtt", text)[:3] == [
+    assert read(tmp_path, "a.vtt", text) == [
         ("so", 2.0, 2.5, False),
         ("much", 2.5, 3.25, False),
         ("rain", 3.25, 4.0, False),
+        ("late", 3600.0, 3600.25, False),
+        ("it", 3600.25, 3600.571, True),
+        ("was", 3600.571, 3601.0, True),
     ]
 
 
@@ -73,9 +76,8 @@ def test_several_words_share_a_cue_by_their_length_and_are_marked(tmp_path):
 
 
 def test_accents_tags_and_windows_line_ends_are_understood(tmp_path):
-    text = "1\r\n00:00:00,500 --> 00:00:01,000\r\n<i>Café</i>\r\n\r\n2\r\n" + (
-        "00:00:01,000 --> 00:00:01,500\r\n{\\an8}déjà\r\n"
-    )
+    first = "1\r\n00:00:00,500 --> 00:00:01,000\r\n<i>Café</i>\r\n\r\n"
+    text = first + "2\r\n00:00:01,000 --> 00:00:01,500\r\n{\\an8}déjà\r\n"
     found = read(tmp_path, "a.srt", text)
     assert found == [("Café", 0.5, 1.0, False), ("déjà", 1.0, 1.5, False)]
 

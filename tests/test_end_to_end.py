@@ -1,0 +1,185 @@
+"""From a table to a champion that scores a raw clip; killed on the way, and taken up again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurizers.dataset import read_clips
+from featurizers.manifest import open_column
+from featurizers.spec import Feature
+from pipelines.demo import make_corpus
+from pipelines.experiment import load
+from pipelines.run import store_uri
+from pipelines.score import parity
+from pipelines.sources import ask, read_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(600)]
+
+EXPERIMENT = """\
+dataset: data
+source: {table: corpus/clips.csv, label: sentiment}
+features:
+  text:  {featurizer: hashed-words}
+  audio: {featurizer: logmel, hop_ms: 10}
+  video: {featurizer: face-motion, fps: 5}
+model: {recipe: mmlatch, hidden: 16}
+train: {epochs: 6, global_batch: 16, checkpoint_every: 1}
+shards: {clips: 16}
+max_dropped: 0.1
+register: {name: whole-way}
+promote: {rules: [{metric: mae, better: lower, floor: 10}]}
+"""
+FUSELINE = [sys.executable, "-P", "-c", "from pipelines.__main__ import main; main()"]
+
+
+def fuseline(*arguments, cwd):
+    return subprocess.run(
+        [*FUSELINE, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=400
+    )
+
+
+def killed_in_training(folder):
+    """Start a run, and end all its processes as soon as two epochs are finished."""
+    with (folder / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            [*FUSELINE, "run", "experiment.yaml"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        files = list(folder.glob("data/training/*/progress.jsonl"))
+        if files and len(files[0].read_text().splitlines()) >= 2:
+            break
+        assert process.poll() is None, (folder / "killed.log").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole-way")
+    make_corpus(folder / "corpus", clips=64)
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    killed_in_training(folder)
+    result = fuseline("run", "experiment.yaml", "--json", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "summary.json").write_text(result.stdout)
+    return folder
+
+
+def test_a_run_that_was_killed_in_training_resumes_and_ends_with_a_champion(project):
+    summary = json.loads((project / "summary.json").read_text())
+    assert summary["clips"] == 64
+    assert summary["version"] == 1
+    epochs = [
+        json.loads(line)["epoch"]
+        for file in project.glob("data/training/*/progress.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    # It went on after a checkpoint: the first epoch was not trained again.
+    assert epochs.count(0) == 1
+    assert set(epochs) == set(range(6))
+
+
+def test_running_again_takes_the_finished_work_as_it_is(project):
+    before = {path: path.stat().st_mtime_ns for path in project.glob("data/columns/*/*")}
+    result = fuseline("run", "experiment.yaml", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 runs are finished already" in result.stdout
+    assert "is champion already" in result.stdout
+    same = {path: path.stat().st_mtime_ns for path in project.glob("data/columns/*/*.tar")}
+    assert same.items() <= before.items()
+
+
+def test_the_champion_scores_a_raw_clip_from_a_folder_with_a_decoy_of_its_code(project, tmp_path):
+    for name in ("training", "featurizers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the decoy ran')\n")
+    clip = next(c for c in read_clips(project / "data") if c.split == "test" and c.words)
+    words = project / "words.txt"
+    result = fuseline(
+        "score",
+        "models:/whole-way@champion",
+        clip.media,
+        "--transcript",
+        " ".join(word.text for word in clip.words),
+        "--store",
+        str(project),
+        "--json",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    (answer,) = json.loads(result.stdout)
+    assert answer["state"] == "scored"
+    assert not words.exists()
+
+
+def test_what_the_champion_computes_from_raw_clips_equals_the_shards_bit_for_bit(project):
+    experiment = load(project / "experiment.yaml")
+    asked, _ = ask(experiment, read_rows(experiment.table))
+    columns = {
+        stream: open_column(experiment.root, each.spec.fingerprint)
+        for stream, each in experiment.featurizers().items()
+    }
+    some = asked[::9]
+    model = "models:/whole-way@champion"
+    assert parity(store_uri(experiment), model, some, columns) == []
+
+    class OffByABit:
+        def __init__(self, column):
+            self.spec, self._column = column.spec, column
+
+        def read(self, key):
+            feature = self._column.read(key)
+            if feature is None:
+                return None
+            changed = feature.values.copy()
+            changed[0, 0] = np.nextafter(changed[0, 0], np.float32(np.inf))
+            return Feature(changed, feature.times)
+
+    wrong = {**columns, "audio": OffByABit(columns["audio"])}
+    differences = parity(store_uri(experiment), model, some[:1], wrong)
+    assert len(differences) == 1
+    assert "stream audio" in differences[0]
+    assert "equal bits are promised" in differences[0]
+
+
+def test_a_version_or_model_that_does_not_exist_is_one_line_and_exit_code_2(project):
+    for arguments in (
+        ("promote", "experiment.yaml", "--version", "99"),
+        ("score", "models:/whole-way/99", str(project / "corpus" / "clips.csv")),
+        ("models", "never-registered"),
+    ):
+        result = fuseline(*arguments, cwd=project)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert result.stderr.startswith("fuseline: ")
+
+
+def test_the_mlflow_run_knows_settings_metrics_data_and_model(project):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{project / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    version = client.get_model_version_by_alias("whole-way", "champion")
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.kind"] == "mmlatch"
+    assert {"valid_mae", "train_loss", "test_mae"} <= set(run.data.metrics)
+    assert [point.step for point in client.get_metric_history(version.run_id, "valid_loss")][
+        -1
+    ] == 5
+    assert {"fuseline.dataset.train", "fuseline.dataset.test"} <= set(run.data.tags)
+    names = {Path(item.path).name for item in client.list_artifacts(version.run_id)}
+    assert {"scorecard.json", "finished.json"} <= names

@@ -1,0 +1,315 @@
+"""The contract with training: what is committed is whole, and every damaged byte is found."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurizers import manifest
+from featurizers.clip import Clip
+from featurizers.dataset import COLUMNS, DatasetError
+from featurizers.extract import Outcome
+from featurizers.manifest import (
+    CorruptShardError,
+    commit,
+    committed_digest,
+    open_column,
+    verify,
+)
+from featurizers.shards import job_id, write_shard
+from featurizers.spec import Dim, Feature, FeatureSpec
+
+SPEC = FeatureSpec(
+    name="level",
+    version=1,
+    modality="audio",
+    reads=("audio",),
+    dims=(Dim("a"), Dim("b")),
+    rate_hz=2.0,
+)
+SHARDS = (("a0", "a1", "a2"), ("b0", "b1"))
+ABSENT, QUARANTINED = "a1", "b1"
+SAMPLES = ("a0", "a2", "b0")
+
+
+def outcome_of(key):
+    if key == ABSENT:
+        return Outcome(state="absent")
+    if key == QUARANTINED:
+        return Outcome(state="quarantined", fault="corrupt", message="cut short")
+    values = np.full((4, 2), SAMPLES.index(key), dtype=np.float32)
+    return Outcome(state="sample", feature=Feature(values, np.arange(8.0).reshape(4, 2)))
+
+
+def clip_of(key, take=0):
+    return Clip(key=key, id=key, media=f"/{key}.mp4", media_digest=f"{key}-{take}", seconds=2.0)
+
+
+def write_column(root, shards=SHARDS, take=0):
+    """All shards of a column; gives their records."""
+    records = []
+    for shard, keys in enumerate(shards):
+        clips, outcomes = [clip_of(key, take) for key in keys], [outcome_of(key) for key in keys]
+        job = job_id(SPEC, clips)
+        records.append(
+            write_shard(folder_of(root), shard, job, SPEC, clips=clips, outcomes=outcomes)
+        )
+    return records
+
+
+def folder_of(root):
+    return root / COLUMNS / SPEC.fingerprint
+
+
+@pytest.fixture
+def column(tmp_path):
+    """A committed column's folder and its records."""
+    records = write_column(tmp_path)
+    commit(tmp_path, SPEC, "plan-digest", records)
+    return folder_of(tmp_path), records
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x01
+    path.write_bytes(content)
+
+
+def test_a_column_gives_back_every_clip_as_it_was_written(tmp_path, column):
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    assert opened.spec == SPEC
+    assert opened.records == tuple(column[1])
+    assert {key: row.state for key, row in opened.rows.items()} == {
+        "a0": "sample",
+        "a1": "absent",
+        "a2": "sample",
+        "b0": "sample",
+        "b1": "quarantined",
+    }
+    for key in SAMPLES:
+        expected = outcome_of(key).feature
+        np.testing.assert_array_equal(opened.read(key).values, expected.values)
+        np.testing.assert_array_equal(opened.read(key).times, expected.times)
+    assert opened.read(ABSENT) is None
+    assert opened.read(QUARANTINED) is None
+    with pytest.raises(KeyError):
+        opened.read("nobody")
+    opened.close()
+
+
+def test_the_ledger_balances(tmp_path, column):
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    counted = {
+        state: sum(record.counts[state] for record in opened.records)
+        for state in ("sample", "absent", "quarantined")
+    }
+    assert sum(counted.values()) == len(opened.rows) == 5
+    states = [row.state for row in opened.rows.values()]
+    assert counted == {state: states.count(state) for state in counted}
+
+
+def test_the_manifest_is_named_by_its_own_bytes_and_lists_the_records(tmp_path, column):
+    folder, records = column
+    digest = committed_digest(tmp_path, SPEC.fingerprint)
+    content = (folder / "manifests" / f"{digest}.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+    plain = json.loads(content)
+    assert plain["plan"] == "plan-digest"
+    assert FeatureSpec.from_json(plain["spec"]) == SPEC
+    assert [entry["name"] for entry in plain["records"]] == [record.name for record in records]
+
+
+def test_the_order_in_which_shards_were_finished_does_not_show(tmp_path, column):
+    records = column[1]
+    assert commit(tmp_path, SPEC, "plan-digest", records[::-1]) == committed_digest(
+        tmp_path, SPEC.fingerprint
+    )
+    assert len(list((column[0] / "manifests").iterdir())) == 1
+
+
+def test_the_pointer_names_the_newest_manifest_and_the_older_stays(tmp_path, column):
+    older = committed_digest(tmp_path, SPEC.fingerprint)
+    newer = commit(tmp_path, SPEC, "plan-digest", write_column(tmp_path, take=1))
+    assert newer != older
+    assert open_column(tmp_path, SPEC.fingerprint).digest == newer
+    assert (column[0] / "manifests" / f"{older}.json").exists()
+
+
+def test_shards_that_were_replaced_are_no_strays(tmp_path, column):
+    commit(tmp_path, SPEC, "plan-digest", write_column(tmp_path, take=1))
+    assert verify(tmp_path) == []
+
+
+def test_many_open_shards_share_a_few_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "OPEN_FILES", 2)
+    spread = (("a0",), ("a2",), ("b0",))
+    commit(tmp_path, SPEC, "plan", write_column(tmp_path, spread))
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    for key in [*SAMPLES, *SAMPLES[::-1], *SAMPLES]:
+        assert opened.read(key).values[0, 0] == SAMPLES.index(key)
+        assert len(opened._files) <= 2
+    opened.close()
+    assert not opened._files
+
+
+def test_nothing_committed_is_an_error_that_says_what_to_do(tmp_path):
+    write_column(tmp_path)
+    assert committed_digest(tmp_path, SPEC.fingerprint) is None
+    with pytest.raises(DatasetError, match=r"has no manifest.*featurize first"):
+        open_column(tmp_path, SPEC.fingerprint)
+    (problem,) = verify(tmp_path)
+    assert "has no manifest" in problem
+
+
+@pytest.mark.parametrize("part", ["both", "manifest"])
+def test_a_manifest_of_a_newer_format_is_refused(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(manifest, "FORMAT", 2)
+    commit(tmp_path, SPEC, "plan", write_column(tmp_path))
+    monkeypatch.undo()
+    if part == "manifest":
+        pointer = folder_of(tmp_path) / "manifest.json"
+        pointer.write_bytes(pointer.read_bytes().replace(b'"format":2', b'"format":1'))
+    with pytest.raises(DatasetError, match="format 2, this code reads 1"):
+        open_column(tmp_path, SPEC.fingerprint)
+
+
+def test_a_sound_dataset_has_no_problems_and_an_empty_folder_neither(tmp_path, column):
+    assert verify(tmp_path) == []
+    assert verify(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("member", ["values", "times", "meta"])
+@pytest.mark.parametrize("key", SAMPLES)
+def test_verify_names_the_clip_whose_byte_was_flipped(tmp_path, column, key, member):
+    folder = column[0]
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    name = next(r.name for r in opened.records if r.shard == opened.shards[key])
+    place = opened.rows[key].members[member]
+    flip(folder / f"{name}.tar", place.offset + place.size - 1)
+    (problem,) = verify(tmp_path)
+    assert problem == f"{folder / name}.tar is not what was written: clips {key}"
+
+
+def test_verify_finds_a_flipped_byte_between_the_clips(tmp_path, column):
+    folder, records = column
+    flip(folder / f"{records[0].name}.tar", 20)  # in the first member's header
+    (problem,) = verify(tmp_path)
+    assert problem.endswith("between the clips")
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_verify_finds_any_flipped_byte_in_any_file(tmp_path, column, data):
+    files = sorted(path for path in column[0].rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    kept = path.read_bytes()
+    try:
+        flip(path, data.draw(st.integers(0, len(kept) - 1)))
+        assert verify(tmp_path)
+    finally:
+        path.write_bytes(kept)
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
+def test_verify_finds_a_missing_file(tmp_path, column, suffix):
+    folder, records = column
+    (folder / f"{records[1].name}{suffix}").unlink()
+    (problem,) = verify(tmp_path)
+    assert f"{records[1].name}{suffix}" in problem
+
+
+def test_verify_finds_a_missing_manifest(tmp_path, column):
+    digest = committed_digest(tmp_path, SPEC.fingerprint)
+    (column[0] / "manifests" / f"{digest}.json").unlink()
+    (problem,) = verify(tmp_path)
+    assert f"{digest}.json is missing" in problem
+
+
+@pytest.mark.parametrize("stray", ["00001-0123456789ab.tar", "notes.txt", ".00000-x.tar.k2j4h6"])
+def test_verify_finds_a_stray_file(tmp_path, column, stray):
+    (column[0] / stray).write_bytes(b"x")
+    (problem,) = verify(tmp_path)
+    assert problem.startswith(f"{column[0] / stray} ")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b'{"format": 9}'])
+def test_verify_finds_a_stray_file_with_a_records_suffix(tmp_path, column, content):
+    (column[0] / "00001-0123456789ab.json").write_bytes(content)
+    (problem,) = verify(tmp_path)
+    assert "00001-0123456789ab.json " in problem
+
+
+def test_verify_finds_a_record_under_a_wrong_name(tmp_path, column):
+    folder, records = column
+    content = (folder / f"{records[0].name}.json").read_bytes()
+    (folder / "00009-0123456789ab.json").write_bytes(content)
+    (problem,) = verify(tmp_path)
+    assert "00009-0123456789ab.json " in problem
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_verify_finds_a_truncated_file(tmp_path, column, suffix, share):
+    path = column[0] / f"{column[1][0].name}{suffix}"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    (problem,) = verify(tmp_path)
+    assert path.name in problem
+
+
+def test_a_tar_cut_between_two_members_is_found_when_it_is_opened(tmp_path, column):
+    folder, records = column
+    second = open_column(tmp_path, SPEC.fingerprint).rows["a2"].members["meta"]
+    path = folder / f"{records[0].name}.tar"
+    path.write_bytes(path.read_bytes()[: second.offset - 512])
+    with pytest.raises(CorruptShardError, match=rf"{path.name} has \d+ bytes, \d+ were written"):
+        open_column(tmp_path, SPEC.fingerprint)
+    assert len(verify(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json"])
+def test_a_column_with_a_changed_record_or_index_is_not_opened(tmp_path, column, suffix):
+    path = column[0] / f"{column[1][0].name}{suffix}"
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(CorruptShardError, match="is not what was written"):
+        open_column(tmp_path, SPEC.fingerprint)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{'digest'", b"\xff\xfe"])
+def test_a_pointer_that_cannot_be_read_is_damage_and_not_a_crash(tmp_path, column, content):
+    (column[0] / "manifest.json").write_bytes(content)
+    with pytest.raises(CorruptShardError, match=r"manifest\.json is not what was written"):
+        committed_digest(tmp_path, SPEC.fingerprint)
+    assert len(verify(tmp_path)) == 1
+
+
+def test_reading_checks_the_checksum_and_names_shard_and_clip(tmp_path, column):
+    folder, records = column
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    flip(folder / f"{records[0].name}.tar", opened.rows["a2"].members["times"].offset)
+    assert opened.read("a0") is not None
+    with pytest.raises(CorruptShardError, match=rf"{records[0].name}\.tar: times of clip a2"):
+        opened.read("a2")
+
+
+def test_reading_past_a_tar_that_shrank_since_it_was_opened_is_damage(tmp_path, column):
+    folder, records = column
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    path = folder / f"{records[0].name}.tar"
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(CorruptShardError, match="clip a2"):
+        opened.read("a2")
+
+
+def test_no_pickle_is_ever_loaded(tmp_path):
+    values = np.array([[{"a": 1}]], dtype=object)
+    outcome = Outcome(state="sample", feature=Feature(values, np.zeros((1, 2))))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_shard(tmp_path, 0, "0" * 64, replace(SPEC), clips=[clip_of("a0")], outcomes=[outcome])

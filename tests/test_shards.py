@@ -1,0 +1,316 @@
+"""A shard of a column: the same bytes for the same input, whole or absent, read by anybody."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featurizers.clip import Clip, Word, key_of
+from featurizers.dataset import StorageError
+from featurizers.extract import Outcome
+from featurizers.shards import (
+    Record,
+    job_id,
+    read_index,
+    read_record,
+    shard_name,
+    write_shard,
+)
+from featurizers.spec import Dim, Feature, FeatureSpec
+
+SPEC = FeatureSpec(
+    name="tone-level",
+    version=1,
+    modality="audio",
+    reads=("audio",),
+    dims=(Dim("a"), Dim("b")),
+    rate_hz=2.0,
+)
+IDS = ("a.b", "a.c", "__hidden", "é t é", "plain")
+
+
+def clip(clip_id, **changes):
+    made = Clip(
+        key=key_of(clip_id),
+        id=clip_id,
+        media=f"/media/{clip_id}.mp4",
+        media_digest=hashlib.sha256(clip_id.encode()).hexdigest(),
+        seconds=2.0,
+        words=(Word(text="so", start=0.0, end=0.5),),
+        streams={"pose": "/media/pose.npy"},
+        stream_digests={"pose": "77"},
+        split="train",
+        labels={"score": 1.0},
+    )
+    return replace(made, **changes)
+
+
+def feature(seed, steps=3, width=2):
+    values = np.random.default_rng(seed).normal(size=(steps, width)).astype(np.float32)
+    edges = np.arange(steps + 1) * 0.5
+    return Feature(values, np.stack([edges[:-1], edges[1:]], axis=1))
+
+
+def shard_of(ids=IDS):
+    clips = [clip(clip_id) for clip_id in ids]
+    outcomes = [Outcome(state="sample", feature=feature(i)) for i in range(len(ids))]
+    return clips, outcomes
+
+
+def write(folder, clips, outcomes, spec=SPEC, shard=7):
+    job = job_id(spec, clips)
+    return write_shard(folder, shard, job, spec, clips=clips, outcomes=outcomes)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def mixed():
+    clips, outcomes = shard_of()
+    outcomes[1] = Outcome(state="absent")
+    outcomes[3] = Outcome(state="quarantined", fault="corrupt", message="half of it is damaged")
+    outcomes[4] = replace(outcomes[4], message="2 of 90 packets are damaged and passed over")
+    return clips, outcomes
+
+
+def test_equal_jobs_give_equal_bytes_of_tar_index_and_record(tmp_path):
+    one = write(tmp_path / "one", *mixed())
+    other = write(tmp_path / "other", *mixed())
+    assert one == other
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+    assert sorted(contents(tmp_path / "one")) == [
+        f"{one.name}.json",
+        f"{one.name}.parquet",
+        f"{one.name}.tar",
+    ]
+
+
+def test_the_record_tells_size_and_digest_of_both_files_and_counts_every_clip(tmp_path):
+    record = write(tmp_path, *mixed())
+    for suffix, (size, digest) in ((".tar", record.tar), (".parquet", record.index)):
+        content = (tmp_path / f"{record.name}{suffix}").read_bytes()
+        assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
+    assert record.counts == {"sample": 3, "absent": 1, "quarantined": 1}
+    assert record.faults == {"corrupt": 1}
+    assert (record.shard, record.spec) == (7, SPEC.digest)
+
+
+def test_the_record_is_read_back_as_it_was_written(tmp_path):
+    record = write(tmp_path, *mixed())
+    assert read_record(tmp_path, 7, record.job) == record
+    assert read_record(tmp_path, 8, record.job) is None
+    assert read_record(tmp_path, 7, "0" * 64) is None
+
+
+def test_a_record_of_another_job_or_format_is_refused(tmp_path):
+    record = write(tmp_path, *mixed())
+    twin = record.job[:12] + "0" * 52
+    with pytest.raises(ValueError, match="belongs to job"):
+        read_record(tmp_path, 7, twin)
+    newer = record.to_bytes().replace(b'"format":1', b'"format":2')
+    with pytest.raises(ValueError, match="reads format 1"):
+        Record.from_bytes(newer)
+
+
+def test_the_index_holds_every_clip_in_the_plans_order(tmp_path):
+    clips, outcomes = mixed()
+    record = write(tmp_path, clips, outcomes)
+    rows = read_index(tmp_path / f"{record.name}.parquet")
+    assert [row.key for row in rows] == [each.key for each in clips]
+    assert [(row.state, row.fault, row.message, row.steps) for row in rows] == [
+        ("sample", None, "", 3),
+        ("absent", None, "", 0),
+        ("sample", None, "", 3),
+        ("quarantined", "corrupt", "half of it is damaged", 0),
+        ("sample", None, "2 of 90 packets are damaged and passed over", 3),
+    ]
+    assert [sorted(row.members) for row in rows if row.state == "sample"] == [
+        ["meta", "times", "values"]
+    ] * 3
+    assert all(row.members == {} for row in rows if row.state != "sample")
+
+
+def test_plain_webdataset_reads_the_features_and_merges_no_keys(tmp_path):
+    import webdataset
+
+    clips, outcomes = shard_of()
+    record = write(tmp_path, clips, outcomes)
+    url = str(tmp_path / f"{record.name}.tar")
+    found = list(webdataset.WebDataset(url, shardshuffle=False, empty_check=False).decode())
+    assert [sample["__key__"] for sample in found] == [each.key for each in clips]
+    for sample, made, outcome in zip(found, clips, outcomes, strict=True):
+        np.testing.assert_array_equal(sample["tone-level.npy"], outcome.feature.values)
+        np.testing.assert_array_equal(sample["times.npy"], outcome.feature.times)
+        assert sample["tone-level.npy"].dtype == np.float32
+        assert sample["json"] == {"feature": SPEC.fingerprint, "id": made.id, "steps": 3}
+
+
+def test_a_feature_without_steps_is_kept_too(tmp_path):
+    outcome = Outcome(state="sample", feature=feature(0, steps=0))
+    record = write(tmp_path, [clip("a")], [outcome])
+    (row,) = read_index(tmp_path / f"{record.name}.parquet")
+    assert (row.state, row.steps, sorted(row.members)) == ("sample", 0, ["meta", "times", "values"])
+
+
+def test_nothing_of_time_host_or_path_is_in_the_files(tmp_path):
+    import tarfile
+
+    record = write(tmp_path / "secret-place", *mixed())
+    with tarfile.open(tmp_path / "secret-place" / f"{record.name}.tar") as tar:
+        for member in tar:
+            assert member.mtime == 0
+    for content in contents(tmp_path / "secret-place").values():
+        assert b"secret-place" not in content
+        assert b"/media/" not in content
+
+
+class Stop(BaseException):
+    """As a Ctrl-C: not an exception that anybody may handle."""
+
+
+class Dying(list):
+    """Outcomes of which the reading breaks off."""
+
+    def __init__(self, outcomes, error):
+        super().__init__(outcomes)
+        self.error = error
+
+    def __iter__(self):
+        yield from self[:2]
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), Stop(), KeyboardInterrupt()])
+def test_a_crash_while_writing_leaves_nothing_under_a_final_name(tmp_path, error):
+    clips, outcomes = shard_of()
+    with pytest.raises(type(error)):
+        write(tmp_path, clips, Dying(outcomes, error))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    write(tmp_path / "after", clips, outcomes)
+    record = write(tmp_path, clips, outcomes)
+    whole = contents(tmp_path / "after")
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+    assert read_record(tmp_path, 7, record.job) == record
+
+
+def test_without_its_record_a_shard_is_not_finished(tmp_path):
+    clips, outcomes = shard_of()
+    record = write(tmp_path, clips, outcomes)
+    (tmp_path / f"{record.name}.json").unlink()
+    assert read_record(tmp_path, 7, record.job) is None
+    assert write(tmp_path, clips, outcomes) == record
+
+
+SMALL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from tests import test_shards
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+clips, outcomes = test_shards.shard_of()
+from featurizers import shards
+import webdataset, pyarrow.parquet
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    test_shards.write(folder, clips, outcomes)
+except shards.StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"), [(1000, ".tar"), (4000, ".tar")], ids=["header", "within"]
+)
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, limit, file):
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(tmp_path / "column"), str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=__file__.removesuffix("/tests/test_shards.py"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "column") in done.stdout
+    assert f"{file}: a shard of 5 clips could not be written" in done.stdout
+    assert "run the same command again" in done.stdout
+    assert list((tmp_path / "column").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path):
+    (tmp_path / "column").write_text("a file is in the way")
+    with pytest.raises(StorageError, match=r"column/00007-[0-9a-f]{12}\.tar: .*make room or"):
+        write(tmp_path / "column", *shard_of())
+
+
+def test_an_index_that_cannot_be_written_leaves_no_record(tmp_path):
+    clips, outcomes = shard_of()
+    name = shard_name(7, job_id(SPEC, clips))
+    (tmp_path / f"{name}.parquet").mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{name}\.parquet: \d+ bytes could not be written"):
+        write(tmp_path, clips, outcomes)
+    assert read_record(tmp_path, 7, job_id(SPEC, clips)) is None
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+READS = {
+    "audio": {"media_digest": "ff"},
+    "video": {"media_digest": "ff"},
+    "words": {"words": (Word(text="oh", start=0.0, end=0.5),)},
+    "stream:pose": {"stream_digests": {"pose": "ff"}},
+}
+EVERYBODY = ({"start": 0.5}, {"end": 1.5}, {"key": "other"})
+NOBODY = (
+    {"split": "test"},
+    {"labels": {"score": -1.0}},
+    {"fold": 3},
+    {"media": "s3://elsewhere/b.mp4"},
+    {"source": "elsewhere"},
+    {"speaker": "ann"},
+    {"group": "g"},
+    {"seconds": 1.0},
+)
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("changed", READS)
+def test_a_job_changes_with_what_its_spec_reads_and_with_nothing_else_read(reads, changed):
+    spec = replace(SPEC, reads=(reads,))
+    same = READS[reads] == READS[changed]
+    before, after = job_id(spec, [clip("a")]), job_id(spec, [clip("a", **READS[changed])])
+    assert (before != after) == same
+
+
+@pytest.mark.parametrize("change", EVERYBODY, ids=lambda change: next(iter(change)))
+def test_a_job_changes_with_key_and_span(change):
+    assert job_id(SPEC, [clip("a")]) != job_id(SPEC, [clip("a", **change)])
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("change", NOBODY, ids=lambda change: next(iter(change)))
+def test_mending_labels_splits_or_places_redoes_nothing(reads, change):
+    spec = replace(SPEC, reads=(reads,))
+    assert job_id(spec, [clip("a")]) == job_id(spec, [clip("a", **change)])
+
+
+def test_a_job_changes_with_a_words_times_and_with_having_no_words():
+    spec = replace(SPEC, reads=("words",))
+    moved = clip("a", words=(Word(text="so", start=0.0, end=0.6),))
+    jobs = {job_id(spec, [each]) for each in (clip("a"), moved, clip("a", words=None))}
+    assert len(jobs) == 3
+
+
+def test_a_job_changes_with_the_spec_and_the_order_of_clips():
+    pair = [clip("a"), clip("b")]
+    jobs = {
+        job_id(SPEC, pair),
+        job_id(SPEC, pair[::-1]),
+        job_id(SPEC, pair[:1]),
+        job_id(replace(SPEC, version=2), pair),
+        job_id(replace(SPEC, parameters={"level": 2}), pair),
+    }
+    assert len(jobs) == 5
