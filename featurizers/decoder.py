@@ -176,6 +176,8 @@ class Decoder:
     ) -> tuple[dict[str, Any], bytes]:
         try:
             message = _read(_pipe(child.stdout), wall)
+            if message is not None and "kind" not in message[0]:
+                raise ValueError("a message of no kind")  # noqa: TRY301 - told like the others
         except TimeoutError:
             reason = f"the decoder gave nothing for {wall:.0f} s"
             raise DecoderDiedError("timed_out", reason) from None
@@ -243,7 +245,9 @@ def _read(pipe: IO[bytes], wall: float | None = None) -> tuple[dict[str, Any], b
     text, payload = _exactly(pipe, text_size, wall), _exactly(pipe, payload_size, wall)
     if text is None or payload is None:
         return None
-    header: dict[str, Any] = json.loads(text)
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError("a message without a header")  # noqa: TRY004 - it is the input's fault
     return header, payload
 
 

@@ -11,6 +11,7 @@ import typer
 
 from featurizers.dataset import DatasetError, StorageError, read_clips
 from featurizers.manifest import CorruptShardError, open_column, verify
+from pipelines.executors import WorkerDiedError
 from pipelines.experiment import Experiment, InputError, load, save
 from pipelines.featurize import TooManyDroppedError, ledger
 from pipelines.promote import ParityError, consider, go_back
@@ -38,6 +39,7 @@ FAILED = (
     StorageError,
     CorruptShardError,
     TooManyDroppedError,
+    WorkerDiedError,
     TrainingFailedError,
     ParityError,
     ScoringFailedError,

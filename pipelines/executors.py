@@ -13,6 +13,11 @@ Result = TypeVar("Result")
 
 IN_FLIGHT = 2  # jobs that wait at each actor: it never idles, and nothing piles up
 DRAIN_S = 60.0
+TASK_RETRIES = 3
+
+
+class WorkerDiedError(Exception):
+    """A worker died again and again on one job; nothing of that job was kept."""
 
 
 class Executor(Protocol):
@@ -56,6 +61,8 @@ class OnRay:
         self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
         """See `Executor`."""
+        if not items:
+            return
         start_ray(self.workers)
         pool = _Pool(make_worker, self.workers, items)
         try:
@@ -75,7 +82,7 @@ class _Pool:
     ) -> None:
         import ray
 
-        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Actor)
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TASK_RETRIES)(_Actor)
         self._actors: list[Any] = [
             actor.remote(make_worker) for _ in range(min(workers, len(items)))
         ]
@@ -127,12 +134,17 @@ class _Actor:
 def _value(reference: Any) -> Any:  # noqa: ANN401 - Ray's reference has no type
     """The result, or the worker's own exception instead of Ray's wrapping of it."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
     try:
         return ray.get(reference)
     except RayTaskError as error:
         raise error.cause from None
+    except RayActorError as error:
+        raise WorkerDiedError(
+            f"a worker died {TASK_RETRIES + 1} times on the same job, perhaps for want of memory; "
+            f"finished jobs are kept, run again with fewer workers. {error}"
+        ) from None
 
 
 def executor(workers: int) -> Executor:

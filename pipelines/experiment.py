@@ -109,7 +109,7 @@ class Experiment(Section):
     dataset: str
     source: Source
     features: Annotated[dict[str, FeatureSettings], Field(min_length=1)]
-    model: ModelSection = ModelSection(recipe="mmlatch")
+    model: ModelSection
     train: Train = Train()
     workers: Workers = Workers()
     register_: Annotated[Register | None, Field(alias="register")] = None
@@ -224,8 +224,11 @@ def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> E
     """Check plain data against the experiment's types and names."""
     if "folder" in plain:
         raise InputError(f"{name}: unknown key 'folder'; paths start from the file's own folder")
+    features = plain.get("features")
+    alone = isinstance(features, dict) and len(features) == 1
+    usual = {"model": {"recipe": "unimodal" if alone else "mmlatch"}}
     try:
-        experiment = Experiment.model_validate({**plain, "folder": folder})
+        experiment = Experiment.model_validate({**usual, **plain, "folder": folder})
     except ValidationError as error:
         raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
     experiment.rules()

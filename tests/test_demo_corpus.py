@@ -159,7 +159,7 @@ def test_each_odd_file_is_odd_and_the_others_are_films(plan, tmp_path):
         "silent": (False, True),
         "unseen": (True, False),
         "truncated": "unreadable",
-        "nothing": "unreadable",
+        "nothing": "empty",
         "text": "unreadable",
     }
     assert (tmp_path / written["nothing"].media).stat().st_size == 0

@@ -105,7 +105,8 @@ def test_what_is_left_out_has_a_default(tmp_path):
     assert experiment.max_dropped == 0.05
     assert experiment.source.media_root == (".",)
     assert (experiment.shards.clips, experiment.shards.minutes) == (128, 20)
-    assert experiment.recipe(TASK).name == "mmlatch"
+    assert experiment.recipe(TASK).name == "unimodal"
+    assert changed(tmp_path, "model", None).recipe(TASK).name == "mmlatch"
     assert experiment.register_ is None
     assert experiment.rules() == []
 
@@ -156,7 +157,7 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("train", {"streams": "x"}, "unknown key 'train.streams'"),
         ("train", {"settings": {}}, "unknown key 'train.settings'"),
         ("train", {"loss": "huber"}, "train: loss is 'huber'"),
-        ("model", {"recipe": "mmlatch", "hiden": 3}, "the nearest is 'hidden'"),
+        ("model", {"recipe": "mmlatch", "hiden": 3}, "the nearest known one is 'hidden'"),
         ("model", {"recipe": "mmlatch", "hidden": "big"}, "hidden is 'big'"),
         ("model", {"recipe": "unimodal"}, "'unimodal' reads exactly one stream"),
         ("train", [1], "train: "),
@@ -182,7 +183,8 @@ def test_a_wrong_setting_is_told_with_its_place_and_the_nearest_known(tmp_path, 
 
 def test_every_featurizer_of_the_catalog_can_be_named(tmp_path):
     for name in catalog.NAMES:
-        made = changed(tmp_path, "features", {"some": {"featurizer": name}})
+        features = {"some": {"featurizer": name}, "other": {"featurizer": "logmel"}}
+        made = changed(tmp_path, "features", features)
         assert made.featurizers()["some"].spec.name == name
 
 
@@ -249,7 +251,7 @@ def test_settings_on_the_command_line_win(tmp_path):
         ("train.epochs=[1", "is no YAML value"),
         ("train.epochs=x", "epochs is 'x'"),
         ("train.=3", "unknown key 'train.'"),
-        ("model.hiden=3", "the nearest is 'hidden'"),
+        ("model.hiden=3", "the nearest known one is 'hidden'"),
         (".train=3", "unknown key"),
         ("folder=/elsewhere", "unknown key 'folder'"),
     ],

@@ -1,0 +1,408 @@
+"""The decoding child: warm, killable, and trusted with nothing."""
+
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurizers.clip import BadClipError, Clip
+from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.extract import extract
+from featurizers.media import Damage, Limits, NoStream, decode, encode, probe
+from featurizers.spec import (
+    AudioChunk,
+    AudioWant,
+    Dim,
+    Feature,
+    FeatureSpec,
+    VideoChunk,
+    VideoWant,
+)
+from tests.media_maker import flat, stairs, tone, write
+
+pytestmark = pytest.mark.media
+ROOT = Path(__file__).parent.parent
+SOUND, PICTURES = AudioWant(), VideoWant(fps=5, size=16)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A short clip, one of half a minute, one of no sound and one that is no media."""
+    folder = tmp_path_factory.mktemp("clips")
+    encode(folder / "short.mp4", frames=stairs(25), fps=25, samples=tone(300, 1.0), rate_hz=16_000)
+    encode(folder / "long.mp4", frames=None, fps=25, samples=tone(300, 30.0), rate_hz=16_000)
+    encode(folder / "mute.mp4", frames=stairs(25), fps=25, samples=None, rate_hz=16_000)
+    (folder / "bad.mp4").write_text("hello")
+    return folder
+
+
+def gone(pid, seconds=10.0):
+    """Whether a process ends within that time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def same_events(one, other):
+    assert [(i, type(event)) for i, event in one] == [(i, type(event)) for i, event in other]
+    for (_, left), (_, right) in zip(one, other, strict=True):
+        for name in type(left).__slots__:
+            np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+
+
+def test_the_child_gives_what_decoding_here_gives(decoder, clips):
+    for name in ("short.mp4", "mute.mp4"):
+        wants = [PICTURES, SOUND, VideoWant(fps=2, size=8, colour="rgb")]
+        there = list(decoder.decode(clips / name, 0.2, 0.9, wants))
+        same_events(there, list(decode(clips / name, 0.2, 0.9, wants, Limits())))
+        assert decoder.probe(clips / name) == probe(clips / name)
+    assert {type(event) for _, event in there} == {VideoChunk, NoStream}
+
+
+def test_damage_is_told_by_the_child_too(decoder, clips, tmp_path):
+    path = tmp_path / "a.mkv"
+    write(path, sound=[(0.0, tone(150, 4.0))], audio="flac")
+    content = bytearray(path.read_bytes())
+    frames = [at for at in range(len(content) - 1) if content[at : at + 2] == b"\xff\xf8"]
+    content[frames[5] : frames[5] + 4] = b"\0\0\0\0"
+    path.write_bytes(content)
+    events = [event for _, event in decoder.decode(path, 0.0, None, [SOUND])]
+    assert isinstance(events[-1], Damage)
+    same_events([(0, event) for event in events], list(decode(path, 0.0, None, [SOUND], Limits())))
+
+
+def test_the_child_is_warm_also_after_a_bad_clip(decoder, clips):
+    decoder.probe(clips / "short.mp4")
+    pid = decoder.pid
+    list(decoder.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+    with pytest.raises(BadClipError) as caught:
+        list(decoder.decode(clips / "bad.mp4", 0.0, None, [SOUND]))
+    assert caught.value.fault == "unreadable"
+    with pytest.raises(BadClipError):
+        decoder.probe(clips / "bad.mp4")
+    list(decoder.decode(clips / "mute.mp4", 0.0, None, [PICTURES]))
+    assert decoder.pid == pid
+
+
+def test_a_decoding_that_is_given_up_leaves_nothing_behind(decoder, clips):
+    events = decoder.decode(clips / "long.mp4", 0.0, None, [SOUND])
+    next(events)
+    pid = decoder.pid
+    events.close()
+    assert gone(pid)
+    assert list(decoder.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+
+
+def test_closing_ends_the_child_and_another_call_starts_one(clips):
+    decoder = Decoder()
+    assert decoder.pid is None
+    decoder.probe(clips / "short.mp4")
+    pid = decoder.pid
+    decoder.close()
+    assert (gone(pid), decoder.pid) == (True, None)
+    decoder.close()
+    decoder.probe(clips / "short.mp4")
+    assert decoder.pid != pid
+    decoder.close()
+
+
+def test_a_child_that_died_between_two_clips_is_replaced(decoder, clips):
+    decoder.probe(clips / "short.mp4")
+    os.kill(decoder.pid, signal.SIGKILL)
+    assert gone(decoder.pid)
+    assert list(decoder.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+
+
+# Killed in the middle of a clip.
+
+
+class Loudness:
+    """A step for each chunk; kills the decoder at the first one, as often as it is told."""
+
+    spec = FeatureSpec(
+        name="loudness",
+        version=1,
+        modality="audio",
+        reads=("audio",),
+        dims=(Dim("peak"),),
+        rate_hz=None,
+    )
+    wants = SOUND
+
+    def __init__(self, decoder, kills=0):
+        self.decoder, self.kills, self.begun = decoder, kills, 0
+
+    def begin(self, clip):
+        self.begun += 1
+        self.peaks = []
+        return self
+
+    def add(self, chunk):
+        if self.kills:
+            self.kills -= 1
+            os.kill(self.decoder.pid, signal.SIGKILL)
+        self.peaks.append(float(np.abs(chunk.samples.astype(int)).max()))
+
+    def finish(self):
+        values = np.array(self.peaks, dtype=np.float32)[:, np.newaxis]
+        return Feature(values, np.zeros((len(values), 2)))
+
+
+def extracted(path, featurizer, decoder):
+    clip = Clip(key="a", id="a", media=str(path), media_digest="", seconds=1.0)
+    (outcome,) = extract(clip, path, [featurizer], decoder)
+    return outcome
+
+
+def test_a_child_that_is_killed_once_costs_nothing(decoder, clips):
+    undisturbed = extracted(clips / "long.mp4", Loudness(decoder), decoder)
+    featurizer = Loudness(decoder, kills=1)
+    outcome = extracted(clips / "long.mp4", featurizer, decoder)
+    assert (outcome.state, featurizer.begun) == ("sample", 2)
+    np.testing.assert_array_equal(outcome.feature.values, undisturbed.feature.values)
+
+
+def test_a_clip_whose_child_dies_twice_is_quarantined_and_the_next_one_is_not(decoder, clips):
+    outcome = extracted(clips / "long.mp4", Loudness(decoder, kills=9), decoder)
+    assert (outcome.state, outcome.fault) == ("quarantined", "crashed")
+    assert "code -9, twice" in outcome.message
+    assert extracted(clips / "short.mp4", Loudness(decoder), decoder).state == "sample"
+
+
+# Limits.
+
+
+def test_a_clip_that_takes_too_much_time_is_timed_out(tmp_path):
+    path = tmp_path / "sparse.mkv"
+    write(path, pictures=[(0.0, flat(30)), (14_000.0, flat(90))])
+    with Decoder(Limits(cpu_seconds=0.5, cpu_share=0)) as strict:
+        with pytest.raises(DecoderDiedError, match="used up its CPU seconds") as caught:
+            for _ in strict.decode(path, 0.0, None, [VideoWant(fps=100, size=64)]):
+                pass
+        assert caught.value.fault == "timed_out"
+
+
+def test_a_child_that_hangs_is_timed_out(clips):
+    with Decoder() as impatient:
+        impatient.probe(clips / "short.mp4")
+        impatient.limits = Limits(cpu_seconds=0.05)  # and 20 times that by the clock on the wall
+        events = impatient.decode(clips / "long.mp4", 0.0, None, [SOUND])
+        next(events)
+        pid = impatient.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(DecoderDiedError, match="gave nothing") as caught:
+            list(events)
+        assert caught.value.fault == "timed_out"
+        assert gone(pid)
+
+
+def test_a_clip_that_takes_too_much_memory_is_crashed(tmp_path, clips):
+    path = tmp_path / "huge.mkv"
+    huge = np.zeros((8000, 8000, 3), np.uint8)
+    write(path, pictures=[(0.0, huge)], video="mjpeg")
+    with Decoder(Limits(memory_bytes=600 << 20)) as narrow:
+        list(narrow.decode(clips / "short.mp4", 0.0, None, [SOUND, PICTURES]))
+        pid = narrow.pid
+        with pytest.raises(BadClipError) as caught:
+            list(narrow.decode(path, 0.0, None, [VideoWant(fps=5, size=16, colour="rgb")]))
+        assert caught.value.fault == "crashed"
+        assert "600 MiB" in caught.value.message
+        list(narrow.decode(clips / "short.mp4", 0.0, None, [SOUND, PICTURES]))
+        assert narrow.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("limits", "fault"), [(Limits(seconds=0.5), "too_long"), (Limits(pixels=100), "too_large")]
+)
+def test_the_child_knows_the_limits(clips, limits, fault):
+    with Decoder(limits) as strict, pytest.raises(BadClipError) as caught:
+        list(strict.decode(clips / "short.mp4", 0.0, None, [PICTURES]))
+    assert caught.value.fault == fault
+
+
+# Parents and decoys.
+
+PARENT = """
+import sys
+from pathlib import Path
+from featurizers.decoder import Decoder
+from featurizers.spec import AudioWant
+decoder = Decoder()
+if sys.argv[2] == "busy":
+    next(decoder.decode(Path(sys.argv[1]), 0.0, None, [AudioWant()]))
+    events = decoder.decode(Path(sys.argv[1]), 0.0, None, [AudioWant()])
+    next(events)
+else:
+    decoder.probe(Path(sys.argv[1]))
+print(decoder.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_the_child_ends_when_its_parent_is_killed(clips, state):
+    command = [sys.executable, "-c", PARENT, str(clips / "long.mp4"), state]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        assert not gone(pid, 0.1)
+        parent.kill()
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("way", ["current folder", "PYTHONPATH"])
+def test_a_decoy_of_our_name_is_not_imported_by_the_child(tmp_path, clips, monkeypatch, way):
+    decoy = tmp_path / "featurizers"
+    decoy.mkdir()
+    trace = tmp_path / "imported"
+    for name in ("__init__.py", "decoder.py"):
+        (decoy / name).write_text(f"open({str(trace)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    if way == "PYTHONPATH":
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Decoder() as fresh:
+        assert fresh.probe(clips / "short.mp4").audio
+    assert not trace.exists()
+
+
+def test_a_relative_path_is_meant_from_the_current_folder(clips, monkeypatch, decoder):
+    monkeypatch.chdir(clips)
+    with Decoder() as fresh:
+        assert fresh.probe(Path("short.mp4")).seconds == pytest.approx(1.0, abs=0.1)
+
+
+# What a broken child sends.
+
+SAYING = """
+import sys, time
+sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))
+sys.stdout.buffer.flush()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def message(header, payload=b"", lengths=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<II", *(lengths or (len(text), len(payload)))) + text + payload
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def replaced_by(decoder, content, seconds=0.0):
+    """Put a child in place that says this and nothing else."""
+    decoder._child = subprocess.Popen(
+        [sys.executable, "-c", SAYING, content.hex(), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"garbage and more garbage",
+        message(b"\xff\xfe not text"),
+        message(b"{'not': json}"),
+        message(b"[1, 2]"),
+        message(b"7"),
+        message({"nothing": "known"}),
+        message({"kind": "audio"}, lengths=(9, 0xFFFFFFFF)),
+        message({"kind": "audio"}, lengths=(0xFFFFFFF0, 0)),
+    ],
+)
+def test_a_child_that_sends_garbage_has_crashed(clips, content):
+    with Decoder() as fooled:
+        replaced_by(fooled, content, seconds=30)
+        pid = fooled.pid
+        with pytest.raises(DecoderDiedError, match="nobody can read") as caught:
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+        assert caught.value.fault == "crashed"
+        assert gone(pid)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10", message({"kind": "audio"}, b"12")[:-1]])
+def test_a_child_that_ends_in_the_middle_of_a_message_has_crashed(clips, content):
+    with Decoder() as fooled:
+        replaced_by(fooled, content)
+        with pytest.raises(DecoderDiedError, match="code 0") as caught:
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+        assert caught.value.fault == "crashed"
+
+
+def test_a_child_that_stops_in_the_middle_of_a_message_is_timed_out(clips):
+    with Decoder(Limits(cpu_seconds=0.05)) as fooled:
+        replaced_by(fooled, message({"kind": "audio"}, b"1234")[:-1], seconds=30)
+        with pytest.raises(DecoderDiedError, match="gave nothing") as caught:
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+        assert caught.value.fault == "timed_out"
+
+
+def test_nothing_that_the_child_sends_is_unpickled(clips, tmp_path):
+    bomb = pickle.dumps(Bomb(tmp_path / "trace"))
+    header = {"kind": "audio", "index": 0, "start": 0.0}
+    for content in (
+        message(bomb),
+        message(header, bomb[: len(bomb) // 2 * 2]) + message({"kind": "end"}),
+    ):
+        with Decoder() as fooled:
+            replaced_by(fooled, content, seconds=30)
+            try:
+                events = list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+                assert isinstance(events[0][1], AudioChunk)
+            except DecoderDiedError:
+                pass
+        assert not (tmp_path / "trace").exists()
+
+
+def test_a_bug_in_the_child_stops_the_job_with_its_text(clips):
+    with Decoder() as fooled:
+        replaced_by(fooled, message({"kind": "bug", "message": "ZeroDivisionError"}), seconds=30)
+        with pytest.raises(RuntimeError, match=r"short\.mp4:\nZeroDivisionError"):
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+
+
+def test_an_unknown_fault_is_a_bug_and_not_a_bad_clip(clips):
+    with Decoder() as fooled:
+        replaced_by(fooled, message({"kind": "fault", "fault": "odd", "message": ""}), seconds=30)
+        with pytest.raises(RuntimeError, match="unknown fault: odd"):
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+
+
+def test_a_probe_of_which_the_child_dies_twice_is_a_bad_clip(clips):
+    class Doomed(Decoder):
+        def _start(self):
+            replaced_by(self, b"")
+            return self._child
+
+    with Doomed() as doomed, pytest.raises(BadClipError) as caught:
+        doomed.probe(clips / "short.mp4")
+    assert caught.value.fault == "crashed"
+    assert caught.value.message.endswith("twice")
