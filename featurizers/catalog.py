@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias, assert_never, cast, get_args
 
 from featurizers.acoustic import LogMel
 from featurizers.lexical import HashedWords
+from featurizers.skeletal import Numbers
 from featurizers.spec import FeatureSpec, Featurizer, Scalar
 from featurizers.visual import FaceMotion
 
-Name: TypeAlias = Literal["hashed-words", "logmel", "face-motion"]
+Name: TypeAlias = Literal["hashed-words", "logmel", "face-motion", "numbers"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -23,6 +24,9 @@ def build(name: str, /, **parameters: Scalar) -> Featurizer:
     """
     kind = _kind(name)
     known = inspect.signature(kind.__init__, eval_str=True).parameters
+    for parameter, about in known.items():
+        if parameter not in {"self", *parameters} and about.default is about.empty:
+            raise ValueError(f"featurizer {name!r} wants a setting {parameter!r}")
     choices = [parameter for parameter in known if parameter != "self"]
     for parameter, value in parameters.items():
         if parameter not in choices:
@@ -38,9 +42,9 @@ def build(name: str, /, **parameters: Scalar) -> Featurizer:
 
 def _check(name: str, parameter: str, value: Scalar, wanted: type) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    right = whole or (wanted is float and isinstance(value, float))
-    if not right:
-        kind = "a whole number" if wanted is int else "a number"
+    right = isinstance(value, str) if wanted is str else whole
+    if not right and not (wanted is float and isinstance(value, float)):
+        kind = {int: "a whole number", str: "a text"}.get(wanted, "a number")
         raise ValueError(f"featurizer {name!r}: {parameter} is {value!r}; wanted {kind}")
 
 
@@ -59,7 +63,7 @@ def from_spec(spec: FeatureSpec) -> Featurizer:
     return featurizer
 
 
-def _kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion]:
+def _kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion] | type[Numbers]:
     known = next((each for each in NAMES if each == name), None)
     match known:
         case "hashed-words":
@@ -68,6 +72,8 @@ def _kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion]:
             return LogMel
         case "face-motion":
             return FaceMotion
+        case "numbers":
+            return Numbers
         case None:
             raise ValueError(
                 f"there is no featurizer {name!r}{_nearest(name, NAMES)}; "

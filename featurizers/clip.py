@@ -62,6 +62,7 @@ class Clip:
         words: The transcript; None when there is none.
         streams: Files of numbers by name, for example a skeleton track.
         stream_digests: sha256 of each of them.
+        stream_rates: Rows per second of those that have no times of their own.
         source: Clips with equal source were cut from one recording and are dealt together.
         split: "train", "valid" or "test".
     """
@@ -76,6 +77,7 @@ class Clip:
     words: tuple[Word, ...] | None = None
     streams: Mapping[str, str] = field(default_factory=dict)
     stream_digests: Mapping[str, str] = field(default_factory=dict)
+    stream_rates: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     speaker: str | None = None
     group: str | None = None

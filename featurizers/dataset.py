@@ -113,6 +113,7 @@ def _schema() -> "pa.Schema":
             ("words", pa.list_(word)),
             ("streams", text),
             ("stream_digests", text),
+            ("stream_rates", text),
             ("source", text),
             ("speaker", text),
             ("group", text),
@@ -123,7 +124,7 @@ def _schema() -> "pa.Schema":
     )
 
 
-_JSON = ("streams", "stream_digests", "labels")
+_JSON = ("streams", "stream_digests", "stream_rates", "labels")
 
 
 def _row(clip: Clip) -> dict[str, Any]:

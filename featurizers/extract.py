@@ -34,8 +34,7 @@ def extract(
     """Compute features of a clip, decoding its media once.
 
     When the joint decoding fails, each featurizer is tried alone: what a column holds must not
-        depend on which others
-    were computed beside it.
+    depend on which others were computed beside it.
 
     Args:
         clip: The clip.
@@ -50,20 +49,24 @@ def extract(
     media = [i for i, featurizer in enumerate(featurizers) if featurizer.wants is not None]
     for index, featurizer in enumerate(featurizers):
         if featurizer.wants is None:
-            outcomes[index] = _from_words(clip, featurizer)
+            outcomes[index] = _without_media(clip, featurizer)
     if media:
         chosen = [featurizers[i] for i in media]
         outcomes.update(zip(media, _from_media(clip, path, chosen, decoder), strict=True))
     return [outcomes[i] for i in range(len(featurizers))]
 
 
-def _from_words(clip: Clip, featurizer: Featurizer) -> Outcome:
-    if clip.words is None:
+def _without_media(clip: Clip, featurizer: Featurizer) -> Outcome:
+    if not all(_there(clip, name) for name in featurizer.spec.reads):
         return Outcome(state="absent")
     try:
         return _finished(featurizer, featurizer.begin(clip), "")
     except BadClipError as bad:
         return Outcome(state="quarantined", fault=bad.fault, message=bad.message)
+
+
+def _there(clip: Clip, name: str) -> bool:
+    return clip.words is not None if name == "words" else name[len("stream:") :] in clip.streams
 
 
 def _from_media(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class RawClip:
         path: The media on this machine; None when they cannot be had.
         transcript: Words without times.
         transcript_file: A file of words, with times on the media's clock where it has them.
+        streams: Files of numbers by name.
+        stream_rates: Rows per second of those that have no times of their own.
         columns: Speaker, split, labels and so on: fields of `Clip` that need no reading.
     """
 
@@ -31,6 +33,8 @@ class RawClip:
     transcript_file: Path | None = None
     start: float = 0.0
     end: float | None = None
+    streams: Mapping[str, Path] = field(default_factory=dict)
+    stream_rates: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, Any]
 
 
@@ -58,6 +62,9 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
         end=raw.end,
         seconds=seconds,
         words=_words(raw, seconds),
+        streams={name: str(path) for name, path in raw.streams.items()},
+        stream_digests={name: digest(path) for name, path in raw.streams.items()},
+        stream_rates=raw.stream_rates,
         source=raw.media,
         **raw.columns,
     )

@@ -115,7 +115,8 @@ def _inputs(spec: FeatureSpec, clip: Clip) -> list[Any]:
             words = None if clip.words is None else [[w.text, w.start, w.end] for w in clip.words]
             found.append(words)
         else:
-            found.append(clip.stream_digests.get(name.removeprefix("stream:")))
+            stream = name.removeprefix("stream:")
+            found.append([clip.stream_digests.get(stream), clip.stream_rates.get(stream)])
     return found
 
 

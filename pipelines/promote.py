@@ -120,13 +120,25 @@ def _logged(trained: Trained, run: MlflowRun) -> str:
         trained.predictor,
         name="model",
         code=[HOME / "featurizers", HOME / "training"],
-        inputs=INPUTS,
+        inputs=[*INPUTS, *_stream_inputs(trained)],
         outputs=_outputs(trained.plan.recipe.task),
         # A build tag such as +cpu names no release that others could install.
         requirements=[f"{name}=={version.split('+')[0]}" for name, version in installed.items()],
     )
     file.write_bytes(canonical_json({"model_uri": model_uri}))
     return model_uri
+
+
+def _stream_inputs(trained: Trained) -> list[tuple[str, str, bool]]:
+    """The columns of numbers that the model's features read."""
+    about = json.loads((trained.predictor / "predictor.json").read_bytes())
+    reads = sorted({name for _, spec in about["specs"] for name in spec["reads"]})
+    streams = [name for name in reads if name.startswith("stream:")]
+    return [
+        each
+        for name in streams
+        for each in ((name, "string", False), (f"{name}:hz", "double", False))
+    ]
 
 
 def _outputs(task: Task) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from featurizers.clip import BadClipError, Clip, Label, key_of
 from featurizers.decoder import Decoder
@@ -35,7 +35,11 @@ KNOWN = (
 )
 CHUNK = 16
 
+STREAM = "stream:"
+
 RowDict = dict[str, Any]
+Wrong: TypeAlias = Callable[[str, str], InputError]
+"""Makes the error of a column, from its name and a text."""
 
 
 def read_rows(table: Path) -> list[RowDict]:
@@ -188,7 +192,7 @@ def _asked(
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise wrong("split", f"found {split!r}, wanted one of {', '.join(SPLITS)}")
-    file = _transcript_file(experiment, roots, row, partial(wrong, "transcript_file"))
+    streams = _streams(row, lambda column: _file(experiment, roots, row, column, wrong))
     clip_id = str(row["id"])
     return Asked(
         number=number,
@@ -198,9 +202,11 @@ def _asked(
             media=media,
             path=None,
             transcript=None if "transcript" not in row else str(row["transcript"]),
-            transcript_file=file,
+            transcript_file=_file(experiment, roots, row, "transcript_file", wrong),
             start=_seconds(row.get("start"), partial(wrong, "start")) or 0.0,
             end=_seconds(row.get("end"), partial(wrong, "end")),
+            streams=streams,
+            stream_rates=_rates(row, streams, wrong),
             columns={
                 "speaker": _text(row.get("speaker")),
                 "group": _text(row.get("group")),
@@ -225,17 +231,38 @@ def _media(
     return whole
 
 
-def _transcript_file(
-    experiment: Experiment, roots: Sequence[str], row: RowDict, wrong: Callable[[str], InputError]
+def _file(
+    experiment: Experiment, roots: Sequence[str], row: RowDict, column: str, wrong: Wrong
 ) -> Path | None:
-    if "transcript_file" not in row:
+    """The file that a cell names, which must be there; None for an empty cell."""
+    if column not in row:
         return None
-    file = _beside(experiment, str(row["transcript_file"]), wrong)
+    file = _beside(experiment, str(row[column]), partial(wrong, column))
     if not inside(str(file), roots):
-        raise wrong(f"{file} lies outside every media root")
+        raise wrong(column, f"{file} lies outside every media root")
     if not file.is_file():
-        raise wrong(f"there is no file {file}")
+        raise wrong(column, f"there is no file {file}")
     return file
+
+
+def _streams(row: RowDict, file_of: Callable[[str], Path | None]) -> dict[str, Path]:
+    """The files of the columns stream:NAME."""
+    columns = [column for column in row if column.startswith(STREAM) and column.count(":") == 1]
+    found = {column.removeprefix(STREAM): file_of(column) for column in columns}
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def _rates(row: RowDict, streams: Mapping[str, Path], wrong: Wrong) -> dict[str, float]:
+    """The rates of the columns stream:NAME:hz."""
+    rates: dict[str, float] = {}
+    for name in streams:
+        column = f"{STREAM}{name}:hz"
+        if column in row:
+            rate = _number(row[column])
+            if rate is None or rate <= 0:
+                raise wrong(column, f"found {row[column]!r}, wanted rows per second")
+            rates[name] = rate
+    return rates
 
 
 def _beside(experiment: Experiment, name: str, wrong: Callable[[str], InputError]) -> Path:

@@ -4,13 +4,16 @@ import csv
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from featurizers.clip import BadClipError
 from featurizers.dataset import publish
+from featurizers.skeletal import read_numbers
 from pipelines.experiment import InputError
-from pipelines.sources import KNOWN, read_rows
+from pipelines.sources import KNOWN, RowDict, read_rows
 
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
 TRANSCRIPTS = (".vtt", ".srt", ".txt")
@@ -63,6 +66,11 @@ def init(source: Path, label: str, to: Path) -> list[str]:
     streams = ["audio", "video"]
     if {"transcript", "transcript_file"} & set(columns):
         streams.insert(0, "text")
+    tables = [column for column in columns if column.startswith("stream:")]
+    names = [column.removeprefix("stream:") for column in tables if column.count(":") == 1]
+    lines = [_STREAMS[stream] for stream in streams] + [
+        _numbers(source, rows, name) for name in names
+    ]
     rule = (
         "{metric: mae, better: lower, not_worse_by: 0.0}"
         if numbers
@@ -74,12 +82,12 @@ def init(source: Path, label: str, to: Path) -> list[str]:
         table=_scalar(_relative(source, to)),
         label=_scalar(label),
         found=f"{len(values)} of {len(rows)} rows have it: {kind}",
-        features="\n".join(_STREAMS[stream] for stream in streams),
+        features="\n".join(lines),
         model=_scalar(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source.stem}-{label}")),
         rule=rule,
     )
     publish(to, text.encode())
-    others = [name for name in columns if name not in {*KNOWN, label}]
+    others = [name for name in columns if name not in {*KNOWN, label, *tables}]
     return [
         f"{source}: {len(rows)} rows, {label} is {kind}",
         *([f"columns that are not used: {', '.join(others)}"] if others else []),
@@ -124,6 +132,20 @@ def _row(folder: Path, path: Path, label: str) -> dict[str, str]:
 def _scalar(text: str) -> str:
     """A text as YAML reads it back: quoted where it would be a number, a date or syntax."""
     return yaml.safe_dump(text, allow_unicode=True, width=1 << 30).removesuffix("...\n").strip()
+
+
+def _numbers(source: Path, rows: Sequence[RowDict], name: str) -> str:
+    """The line of a stream of numbers, its width read from the first file that there is."""
+    width = 1
+    for row in rows:
+        if f"stream:{name}" in row:
+            path = source.parent / str(row[f"stream:{name}"])
+            try:
+                width = read_numbers(path, 1.0)[0].shape[1]
+            except BadClipError as error:
+                raise InputError(f"{source}: column stream:{name}: {error}") from None
+            break
+    return f"  {name}: {{featurizer: numbers, stream: {name}, dims: {width}}}"
 
 
 def _relative(source: Path, to: Path) -> str:

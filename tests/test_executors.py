@@ -105,6 +105,7 @@ def test_a_worker_that_dies_is_started_again_and_its_item_repeated(cluster, tmp_
     assert (tmp_path / "2").read_text() == ".."
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_from_outside_is_started_again(cluster, tmp_path):
     from threading import Thread
 
@@ -124,6 +125,7 @@ def test_a_worker_that_is_killed_from_outside_is_started_again(cluster, tmp_path
     assert first != second
 
 
+@pytest.mark.soak
 def test_an_item_that_kills_every_worker_is_an_error_and_not_a_loop(cluster, tmp_path):
     with pytest.raises(WorkerDiedError, match="died 4 times"):
         list(OnRay(1).run(partial(dies, tmp_path, always=True), [2]))

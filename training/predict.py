@@ -154,8 +154,8 @@ class Predictor:
 
         Args:
             rows: Each has `media` (a path on this machine) and, where wanted, `transcript` (the
-                words, or the path of a .vtt, .srt or .txt file), `start` and `end` in seconds, and
-                `id`.
+                words, or the path of a .vtt, .srt or .txt file), `start` and `end` in seconds,
+                `id`, and `stream:NAME` (a .npy or .csv file) with `stream:NAME:hz`.
 
         Returns:
             For each row, in order:
@@ -238,6 +238,11 @@ def _raw(index: int, row: Mapping[str, Any]) -> RawClip:
     path = Path(media) if media else None
     text = row.get("transcript")
     file = _transcript_file(text)
+    streams = {
+        name.removeprefix("stream:"): Path(str(value))
+        for name, value in row.items()
+        if name.startswith("stream:") and name.count(":") == 1
+    }
     return RawClip(
         key=f"row-{index}",
         id=_id_of(index, row),
@@ -247,6 +252,8 @@ def _raw(index: int, row: Mapping[str, Any]) -> RawClip:
         transcript_file=file,
         start=_seconds(row, "start") or 0.0,
         end=_seconds(row, "end"),
+        streams=streams,
+        stream_rates={name: hz for name in streams if (hz := _seconds(row, f"stream:{name}:hz"))},
         columns={},
     )
 

@@ -1,0 +1,133 @@
+"""Numbers that somebody else measured over time: skeletons, sensors, another tool's track."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizers.clip import BadClipError, Clip
+from featurizers.spec import Chunk, Feature, FeatureSpec, names
+
+FORMATS = (".npy", ".csv")
+TIME = "time"
+
+
+class Numbers:
+    """The rows of a table of numbers as they are, placed in time. The promise is exact.
+
+    The table belongs to the media, so its clock is the media's; of a clip that is a span of longer
+    media, the steps that overlap the span are taken. A .npy file is [T, dims]; a .csv file may have
+    a header, and then a column `time` in seconds from the start of the media. Without that column
+    the rows follow each other at the rate that the clip gives.
+
+    Args:
+        stream: The stream's name, as in the column `stream:NAME` of the table of clips.
+        dims: Numbers in a row, the time left out.
+    """
+
+    wants = None
+
+    def __init__(self, *, stream: str, dims: int) -> None:
+        if not 1 <= dims <= 65536 or not stream:
+            raise ValueError(
+                f"numbers: stream is {stream!r} and dims is {dims}; wanted a name, 1 to 65536"
+            )
+        self.spec = FeatureSpec(
+            name="numbers",
+            version=1,
+            modality="stream",
+            reads=(f"stream:{stream}",),
+            parameters={"stream": stream, "dims": dims},
+            dims=tuple(names(stream, dims)),
+            rate_hz=None,
+            licence="as the user's data",
+        )
+
+    def begin(self, clip: Clip) -> "_Numbers":
+        """Start on a clip."""
+        return _Numbers(clip, str(self.spec.parameters["stream"]), self.spec.width)
+
+
+class _Numbers:
+    def __init__(self, clip: Clip, stream: str, dims: int) -> None:
+        self._clip, self._stream, self._dims = clip, stream, dims
+
+    def add(self, chunk: Chunk) -> None:
+        raise TypeError("numbers reads no media")
+
+    def finish(self) -> Feature:
+        path = Path(self._clip.streams[self._stream])
+        values, times = read_numbers(path, self._clip.stream_rates.get(self._stream))
+        if values.shape[1] != self._dims:
+            raise BadClipError(
+                "bad_stream",
+                f"{path.name}: {values.shape[1]} numbers in a row, {self._dims} wanted",
+            )
+        last = np.inf if self._clip.end is None else self._clip.end
+        inside = (times[:, 1] > self._clip.start) & (times[:, 0] < last)
+        if not inside.any():
+            raise BadClipError("empty", f"{path.name}: no row lies in the clip's span")
+        return Feature(values[inside], times[inside] - self._clip.start)
+
+
+def read_numbers(
+    path: Path, rate_hz: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Values [T, D] and times [T, 2] in seconds from the start of the media.
+
+    Raises:
+        BadClipError: "missing", or "bad_stream" with what is wrong.
+    """
+    if not path.is_file():
+        raise BadClipError("missing", f"{path.name}: no such file")
+    try:
+        table, header = _npy(path) if path.suffix == ".npy" else _csv(path)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadClipError("bad_stream", f"{path.name}: {error}") from None
+    if table.ndim != 2 or not table.size:
+        raise BadClipError("bad_stream", f"{path.name}: shape {table.shape}; wanted [T, D]")
+    if TIME in header:
+        column = header.index(TIME)
+        return np.delete(table, column, axis=1).astype(np.float32), _spans(path, table[:, column])
+    if not rate_hz:
+        raise BadClipError(
+            "bad_stream", f"{path.name} has no column {TIME!r}, and the clip gives no rate"
+        )
+    edges = np.arange(len(table), dtype=np.float64)[:, np.newaxis] + np.array([0.0, 1.0])
+    return table.astype(np.float32), edges / rate_hz
+
+
+def _npy(path: Path) -> tuple[NDArray[Any], list[str]]:
+    table: NDArray[Any] = np.load(path, allow_pickle=False)
+    if table.dtype.kind not in "fiub":
+        raise ValueError(f"holds {table.dtype}, wanted numbers")
+    return (table[:, np.newaxis] if table.ndim == 1 else table), []
+
+
+def _csv(path: Path) -> tuple[NDArray[Any], list[str]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        raise ValueError("the file is empty")
+    first = text.partition("\n")[0].strip().split(",")
+    header = [] if all(_is_number(cell) for cell in first) else [cell.strip() for cell in first]
+    table = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=int(bool(header)), ndmin=2)
+    return table, header
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _spans(path: Path, starts: NDArray[Any]) -> NDArray[np.float64]:
+    """A row lasts until the next one begins; the last one as long as is usual."""
+    if not np.isfinite(starts).all() or (np.diff(starts) <= 0).any():
+        raise BadClipError("bad_stream", f"{path.name}: times do not rise from row to row")
+    usual = float(np.median(np.diff(starts))) if len(starts) > 1 else 0.0
+    ends = np.append(starts[1:], starts[-1] + usual)
+    return np.stack([starts, ends], axis=1).astype(np.float64)

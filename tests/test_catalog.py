@@ -1,0 +1,138 @@
+"""Every featurizer by name: what is declared is what comes out."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featurizers.catalog import NAMES, build, from_spec
+from featurizers.clip import Clip, Word
+from featurizers.decoder import Decoder
+from featurizers.extract import extract
+from featurizers.media import encode
+from featurizers.spec import FeatureSpec, check_feature
+from tests.media_maker import stairs, voice
+
+OTHERS = {
+    "hashed-words": {"dims": 16},
+    "logmel": {"hop_ms": 20, "mels": 16},
+    "face-motion": {"fps": 12.5},
+}
+BUILT = [(name, {}) for name in NAMES] + list(OTHERS.items())
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What every featurizer makes of one generated clip."""
+    path = tmp_path_factory.mktemp("clip") / "a.mp4"
+    encode(path, frames=stairs(25), fps=25, samples=voice(150, 1.0), rate_hz=16_000)
+    words = (Word(text="so", start=0.0, end=0.5), Word(text="it", start=0.5, end=0.5))
+    clip = Clip(key="a", id="a", media=str(path), media_digest="", words=words, seconds=1.0)
+    featurizers = [build(name, **settings) for name, settings in BUILT]
+    with Decoder() as decoder:
+        return list(zip(featurizers, extract(clip, path, featurizers, decoder), strict=True))
+
+
+def test_every_name_has_a_case_here():
+    assert set(OTHERS) == set(NAMES)
+
+
+@pytest.mark.media
+@pytest.mark.parametrize("number", range(len(BUILT)), ids=[f"{n}-{bool(s)}" for n, s in BUILT])
+def test_what_comes_out_is_what_the_spec_declares(outcomes, number):
+    featurizer, outcome = outcomes[number]
+    spec = featurizer.spec
+    assert outcome.state == "sample"
+    check_feature(spec, outcome.feature)
+    assert outcome.feature.values.shape[1] == spec.width == len(spec.dims)
+    assert str(outcome.feature.values.dtype) == spec.dtype
+    assert outcome.feature.times.shape == (len(outcome.feature.values), 2)
+    assert (outcome.feature.times[:, 0] <= outcome.feature.times[:, 1]).all()
+    if spec.rate_hz is not None:
+        np.testing.assert_allclose(np.diff(outcome.feature.times), 1 / spec.rate_hz)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_has_a_spec_of_that_name_with_all_its_settings(name):
+    spec = build(name).spec
+    assert spec.name == name
+    assert spec.atol is None
+    assert spec.weights == ""
+    assert set(OTHERS[name]) <= set(spec.parameters)
+    assert len({dim.name for dim in spec.dims}) == spec.width
+    assert re.fullmatch(rf"{name}-[0-9a-f]{{12}}", spec.fingerprint)
+
+
+@pytest.mark.parametrize(("name", "settings"), BUILT)
+def test_a_spec_builds_the_featurizer_that_it_came_from(name, settings):
+    spec = build(name, **settings).spec
+    again = from_spec(FeatureSpec.from_json(spec.to_json()))
+    assert again.spec == spec
+    assert again.spec.digest == spec.digest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_changes_the_fingerprint_and_its_default_does_not(name):
+    default = build(name).spec
+    assert build(name, **OTHERS[name]).spec.fingerprint != default.fingerprint
+    assert build(name, **default.parameters).spec.fingerprint == default.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 2}, {"atol": 1e-5}, {"licence": "MIT"}, {"weights": "ff"}, {"dtype": "uint8"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_version_is_not_computed_under_the_old_name(change):
+    spec = replace(build("logmel").spec, **change)
+    with pytest.raises(ValueError, match="cannot be computed: this code makes") as caught:
+        from_spec(spec)
+    assert spec.fingerprint in str(caught.value)
+    assert f"version {spec.version}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("logmal", "'logmel'"), ("face_motion", "'face-motion'")]
+)
+def test_an_unknown_name_is_refused_and_the_nearest_is_named(name, nearest):
+    with pytest.raises(ValueError, match=f"no featurizer '{name}'.*did you mean {nearest}"):
+        build(name)
+
+
+def test_a_name_like_no_other_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="there are hashed-words, logmel, face-motion") as caught:
+        build("zzz")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "nearest"),
+    [("logmel", "hop_s", "hop_ms"), ("logmel", "mel", "mels"), ("face-motion", "fp", "fps")],
+)
+def test_an_unknown_setting_is_refused_and_the_nearest_is_named(name, setting, nearest):
+    with pytest.raises(ValueError, match=f"has no setting '{setting}'.*mean '{nearest}'"):
+        build(name, **{setting: 10})
+
+
+@pytest.mark.parametrize("setting", ["self", "name", "kind"])
+def test_no_word_of_our_own_code_is_taken_for_a_setting(setting):
+    with pytest.raises(ValueError, match=f"has no setting '{setting}'.*it has hop_ms, mels"):
+        build("logmel", **{setting: 10})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "wanted"),
+    [
+        ("logmel", {"hop_ms": 2.5}, "hop_ms is 2.5; wanted a whole number"),
+        ("logmel", {"hop_ms": "10"}, "hop_ms is '10'; wanted a whole number"),
+        ("logmel", {"mels": True}, "mels is True; wanted a whole number"),
+        ("logmel", {"mels": None}, "mels is None; wanted a whole number"),
+        ("hashed-words", {"dims": [64]}, r"dims is \[64\]; wanted a whole number"),
+        ("face-motion", {"fps": "5"}, "fps is '5'; wanted a number"),
+        ("face-motion", {"fps": False}, "fps is False; wanted a number"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(name, settings, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        build(name, **settings)

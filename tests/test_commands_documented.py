@@ -1,0 +1,45 @@
+"""The papers and the command line speak of the same commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pipelines.__main__ import app
+
+ROOT = Path(__file__).parent.parent
+PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = get_command(app).commands
+
+
+def spoken(paper):
+    """What follows the word fuseline in code: between backticks, or in an indented block."""
+    text = paper.read_text()
+    code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?: {4,}|\t)(.+)$", text, re.M)]
+    return [words for each in code for words in re.findall(r"\bfuseline ((?:\S+ ?)+)", each)]
+
+
+def verbs(paper):
+    found = {words.split()[0] for words in spoken(paper)}
+    return {verb for verb in found if re.fullmatch(r"[a-z][a-z-]+", verb)}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_is_in_the_papers(command):
+    assert any(command in verbs(paper) for paper in PAPERS)
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_every_command_in_the_papers_is_one(paper):
+    assert verbs(paper) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_every_option_in_the_papers_is_one_of_its_command(paper):
+    for words in spoken(paper):
+        verb, *rest = words.split("#")[0].split()
+        if verb in COMMANDS:
+            known = {option for each in COMMANDS[verb].params for option in each.opts}
+            given = {re.sub(r"=.*|[.,;:)]+$", "", word) for word in rest if word.startswith("--")}
+            assert given <= {*known, "--help"}, words
