@@ -9,43 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from featurizers.dataset import DatasetError, StorageError, read_clips
-from featurizers.manifest import CorruptShardError, open_column, verify
-from pipelines.executors import WorkerDiedError
-from pipelines.experiment import Experiment, InputError, load, save
-from pipelines.featurize import TooManyDroppedError, ledger
-from pipelines.promote import ParityError, consider, go_back
-from pipelines.run import (
-    demo,
-    featurize_all,
-    ingest_all,
-    recipes_of,
-    register_best,
-    run,
-    store_uri,
-    train_all,
-)
-from pipelines.score import ScoringFailedError, score
-from pipelines.show import Show
-from pipelines.sources import task_of
-from pipelines.start import init
-from pipelines.train import TrainingFailedError
+from featurizers.dataset import DatasetError, StorageError
+from featurizers.manifest import CorruptShardError
+from pipelines.experiment import Experiment, FailedError, InputError, load, save
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
 from training.checkpoint import CheckpointError
 
+# Commands import what they call: `--help` and a wrong file name need neither torch nor a table.
 WRONG_INPUT = (InputError, DatasetError, NoStoreError, UnknownModelError)
-FAILED = (
-    StorageError,
-    CorruptShardError,
-    TooManyDroppedError,
-    WorkerDiedError,
-    TrainingFailedError,
-    ParityError,
-    ScoringFailedError,
-    LostRaceError,
-    CheckpointError,
-)
+FAILED = (FailedError, StorageError, CorruptShardError, LostRaceError, CheckpointError)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,6 +47,8 @@ def init_command(
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("experiment.yaml"),
 ) -> None:
     """Write a commented experiment.yaml from what is found."""
+    from pipelines.start import init
+
     for line in init(source, label, to):
         print(line)
 
@@ -81,6 +56,9 @@ def init_command(
 @app.command("ingest", rich_help_panel=DATA)
 def ingest_command(file: File, settings: Set = None, as_json: Json = False) -> None:
     """Table to dataset: rows checked, media digested and probed, splits dealt, shards planned."""
+    from pipelines.run import ingest_all
+    from pipelines.show import Show
+
     experiment = load(file, settings or ())
     clips = ingest_all(experiment, Show(quiet=as_json))
     if as_json:
@@ -90,6 +68,10 @@ def ingest_command(file: File, settings: Set = None, as_json: Json = False) -> N
 @app.command("featurize", rich_help_panel=DATA)
 def featurize_command(file: File, settings: Set = None, as_json: Json = False) -> None:
     """Compute the columns that are not finished, and commit them."""
+    from pipelines.featurize import ledger
+    from pipelines.run import featurize_all
+    from pipelines.show import Show
+
     columns = featurize_all(load(file, settings or ()), Show(quiet=as_json))
     if as_json:
         print(json.dumps([_plain(each) for each in ledger(columns)]))
@@ -98,6 +80,9 @@ def featurize_command(file: File, settings: Set = None, as_json: Json = False) -
 @app.command("status", rich_help_panel=DATA)
 def status_command(file: File, settings: Set = None, as_json: Json = False) -> None:
     """The ledger: clips = sample + absent + quarantined, and which clips are quarantined."""
+    from pipelines.featurize import ledger
+    from pipelines.show import Show
+
     columns = _columns(load(file, settings or ()))
     if as_json:
         print(json.dumps([_plain(each) for each in ledger(columns)]))
@@ -115,6 +100,9 @@ def verify_command(
     dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
 ) -> None:
     """Hold every byte of a dataset against its manifests."""
+    from featurizers.dataset import read_clips
+    from featurizers.manifest import verify
+
     read_clips(dataset)
     problems = verify(dataset)
     for problem in problems:
@@ -132,6 +120,11 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train the experiment's recipe, and register the best run where a name is given."""
+    from featurizers.dataset import read_clips
+    from pipelines.run import recipes_of, register_best, train_all
+    from pipelines.show import Show
+    from pipelines.sources import task_of
+
     more = [] if seeds is None else [f"train.seeds={seeds}"]
     experiment = load(file, [*(settings or ()), *more])
     show = Show(quiet=as_json)
@@ -153,6 +146,8 @@ def models_command(
     as_json: Json = False,
 ) -> None:
     """The ledger of a registered model: who was champion, since when, and why."""
+    from pipelines.show import Show
+
     entries = [_plain(entry) for entry in history(MlflowRegistry(uri=tracking_uri(store)), name)]
     if as_json:
         print(json.dumps(entries))
@@ -169,11 +164,16 @@ def promote_command(
     settings: Set = None,
 ) -> None:
     """Judge a version by the experiment's rules, and make it champion when it passes."""
+    from pipelines.promote import consider
+    from pipelines.show import Show
+
     experiment = load(file, settings or ())
     if experiment.register_ is None:
         raise InputError(f"{file}: there is no register.name; which model is to be promoted?")
     name, rules = experiment.register_.name, experiment.rules()
-    promotion = consider(store_uri(experiment), name, version, rules, why=why, dry_run=dry_run)
+    promotion = consider(
+        tracking_uri(experiment.folder), name, version, rules, why=why, dry_run=dry_run
+    )
     Show().promotion(promotion)
     if not promotion.verdict.promote:
         raise typer.Exit(1)
@@ -186,6 +186,8 @@ def rollback_command(
     store: Store = Path(),
 ) -> None:
     """Make the champion before this one champion again."""
+    from pipelines.promote import go_back
+
     entry = go_back(tracking_uri(store), name, why=why)
     print(f"{name} version {entry.version} is champion again (generation {entry.generation})")
 
@@ -204,6 +206,9 @@ def score_command(
     as_json: Json = False,
 ) -> None:
     """Score raw clips with a registered model, in a fresh process with the model's own code."""
+    from pipelines.score import score
+    from pipelines.show import Show
+
     if (transcript is not None or start is not None or end is not None) and len(clips) > 1:
         raise InputError("--transcript, --start and --end are of one clip; give one at a time")
     for clip in clips:
@@ -233,6 +238,9 @@ def _transcript(text: str | None) -> str | None:
 @app.command("run", rich_help_panel=FLOWS)
 def run_command(file: File, settings: Set = None, as_json: Json = False) -> None:
     """Everything: ingest, featurize, train, register, promote. Run again, it goes on."""
+    from pipelines.run import run
+    from pipelines.show import Show
+
     experiment = load(file, settings or ())
     summary = run(experiment, Show(quiet=as_json))
     if as_json:
@@ -258,10 +266,15 @@ def demo_command(
     ] = False,
 ) -> None:
     """The whole way on a generated corpus, to a promoted model that scores a raw clip."""
+    from pipelines.run import demo
+    from pipelines.show import Show
+
     demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
 
 
 def _columns(experiment: Experiment) -> dict[str, Any]:
+    from featurizers.manifest import open_column
+
     featurizers = experiment.featurizers().items()
     return {name: open_column(experiment.root, each.spec.fingerprint) for name, each in featurizers}
 

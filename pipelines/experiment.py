@@ -26,6 +26,10 @@ class InputError(Exception):
     """What the user gave is wrong. One line: what was found, what was wanted, what to do."""
 
 
+class FailedError(Exception):
+    """The input was right, and the work could not be finished; what is finished is kept."""
+
+
 class Section(BaseModel):
     """A section of the file: unknown keys are errors, values do not change."""
 

@@ -34,14 +34,14 @@ from featurizers.manifest import Column, commit, committed_digest, open_column
 from featurizers.shards import Record, job_id, read_record, write_shard
 from featurizers.spec import FeatureSpec
 from pipelines.executors import Executor
-from pipelines.experiment import Experiment, save
+from pipelines.experiment import Experiment, FailedError, save
 from pipelines.plan import Place, Room, by_shard, deal, digest
 from pipelines.sources import Asked, ask, describe, read_rows, split, stage_of, take_all
 from pipelines.staging import Stage
 from training.recipe import Task
 
 
-class TooManyDroppedError(Exception):
+class TooManyDroppedError(FailedError):
     """More clips are quarantined than max_dropped permits; records stay, no manifest is written."""
 
 

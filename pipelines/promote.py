@@ -14,7 +14,7 @@ from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from pipelines import HOME
-from pipelines.experiment import InputError
+from pipelines.experiment import FailedError, InputError
 from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.train import Trained, score_test
@@ -50,7 +50,7 @@ INPUTS = (
 )
 
 
-class ParityError(Exception):
+class ParityError(FailedError):
     """The model computes other features from raw clips than those it was trained on."""
 
 
@@ -99,7 +99,6 @@ def register_model(
         file = Path(scratch) / "scorecard.json"
         file.write_bytes(canonical_json(card.to_json()))
         run.log_file(file)
-    run.log_metrics({f"test_{metric}": value for metric, value in card.metrics.items()}, step=0)
     tags = {
         "fuseline.evaluation_set": card.evaluation_set,
         "fuseline.parity": "checked",

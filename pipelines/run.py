@@ -88,6 +88,7 @@ def train_all(
     with show.training(left, max(recipe.epochs for recipe in recipes)) as told:
         trained = train(
             plans,
+            clips,
             uri=store_uri(experiment),
             store=experiment.folder,
             experiment=experiment.root.name,

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurizers.manifest import Column
 from featurizers.spec import Feature
-from pipelines.experiment import InputError
+from pipelines.experiment import FailedError, InputError
 from pipelines.sources import Asked
 
 # The process imports no package of ours but tracking: featurizers and training come with the model.
@@ -45,7 +45,7 @@ json.dump({"answer": answer}, open(sys.argv[2], "w"))
 """
 
 
-class ScoringFailedError(Exception):
+class ScoringFailedError(FailedError):
     """The model's process ended without an answer: a bug, or a machine without memory."""
 
 

@@ -4,14 +4,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.featurize import Balance, Done
-from pipelines.promote import Promotion
-from tracking.gate import Scorecard
+if TYPE_CHECKING:
+    from pipelines.featurize import Balance, Done
+    from pipelines.promote import Promotion
+    from tracking.gate import Scorecard
 
 LINE_EVERY_S = 10.0
 
@@ -50,14 +52,14 @@ class Show:
             yield done
 
     @contextmanager
-    def featurizing(self, clips: int) -> Iterator[Callable[[Done], None]]:
+    def featurizing(self, clips: int) -> "Iterator[Callable[[Done], None]]":
         """A bar with clips, media seconds per second, faults and time left."""
         began, media, faults = time.perf_counter(), 0.0, 0
         with self._bar("{task.completed}/{task.total} clips {task.fields[note]}") as bar:
             task = bar.add_task("featurize", total=clips, note="")
             line = _Lines(self, "featurize", clips)
 
-            def done(job: Done) -> None:
+            def done(job: "Done") -> None:
                 nonlocal media, faults
                 media += job.media_seconds
                 faults += sum(sum(record.faults.values()) for record in job.records)
@@ -98,7 +100,7 @@ class Show:
             *columns, TimeRemainingColumn(), console=self.console, disable=hidden, transient=True
         )
 
-    def ledger(self, balances: Sequence[Balance]) -> None:
+    def ledger(self, balances: "Sequence[Balance]") -> None:
         """The ledger of some columns: clips = sample + absent + quarantined."""
         table = Table(title="clips = sample + absent + quarantined")
         for name in ("stream", "column"):
@@ -112,7 +114,7 @@ class Show:
             table.add_row(each.stream, each.column, *map(str, numbers), faults)
         self.console.print(table)
 
-    def scores(self, title: str, cards: Mapping[str, Scorecard], metrics: Sequence[str]) -> None:
+    def scores(self, title: str, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
         """Test metrics of some models."""
         table = Table(title=title)
         table.add_column("model")
@@ -122,7 +124,7 @@ class Show:
             table.add_row(name, *(f"{card.metrics[metric]:.3f}" for metric in metrics))
         self.console.print(table)
 
-    def promotion(self, promotion: Promotion) -> None:
+    def promotion(self, promotion: "Promotion") -> None:
         """A verdict with its reasons, and what followed."""
         table = Table(title=f"{promotion.name} version {promotion.version}")
         for name in ("rule", "passed", "reason"):
@@ -142,7 +144,7 @@ class Show:
         self.console.print(table)
 
 
-def _outcome(promotion: Promotion) -> str:
+def _outcome(promotion: "Promotion") -> str:
     name = f"{promotion.name} version {promotion.version}"
     if promotion.entry is not None:
         return f"{name} is champion now (generation {promotion.entry.generation})"

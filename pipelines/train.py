@@ -20,6 +20,7 @@ from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from pipelines import HOME
 from pipelines.executors import start_ray
+from pipelines.experiment import FailedError, InputError
 from tracking.gate import Scorecard
 from tracking.mlflow_store import MlflowRun, initialise, start_run
 from tracking.provenance import code_digest, environment, git_commit, versions
@@ -28,6 +29,7 @@ from training.recipe import Recipe
 
 FOLDER = "training"
 FINISHED = "finished.json"
+SETTLED = "settled.json"
 PROGRESS = "progress.jsonl"
 POLL_S = 0.5
 
@@ -35,7 +37,7 @@ Told = Callable[[str, int, Mapping[str, float]], None]
 """Told run name, epoch and metrics."""
 
 
-class TrainingFailedError(Exception):
+class TrainingFailedError(FailedError):
     """The workers gave up; what they had saved is kept, and running again resumes."""
 
 
@@ -118,6 +120,7 @@ def bundled_code_digest() -> str:
 
 def train(
     plans: Sequence[Plan],
+    clips: Sequence[Clip],
     *,
     uri: str,
     store: Path,
@@ -130,6 +133,7 @@ def train(
 
     Args:
         plans: The runs.
+        clips: All clips of the dataset: the labelled test clips are scored after training.
         uri: The tracking server.
         store: Where a local server keeps files.
         experiment: The experiment's name on the server.
@@ -139,17 +143,36 @@ def train(
 
     Raises:
         TrainingFailedError: Workers failed more often than permitted.
+        InputError: A run stands already at another tracking server.
     """
-    todo = [plan for plan in plans if not plan.finished]
+    initialise(uri, store / "mlartifacts")
+    runs = [_mlflow_run(plan, uri, experiment) for plan in plans]
+    todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
-        initialise(uri, store / "mlartifacts")
-        runs = [_mlflow_run(plan, uri, experiment) for plan in todo]
-        with _Watch(todo, told):
-            _fit(todo, runs, uri, workers, max_failures)
-        for plan, run in zip(todo, runs, strict=True):
-            run.log_file(plan.folder / FINISHED)
-            run.finish()
+        with _Watch([plan for plan, _ in todo], told):
+            _fit(todo, group_name(plans), uri=uri, workers=workers, max_failures=max_failures)
+    for plan, run in zip(plans, runs, strict=True):
+        if not (plan.folder / SETTLED).is_file():
+            _settle(plan, run, clips)
     return [read(plan) for plan in plans]
+
+
+def _settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
+    """Tell the server how a finished run ended; after a crash in between it is told again."""
+    run.log_file(plan.folder / FINISHED)
+    card = score_test(read(plan), clips, parity=None)
+    run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
+    run.finish()
+    publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
+
+
+def group_name(plans: Sequence[Plan]) -> str:
+    """The name of a group of runs for Ray Train, finished ones included.
+
+    A name that stands already is resumed whatever its settings, so it is a digest; and it is the
+    same after a crash, when some of the runs are finished.
+    """
+    return hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()[:16]
 
 
 def read(plan: Plan) -> Trained:
@@ -176,7 +199,13 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     """The run that belongs to this folder: made once, the same after a failure."""
     file = plan.folder / "run.json"
     if file.is_file():
-        return MlflowRun(uri=uri, run_id=json.loads(file.read_bytes())["run_id"])
+        standing = json.loads(file.read_bytes())
+        if standing["uri"] != uri:
+            raise InputError(
+                f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
+                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
+            )
+        return MlflowRun(uri=uri, run_id=standing["run_id"])
     tags = {
         "fuseline.plan": plan.folder.name,
         "fuseline.code": bundled_code_digest(),
@@ -186,12 +215,17 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
         **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
     }
     run = start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
-    publish(file, canonical_json({"run_id": run.run_id}))
+    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
     return run
 
 
 def _fit(
-    plans: Sequence[Plan], runs: Sequence[MlflowRun], uri: str, workers: int, max_failures: int
+    todo: Sequence[tuple[Plan, MlflowRun]],
+    name: str,
+    *,
+    uri: str,
+    workers: int,
+    max_failures: int,
 ) -> None:
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -199,21 +233,19 @@ def _fit(
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     start_ray(workers)
-    names = hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()
     gpus = _gpus() >= workers
     trainer = TorchTrainer(
         _rank,
         train_loop_config={
             "uri": uri,
-            "plans": [_sent(plan, run) for plan, run in zip(plans, runs, strict=True)],
+            "plans": [_sent(plan, run) for plan, run in todo],
         },
         # Ray's own default backend time-out is 30 minutes: a hang would cost that much.
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=RunConfig(
-            # A name that stands already would be resumed whatever its settings, so it is a digest.
-            name=names[:16],
-            storage_path=str((plans[0].root / FOLDER / "ray").resolve()),
+            name=name,
+            storage_path=str((todo[0][0].root / FOLDER / "ray").resolve()),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -221,7 +253,7 @@ def _fit(
     try:
         trainer.fit()
     except RayTrainingFailedError as error:
-        for plan, run in zip(plans, runs, strict=True):
+        for plan, run in todo:
             if not plan.finished:
                 run.finish("FAILED")
         cause = str(getattr(error, "worker_failures", None) or error)

@@ -18,17 +18,31 @@ OTHERS = {
     "hashed-words": {"dims": 16},
     "logmel": {"hop_ms": 20, "mels": 16},
     "face-motion": {"fps": 12.5},
+    "numbers": {"stream": "hand", "dims": 2},
 }
-BUILT = [(name, {}) for name in NAMES] + list(OTHERS.items())
+WANTED = {"numbers": {"stream": "pose", "dims": 3}}  # settings that have no default
+BUILT = [(name, WANTED.get(name, {})) for name in NAMES] + list(OTHERS.items())
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What every featurizer makes of one generated clip."""
-    path = tmp_path_factory.mktemp("clip") / "a.mp4"
+    folder = tmp_path_factory.mktemp("clip")
+    path = folder / "a.mp4"
+    for name, dims in (("pose", 3), ("hand", 2)):
+        np.save(folder / f"{name}.npy", np.arange(10.0 * dims).reshape(10, dims))
     encode(path, frames=stairs(25), fps=25, samples=voice(150, 1.0), rate_hz=16_000)
     words = (Word(text="so", start=0.0, end=0.5), Word(text="it", start=0.5, end=0.5))
-    clip = Clip(key="a", id="a", media=str(path), media_digest="", words=words, seconds=1.0)
+    clip = Clip(
+        key="a",
+        id="a",
+        media=str(path),
+        media_digest="",
+        words=words,
+        seconds=1.0,
+        streams={name: str(folder / f"{name}.npy") for name in ("pose", "hand")},
+        stream_rates={"pose": 10.0, "hand": 10.0},
+    )
     featurizers = [build(name, **settings) for name, settings in BUILT]
     with Decoder() as decoder:
         return list(zip(featurizers, extract(clip, path, featurizers, decoder), strict=True))
@@ -39,7 +53,9 @@ def test_every_name_has_a_case_here():
 
 
 @pytest.mark.media
-@pytest.mark.parametrize("number", range(len(BUILT)), ids=[f"{n}-{bool(s)}" for n, s in BUILT])
+@pytest.mark.parametrize(
+    "number", range(len(BUILT)), ids=[f"{name}-{i}" for i, (name, _) in enumerate(BUILT)]
+)
 def test_what_comes_out_is_what_the_spec_declares(outcomes, number):
     featurizer, outcome = outcomes[number]
     spec = featurizer.spec
@@ -55,7 +71,7 @@ def test_what_comes_out_is_what_the_spec_declares(outcomes, number):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_has_a_spec_of_that_name_with_all_its_settings(name):
-    spec = build(name).spec
+    spec = build(name, **WANTED.get(name, {})).spec
     assert spec.name == name
     assert spec.atol is None
     assert spec.weights == ""
@@ -74,7 +90,7 @@ def test_a_spec_builds_the_featurizer_that_it_came_from(name, settings):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_setting_changes_the_fingerprint_and_its_default_does_not(name):
-    default = build(name).spec
+    default = build(name, **WANTED.get(name, {})).spec
     assert build(name, **OTHERS[name]).spec.fingerprint != default.fingerprint
     assert build(name, **default.parameters).spec.fingerprint == default.fingerprint
 
@@ -101,7 +117,7 @@ def test_an_unknown_name_is_refused_and_the_nearest_is_named(name, nearest):
 
 
 def test_a_name_like_no_other_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="there are hashed-words, logmel, face-motion") as caught:
+    with pytest.raises(ValueError, match="there are hashed-words, logmel, face-motion,") as caught:
         build("zzz")
     assert "did you mean" not in str(caught.value)
 
@@ -113,6 +129,12 @@ def test_a_name_like_no_other_is_refused_with_the_list():
 def test_an_unknown_setting_is_refused_and_the_nearest_is_named(name, setting, nearest):
     with pytest.raises(ValueError, match=f"has no setting '{setting}'.*mean '{nearest}'"):
         build(name, **{setting: 10})
+
+
+@pytest.mark.parametrize("given", [{}, {"dims": 3}])
+def test_a_setting_without_a_default_is_asked_for(given):
+    with pytest.raises(ValueError, match="featurizer 'numbers' wants a setting 'stream'"):
+        build("numbers", **given)
 
 
 @pytest.mark.parametrize("setting", ["self", "name", "kind"])

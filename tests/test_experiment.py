@@ -182,8 +182,10 @@ def test_a_wrong_setting_is_told_with_its_place_and_the_nearest_known(tmp_path, 
 
 
 def test_every_featurizer_of_the_catalog_can_be_named(tmp_path):
+    needed = {"numbers": {"stream": "pose", "dims": 8}}
     for name in catalog.NAMES:
-        features = {"some": {"featurizer": name}, "other": {"featurizer": "logmel"}}
+        some = {"featurizer": name, **needed.get(name, {})}
+        features = {"some": some, "other": {"featurizer": "logmel"}}
         made = changed(tmp_path, "features", features)
         assert made.featurizers()["some"].spec.name == name
 

@@ -304,6 +304,13 @@ def test_a_job_changes_with_a_words_times_and_with_having_no_words():
     assert len(jobs) == 3
 
 
+def test_a_job_changes_with_the_rate_of_the_stream_that_it_reads():
+    faster = clip("a", stream_rates={"pose": 30.0})
+    pose = replace(SPEC, reads=("stream:pose",))
+    assert job_id(pose, [clip("a")]) != job_id(pose, [faster])
+    assert job_id(SPEC, [clip("a")]) == job_id(SPEC, [faster])
+
+
 def test_a_job_changes_with_the_spec_and_the_order_of_clips():
     pair = [clip("a"), clip("b")]
     jobs = {
