@@ -13,7 +13,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ MAX_BAD_PACKETS = 0.2
 LFS_POINTER = b"version https://git-lfs"
 
 Kind: TypeAlias = Literal["audio", "video"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # PyAV types nearly every attribute as optional, also those that are always there.
 AvContainer: TypeAlias = Any
@@ -99,8 +100,6 @@ def probe(path: Path) -> Probe:
     with _Opened(path) as opened:
         container = opened.container
         audio, video = _stream(container, "audio"), _stream(container, "video")
-        if audio is None and video is None:
-            raise BadClipError("unreadable", f"{path.name} has neither sound nor pictures")
         seconds = (container.duration or 0) / 1e6 or _packet_seconds(opened, path)
         return Probe(seconds=seconds, audio=audio is not None, video=video is not None)
 
@@ -257,6 +256,9 @@ class _Opened:
             )
         except (FFmpegError, ValueError, OSError) as error:
             raise BadClipError("unreadable", f"{self.path.name}: {_reason(error)}") from None
+        if not any(_stream(self.container, kind) for kind in KINDS):
+            self.container.close()
+            raise BadClipError("unreadable", f"{self.path.name} has neither sound nor pictures")
         self.origin = (self.container.start_time or 0) / 1e6
 
     def __exit__(self, *exc: object) -> None:

@@ -379,6 +379,25 @@ def test_what_is_no_media_is_unreadable(tmp_path, action, content):
 
 
 @pytest.mark.parametrize("action", [probe, Found])
+def test_a_pointer_of_git_lfs_is_missing_and_says_what_to_do(tmp_path, action):
+    path = tmp_path / "a.mp4"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(BadClipError, match="fetch the media with git lfs") as caught:
+        action(path)
+    assert caught.value.fault == "missing"
+
+
+@pytest.mark.parametrize("action", [probe, Found])
+def test_subtitles_are_no_media_though_they_open(tmp_path, action):
+    path = tmp_path / "a.mp4"
+    cues = [f"{i}\n00:00:0{i},000 --> 00:00:0{i},900\nhello\n" for i in range(1, 5)]
+    path.write_text("\n".join(cues))
+    with pytest.raises(BadClipError, match="neither sound nor pictures") as caught:
+        action(path)
+    assert caught.value.fault == "unreadable"
+
+
+@pytest.mark.parametrize("action", [probe, Found])
 def test_a_file_of_no_bytes_is_empty(tmp_path, action):
     path = tmp_path / "a.mp4"
     path.touch()
