@@ -1,9 +1,12 @@
 """A dataset's folder: where its parts lie, and the table of clips."""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,31 +30,50 @@ class DatasetError(ValueError):
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename.
+    """Write a file whole or not at all.
 
     Raises:
         StorageError: Disk full, no permission and the like; names the path and the bytes.
+    """
+    with whole(path, f"{len(content)} bytes") as file:
+        file.write(content)
+
+
+@contextmanager
+def whole(path: Path, what: str) -> Iterator[BufferedRandom]:
+    """A file to write that gets its name when the block ends well: temporary name, fsync, rename.
+
+    It is locked while it is written, so that `sweep` can tell it from what a killed process left.
+
+    Args:
+        path: The final name.
+        what: What is written, for the message.
+
+    Raises:
+        StorageError: Disk full, no permission and the like; nothing is left.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "w+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        settle(temporary, path)
+            _settle(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise StorageError(
-            f"{path}: {len(content)} bytes could not be written ({error.strerror}); "
+            f"{path}: {what} could not be written ({error.strerror}); "
             f"make room or choose another folder, then run the same command again"
         ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
-def settle(temporary: Path, final: Path) -> None:
+def _settle(temporary: Path, final: Path) -> None:
     """Give a finished, synced temporary file its final name, and sync the folder that lists it."""
     temporary.chmod(0o644)
     temporary.replace(final)
@@ -60,6 +82,17 @@ def settle(temporary: Path, final: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files below a folder that no living process is writing."""
+    for leftover in folder.rglob(".*"):
+        try:
+            with leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink(missing_ok=True)
+        except OSError:
+            continue  # somebody is writing it, or has just finished
 
 
 def write_clips(root: Path, clips: Sequence[Clip]) -> None:

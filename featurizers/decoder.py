@@ -83,7 +83,7 @@ class Decoder:
             try:
                 return self._probe(path)
             except DecoderDiedError as died:
-                raise BadClipError(died.fault, f"{path.name}: {died}, twice") from None
+                raise BadClipError(died.fault, f"{died}, twice") from None
 
     def _probe(self, path: Path) -> Probe:
         answers = list(self._answers({"do": "probe", "path": str(path)}, 0.0))

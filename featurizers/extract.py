@@ -73,9 +73,7 @@ def _from_media(
     clip: Clip, path: Path | None, featurizers: Sequence[Featurizer], decoder: Decoder
 ) -> list[Outcome]:
     if path is None:
-        missing = Outcome(
-            state="quarantined", fault="missing", message=f"{clip.media}: no such file"
-        )
+        missing = Outcome(state="quarantined", fault="missing", message="no such file")
         return [missing] * len(featurizers)
     try:
         return _decoded(clip, path, featurizers, decoder)
@@ -94,7 +92,7 @@ def _decoded(
         try:
             return _attempt(clip, path, featurizers, decoder)
         except DecoderDiedError as died:
-            raise BadClipError(died.fault, f"{path.name}: {died}, twice") from None
+            raise BadClipError(died.fault, f"{died}, twice") from None
 
 
 def _attempt(

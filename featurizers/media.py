@@ -255,10 +255,10 @@ class _Opened:
                 metadata_errors="replace",
             )
         except (FFmpegError, ValueError, OSError) as error:
-            raise BadClipError("unreadable", f"{self.path.name}: {_reason(error)}") from None
+            raise BadClipError("unreadable", _reason(error)) from None
         if not any(_stream(self.container, kind) for kind in KINDS):
             self.container.close()
-            raise BadClipError("unreadable", f"{self.path.name} has neither sound nor pictures")
+            raise BadClipError("unreadable", "neither sound nor pictures")
         self.origin = (self.container.start_time or 0) / 1e6
 
     def __exit__(self, *exc: object) -> None:
@@ -282,11 +282,9 @@ def _check_start(path: Path, file: BinaryIO) -> None:
     start = file.read(len(LFS_POINTER))
     file.seek(0)
     if not start:
-        raise BadClipError("empty", f"{path.name} has 0 bytes")
+        raise BadClipError("empty", "the file has 0 bytes")
     if start == LFS_POINTER:
-        raise BadClipError(
-            "missing", f"{path.name} is a Git LFS pointer; fetch the media with git lfs pull"
-        )
+        raise BadClipError("missing", "a Git LFS pointer; fetch the media with git lfs pull")
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -294,10 +292,10 @@ def _open_file(path: Path) -> BinaryIO:
         # Not opened before that is known: opening a named pipe waits for its other end.
         if not path.is_file():
             found = "a special file" if path.exists() else "no such file"
-            raise BadClipError("missing", f"{path.name}: {found}")
+            raise BadClipError("missing", found)
         return path.open("rb")
     except OSError as error:
-        raise BadClipError("unreadable", f"{path.name}: {error.strerror}") from None
+        raise BadClipError("unreadable", str(error.strerror)) from None
 
 
 def _reason(error: Exception) -> str:
@@ -330,7 +328,7 @@ def _packet_seconds(opened: _Opened, path: Path) -> float:
                 last = max(last, float(stop) - opened.origin)
     except FFmpegError:
         if last == 0.0:
-            raise BadClipError("unreadable", f"{path.name}: no packet can be read") from None
+            raise BadClipError("unreadable", "no packet can be read") from None
     return last
 
 
@@ -350,9 +348,7 @@ def _takers(
     if length > limits.seconds:
         raise BadClipError("too_long", f"{length:.0f} s, at most {limits.seconds:.0f} s are taken")
     if known and start >= known:
-        raise BadClipError(
-            "bad_span", f"starts at {start} s, but {opened.path.name} has {known:.3f} s"
-        )
+        raise BadClipError("bad_span", f"starts at {start} s, but the media have {known:.3f} s")
     takers: dict[int, _Sound | _Pictures] = {}
     span = None if end is None else end - start
     for index, want in enumerate(wants):
@@ -375,10 +371,10 @@ def _verdict(path: Path, taker: "_Sound | _Pictures", stopped: str) -> str:
     """What is to be said of a stream; raises when too much is damaged or nothing came."""
     kind, packets, bad = taker.kind, taker.packets, taker.bad
     if bad and (not taker.given or bad > MAX_BAD_PACKETS * packets):
-        raise BadClipError("corrupt", f"{path.name}: {bad} of {packets} {kind} packets are damaged")
+        raise BadClipError("corrupt", f"{bad} of {packets} {kind} packets are damaged")
     if not taker.given:
         reason = stopped or "nothing lies in the span"
-        raise BadClipError("corrupt" if stopped else "empty", f"{path.name}: {kind}: {reason}")
+        raise BadClipError("corrupt" if stopped else "empty", f"{kind}: {reason}")
     if stopped:
         return f"{kind}: reading stopped early: {stopped}"
     return f"{kind}: {bad} of {packets} packets are damaged and passed over" if bad else ""

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip, Fault
-from featurizers.dataset import DatasetError, StorageError, publish, settle
+from featurizers.dataset import DatasetError, publish, whole
 from featurizers.extract import Outcome
 from featurizers.spec import FeatureSpec, canonical_json
 
@@ -197,30 +196,16 @@ def _write_tar(
 ) -> tuple[int, str]:
     from webdataset import TarWriter
 
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            # TarWriter puts the time of day into headers unless told not to; 0.0 would add a
-            # header.
-            with TarWriter(file, mtime=0) as writer:
-                for clip, outcome in zip(clips, outcomes, strict=True):
-                    if outcome.feature is not None:
-                        writer.write(_members(spec, clip, outcome))
-            file.flush()
-            os.fsync(file.fileno())
-        content = temporary.read_bytes()
-        settle(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: a shard of {len(clips)} clips could not be written ({error.strerror}); "
-            f"make room or choose another folder, then run the same command again"
-        ) from None
-    return len(content), hashlib.sha256(content).hexdigest()
+    with whole(path, f"a shard of {len(clips)} clips") as file:
+        # TarWriter puts the time of day into headers unless told not to; 0.0 would add a header.
+        with TarWriter(file, mtime=0) as writer:
+            for clip, outcome in zip(clips, outcomes, strict=True):
+                if outcome.feature is not None:
+                    writer.write(_members(spec, clip, outcome))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.seek(0, os.SEEK_END)
+    return size, digest
 
 
 def _members(spec: FeatureSpec, clip: Clip, outcome: Outcome) -> dict[str, Any]:

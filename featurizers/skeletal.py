@@ -63,12 +63,12 @@ class _Numbers:
         if values.shape[1] != self._dims:
             raise BadClipError(
                 "bad_stream",
-                f"{path.name}: {values.shape[1]} numbers in a row, {self._dims} wanted",
+                f"{values.shape[1]} numbers in a row, {self._dims} wanted",
             )
         last = np.inf if self._clip.end is None else self._clip.end
         inside = (times[:, 1] > self._clip.start) & (times[:, 0] < last)
         if not inside.any():
-            raise BadClipError("empty", f"{path.name}: no row lies in the clip's span")
+            raise BadClipError("empty", "no row lies in the clip's span")
         return Feature(values[inside], times[inside] - self._clip.start)
 
 
@@ -81,20 +81,18 @@ def read_numbers(
         BadClipError: "missing", or "bad_stream" with what is wrong.
     """
     if not path.is_file():
-        raise BadClipError("missing", f"{path.name}: no such file")
+        raise BadClipError("missing", "no such file")
     try:
         table, header = _npy(path) if path.suffix == ".npy" else _csv(path)
     except (ValueError, OSError, EOFError) as error:
-        raise BadClipError("bad_stream", f"{path.name}: {error}") from None
+        raise BadClipError("bad_stream", str(error)) from None
     if table.ndim != 2 or not table.size:
-        raise BadClipError("bad_stream", f"{path.name}: shape {table.shape}; wanted [T, D]")
+        raise BadClipError("bad_stream", f"shape {table.shape}; wanted [T, D]")
     if TIME in header:
         column = header.index(TIME)
         return np.delete(table, column, axis=1).astype(np.float32), _spans(path, table[:, column])
     if not rate_hz:
-        raise BadClipError(
-            "bad_stream", f"{path.name} has no column {TIME!r}, and the clip gives no rate"
-        )
+        raise BadClipError("bad_stream", f"there is no column {TIME!r}, and the clip gives no rate")
     edges = np.arange(len(table), dtype=np.float64)[:, np.newaxis] + np.array([0.0, 1.0])
     return table.astype(np.float32), edges / rate_hz
 
@@ -127,7 +125,7 @@ def _is_number(cell: str) -> bool:
 def _spans(path: Path, starts: NDArray[Any]) -> NDArray[np.float64]:
     """A row lasts until the next one begins; the last one as long as is usual."""
     if not np.isfinite(starts).all() or (np.diff(starts) <= 0).any():
-        raise BadClipError("bad_stream", f"{path.name}: times do not rise from row to row")
+        raise BadClipError("bad_stream", "times do not rise from row to row")
     usual = float(np.median(np.diff(starts))) if len(starts) > 1 else 0.0
     ends = np.append(starts[1:], starts[-1] + usual)
     return np.stack([starts, ends], axis=1).astype(np.float64)

@@ -12,13 +12,20 @@ import typer
 from featurizers.dataset import DatasetError, StorageError
 from featurizers.manifest import CorruptShardError
 from pipelines.experiment import Experiment, FailedError, InputError, load, save
-from tracking.mlflow_store import MlflowRegistry, NoStoreError, tracking_uri
+from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
 from training.checkpoint import CheckpointError
 
 # Commands import what they call: `--help` and a wrong file name need neither torch nor a table.
 WRONG_INPUT = (InputError, DatasetError, NoStoreError, UnknownModelError)
-FAILED = (FailedError, StorageError, CorruptShardError, LostRaceError, CheckpointError)
+FAILED = (
+    FailedError,
+    StorageError,
+    StoreError,
+    CorruptShardError,
+    LostRaceError,
+    CheckpointError,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -121,6 +128,7 @@ def train_command(
 ) -> None:
     """Train the experiment's recipe, and register the best run where a name is given."""
     from featurizers.dataset import read_clips
+    from pipelines.featurize import finished
     from pipelines.run import recipes_of, register_best, train_all
     from pipelines.show import Show
     from pipelines.sources import task_of
@@ -128,7 +136,7 @@ def train_command(
     more = [] if seeds is None else [f"train.seeds={seeds}"]
     experiment = load(file, [*(settings or ()), *more])
     show = Show(quiet=as_json)
-    columns, clips = _columns(experiment), read_clips(experiment.root)
+    columns, clips = finished(experiment), read_clips(experiment.root)
     recipes = recipes_of(experiment, task_of(experiment, clips))
     save(experiment, experiment.root / "experiment.resolved.yaml")
     trained = train_all(experiment, recipes, columns, clips, show)
@@ -269,7 +277,9 @@ def demo_command(
     from pipelines.run import demo
     from pipelines.show import Show
 
-    demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
+    summary = demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
+    if summary.promotion is None or not summary.promotion.verdict.promote:
+        raise typer.Exit(1)
 
 
 def _columns(experiment: Experiment) -> dict[str, Any]:

@@ -153,15 +153,21 @@ def executor(workers: int) -> Executor:
 
 
 def start_ray(cpus: int) -> None:
-    """Join the cluster at RAY_ADDRESS, or start one on this machine; nothing when joined."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine with at least these CPUs.
+
+    One that was started here and is too small is started anew: Ray would wait for ever for what it
+    does not have. A cluster that was joined may still grow.
+    """
     import ray
 
+    joining = bool(os.environ.get("RAY_ADDRESS"))
     if ray.is_initialized():
-        return
+        if joining or resources().get("CPU", 0.0) >= cpus:
+            return
+        ray.shutdown()
     # Without these, one report of a checkpoint takes two seconds, and workers change their devices.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    joining = bool(os.environ.get("RAY_ADDRESS"))
     # Ray puts the folder that it is started in on the path of all workers, before everything else:
     # somebody's own training/ there would be imported instead of ours.
     with contextlib.chdir(HOME):
@@ -172,6 +178,14 @@ def start_ray(cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def resources() -> dict[str, float]:
+    """What the whole cluster has, by name."""
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's
+    return found
 
 
 def stop_ray() -> None:

@@ -1,6 +1,7 @@
 """The experiment file: typed, checked at the door, resolved settings saved beside the output."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from featurizers.dataset import publish
 from featurizers.spec import Featurizer, Scalar
 from tracking.gate import Rule
 from training import recipes
-from training.recipe import Recipe, Task
+from training.recipe import Recipe, Task, micro_batch
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where the clips come from."""
+    """Where the clips come from; media lie in the table's folder or below a media root."""
 
     table: str
     label: str
@@ -74,7 +75,11 @@ class Train(BaseModel):
 
 
 class Workers(Section):
-    """How many processes; changes no number."""
+    """How many processes.
+
+    `featurize` changes no number. `train` does: each rank draws its own dropout, and sums are taken
+    in another order. The clips of each global batch stay the same.
+    """
 
     featurize: Annotated[int, Field(ge=0)] = 2
     train: Annotated[int, Field(ge=1)] = 2
@@ -235,9 +240,24 @@ def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> E
         experiment = Experiment.model_validate({**usual, **plain, "folder": folder})
     except ValidationError as error:
         raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
+    _check_names(name, experiment)
     experiment.rules()
     _check_model(experiment)
     return experiment
+
+
+def _check_names(name: str, experiment: Experiment) -> None:
+    if "://" in experiment.dataset:
+        raise InputError(
+            f"{name}: dataset: found {experiment.dataset!r}, wanted a local folder; "
+            f"only media may lie elsewhere"
+        )
+    for stream in experiment.features:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", stream):
+            raise InputError(
+                f"{name}: features: found a stream {stream!r}, wanted a name of letters, digits, "
+                f"'_' and '-'"
+            )
 
 
 def _check_model(experiment: Experiment) -> None:
@@ -253,6 +273,8 @@ def _check_model(experiment: Experiment) -> None:
         task = Task(kind="regression", label=label)
     widths = {stream: each.spec.width for stream, each in experiment.featurizers().items()}
     recipe = experiment.recipe(task)
+    ranks = experiment.workers.train
+    _at("train.global_batch", micro_batch, recipe.global_batch, ranks, recipe.micro_batch)
     with torch.device("meta"):
         _at("model", build, recipe.model, widths, task.outputs)
 

@@ -11,7 +11,7 @@ import json
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from featurizers import catalog
 from featurizers.clip import Clip
 from featurizers.dataset import (
+    CLIPS,
     COLUMNS,
     LOGS,
     PLAN,
@@ -26,10 +27,12 @@ from featurizers.dataset import (
     StorageError,
     publish,
     read_clips,
+    sweep,
     write_clips,
 )
 from featurizers.decoder import Decoder
-from featurizers.extract import extract
+from featurizers.extract import Outcome, extract
+from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, commit, committed_digest, open_column
 from featurizers.shards import Record, job_id, read_record, write_shard
 from featurizers.spec import FeatureSpec
@@ -43,6 +46,10 @@ from training.recipe import Task
 
 class TooManyDroppedError(FailedError):
     """More clips are quarantined than max_dropped permits; records stay, no manifest is written."""
+
+
+class ChangedInputError(FailedError):
+    """An input is not, or no longer, what was ingested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +76,15 @@ def ingest(experiment: Experiment, executor: Executor, done: Callable[[int], Non
     """
     asked: list[Asked]
     asked, task = ask(experiment, read_rows(experiment.table))
-    clips, how = split(
-        take_all(experiment, asked, executor, done), task, experiment.source.split_seed
-    )
     root = experiment.root
+    standing = read_clips(root) if (root / CLIPS).is_file() else []
+    taken = take_all(experiment, asked, executor, done)
+    clips, how = split(taken, task, experiment.source.split_seed, standing=standing)
     room = Room(clips=experiment.shards.clips, seconds=experiment.shards.minutes * 60)
     places = deal(read_plan(root), clips, room)
-    write_clips(root, clips)
+    # The plan first: places without a clip do no harm, a clip without a place would be lost.
     write_plan(root, places)
+    write_clips(root, clips)
     save(experiment, root / "experiment.resolved.yaml")
     return Ingested(clips=clips, task=task, how_split=how, counts=describe(clips, task))
 
@@ -137,22 +145,23 @@ def jobs(root: Path, specs: Sequence[FeatureSpec]) -> tuple[list[Job], list[Reco
     Raises:
         DatasetError: Nothing was ingested.
     """
-    shards = by_shard(read_plan(root), {clip.key: clip for clip in read_clips(root)})
-    if not shards:
-        raise DatasetError(f"{root}: the plan has no clips; ingest a table first")
+    clips = {clip.key: clip for clip in read_clips(root)}
+    shards = by_shard(read_plan(root), clips)
+    if sum(map(len, shards.values())) != len(clips) or not clips:
+        raise DatasetError(f"{root}: the plan has not all of {len(clips)} clips; ingest again")
     todo: list[Job] = []
     finished: list[Record] = []
-    for shard, clips in sorted(shards.items()):
+    for shard, members in sorted(shards.items()):
         missing: list[tuple[FeatureSpec, str]] = []
         for spec in specs:
-            job = job_id(spec, clips)
+            job = job_id(spec, members)
             record = read_record(root / COLUMNS / spec.fingerprint, shard, job)
             if record is None:
                 missing.append((spec, job))
             else:
                 finished.append(record)
         todo += [
-            Job(shard=shard, clips=tuple(clips), specs=tuple(group))
+            Job(shard=shard, clips=tuple(members), specs=tuple(group))
             for group in _by_stream(missing)
         ]
     return todo, finished
@@ -177,13 +186,14 @@ class ShardWorker:
         """Compute and write the shard's columns, each whole or absent by itself."""
         began = time.perf_counter()
         featurizers = [catalog.from_spec(spec) for spec, _ in job.specs]
-        media = any(featurizer.wants is not None for featurizer in featurizers)
-        outcomes = [
-            extract(
-                clip, self._stage.local(clip.media) if media else None, featurizers, self._decoder
-            )
-            for clip in job.clips
-        ]
+        reads = {name for spec, _ in job.specs for name in spec.reads}
+        media = bool({"audio", "video"} & reads)
+        unchanged = Unchanged()
+        outcomes: list[list[Outcome]] = []
+        for clip in job.clips:
+            path = self._stage.local(clip.media) if media else None
+            unchanged.check(clip, path, reads)
+            outcomes.append(extract(clip, path, featurizers, self._decoder))
         records = [
             write_shard(
                 self._root / COLUMNS / spec.fingerprint,
@@ -205,6 +215,34 @@ class ShardWorker:
         )
 
 
+class Unchanged:
+    """Holds inputs against the digests that name their jobs; each file is read once.
+
+    Without it, a file that changed after ingest would be committed under its old digest, and one
+    that cannot be reached for a while would count as missing for good.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[Path, str] = {}
+
+    def check(self, clip: Clip, media: Path | None, reads: Set[str]) -> None:
+        """Raise ChangedInputError when an input that is read is not what was ingested."""
+        if {"audio", "video"} & reads:
+            self._hold(clip, clip.media, media, clip.media_digest)
+        for name, path in clip.streams.items():
+            if f"stream:{name}" in reads:
+                self._hold(clip, path, Path(path), clip.stream_digests[name])
+
+    def _hold(self, clip: Clip, name: str, path: Path | None, wanted: str) -> None:
+        found = "" if path is None else self._digests.get(path) or file_digest(path)
+        if path is not None:
+            self._digests[path] = found
+        if found != wanted:
+            what = "cannot be reached" if not found else "changed since it was ingested"
+            advice = "run again when it is there, or ingest" if not found else "ingest"
+            raise ChangedInputError(f"clip {clip.id!r}: {name} {what}; {advice} again")
+
+
 def featurize(
     experiment: Experiment, executor: Executor, done: Callable[[Done], None]
 ) -> dict[str, Column]:
@@ -219,6 +257,7 @@ def featurize(
         The committed columns by stream.
 
     Raises:
+        ChangedInputError: Media or streams are not what was ingested.
         TooManyDroppedError: A column lost more than `max_dropped` of its clips.
         DatasetError: Nothing was ingested.
         StorageError: Something could not be written; run again to go on.
@@ -239,18 +278,39 @@ def featurize(
     return {stream: open_column(root, spec.fingerprint) for stream, spec in specs.items()}
 
 
+def finished(experiment: Experiment) -> dict[str, Column]:
+    """The committed columns of an experiment, by stream.
+
+    Raises:
+        DatasetError: A column is not finished, or clips or settings changed since it was.
+    """
+    root = experiment.root
+    specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
+    todo, records = jobs(root, list(specs.values()))
+    columns = {
+        stream: open_column(root, spec.fingerprint) for stream, spec in specs.items() if not todo
+    }
+    wanted = {(record.spec, record.name) for record in records}
+    stale = [
+        stream
+        for stream, column in columns.items()
+        if {(r.spec, r.name) for r in column.records}
+        != {each for each in wanted if each[0] == column.spec.digest}
+    ]
+    if todo or stale:
+        raise DatasetError(
+            f"{root}: {len(todo)} jobs are left to do and {len(stale)} columns are out of date; "
+            f"featurize first"
+        )
+    return columns
+
+
 def _commit(root: Path, spec: FeatureSpec, records: Sequence[Record]) -> None:
     before = committed_digest(root, spec.fingerprint)
     after = commit(root, spec, digest(read_plan(root)), records)
-    _sweep(root / COLUMNS / spec.fingerprint)
+    sweep(root / COLUMNS / spec.fingerprint)
     if before is not None and before != after:
         _write_log(root / LOGS / "manifests.jsonl", {"column": spec.fingerprint, "from": before})
-
-
-def _sweep(column: Path) -> None:
-    """Remove the temporary files of workers that were killed, now that every shard is there."""
-    for leftover in column.rglob(".*"):
-        leftover.unlink(missing_ok=True)
 
 
 def _check_dropped(spec: FeatureSpec, records: Sequence[Record], permitted: float) -> None:

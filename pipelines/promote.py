@@ -7,18 +7,20 @@ import json
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurizers.clip import Clip
+from featurizers.dataset import publish
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from pipelines import HOME
 from pipelines.experiment import FailedError, InputError
 from pipelines.score import parity
 from pipelines.sources import Asked
+from pipelines.staging import Stage
 from pipelines.train import Trained, score_test
-from tracking.gate import IncomparableError, NoRulesError, Rule, Scorecard, Verdict, judge
+from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Scorecard, Verdict, judge
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
@@ -30,7 +32,6 @@ from tracking.mlflow_store import (
 from tracking.provenance import versions
 from tracking.registry import (
     Entry,
-    Registry,
     UnknownModelError,
     current,
     promote,
@@ -56,12 +57,27 @@ class ParityError(FailedError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """A version of a registered model, with what is known of it."""
+    """A version of a registered model, with what is known of it.
+
+    Attributes:
+        compared: How many clips' features were computed through it and equal those of the shards.
+    """
 
     name: str
     version: int
     model_uri: str
     card: Scorecard
+    compared: int
+
+    @property
+    def checked(self) -> str:
+        """What was compared, for people."""
+        if self.compared:
+            return f"features of {self.compared} raw clips equal those of the shards"
+        return (
+            "no training clip could be had to compare features with the shards, so it cannot "
+            "be promoted; make the media of some training clips readable here and run again"
+        )
 
 
 def register_model(
@@ -72,6 +88,7 @@ def register_model(
     *,
     uri: str,
     name: str,
+    stage: Stage | None = None,
 ) -> Registered:
     """Log a trained run as a model, hold it against the shards, and register it.
 
@@ -82,30 +99,31 @@ def register_model(
         columns: The columns that it was trained on.
         uri: The tracking server.
         name: The registered model's name.
+        stage: Where remote clips are fetched to; where not given, local clips alone are compared.
 
     Raises:
+        StorageError: A remote clip cannot be fetched.
         ParityError: Features through the model differ from the shards; nothing is registered.
     """
     run = MlflowRun(uri=uri, run_id=trained.run_id)
     model_uri = _logged(trained, run)
     used = {stream: columns[stream] for stream in trained.plan.recipe.model.streams}
-    if differences := parity(uri, model_uri, _some(asked, clips, used), used):
+    some = _some(asked, clips, used, remote=stage is not None)
+    differences, compared = _compare(uri, model_uri, some, used, stage)
+    if differences:
         raise ParityError(
             f"{model_uri} is not registered: features of raw clips differ from the shards: "
             f"{'; '.join(differences[:3])} ({len(differences)} in all)"
         )
-    card = score_test(trained, clips, parity=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "scorecard.json"
-        file.write_bytes(canonical_json(card.to_json()))
-        run.log_file(file)
+    card = score_test(trained, clips, parity=True if compared else None)
+    _keep(run, "scorecard.json", canonical_json(card.to_json()))
     tags = {
         "fuseline.evaluation_set": card.evaluation_set,
-        "fuseline.parity": "checked",
+        "fuseline.parity": "checked" if compared else "not compared",
         **{f"fuseline.test.{metric}": f"{value:.6g}" for metric, value in card.metrics.items()},
     }
     version = register(uri, name, model_uri, trained.run_id, tags)
-    return Registered(name=name, version=version, model_uri=model_uri, card=card)
+    return Registered(name=name, version=version, model_uri=model_uri, card=card, compared=compared)
 
 
 def _logged(trained: Trained, run: MlflowRun) -> str:
@@ -124,7 +142,7 @@ def _logged(trained: Trained, run: MlflowRun) -> str:
         # A build tag such as +cpu names no release that others could install.
         requirements=[f"{name}=={version.split('+')[0]}" for name, version in installed.items()],
     )
-    file.write_bytes(canonical_json({"model_uri": model_uri}))
+    publish(file, canonical_json({"model_uri": model_uri}))
     return model_uri
 
 
@@ -152,17 +170,55 @@ def _outputs(task: Task) -> list[tuple[str, str]]:
 
 
 def _some(
-    asked: Sequence[Asked], clips: Sequence[Clip], columns: Mapping[str, Column]
+    asked: Sequence[Asked], clips: Sequence[Clip], columns: Mapping[str, Column], *, remote: bool
 ) -> list[Asked]:
-    """A few training clips: the first of each pattern of streams, then the first ones."""
+    """A few training clips with a feature: the first of each pattern of streams, then others."""
     training = {clip.key for clip in clips if clip.split == "train"}
-    local = [each for each in asked if each.raw.key in training and "://" not in each.raw.media]
     patterns: dict[tuple[str, ...], Asked] = {}
-    for each in local:
+    usable: list[Asked] = []
+    for each in asked:
+        if each.raw.key not in training or (_is_remote(each) and not remote):
+            continue
         states = tuple(column.rows[each.raw.key].state for column in columns.values())
-        patterns.setdefault(states, each)
-    whole = [each for each in local if each not in patterns.values()]
-    return [*patterns.values(), *whole][: max(PARITY_CLIPS, len(patterns))]
+        # Of a clip without any feature, nothing can be compared.
+        if "sample" in states:
+            patterns.setdefault(states, each)
+            usable.append(each)
+    others = [each for each in usable if each not in patterns.values()]
+    return [*patterns.values(), *others][: max(PARITY_CLIPS, len(patterns))]
+
+
+def _is_remote(asked: Asked) -> bool:
+    return "://" in asked.raw.media
+
+
+def _compare(
+    uri: str,
+    model_uri: str,
+    some: Sequence[Asked],
+    columns: Mapping[str, Column],
+    stage: Stage | None,
+) -> tuple[list[str], int]:
+    """What differs from the shards, and how many clips were compared."""
+    local = [each for each in some if not _is_remote(each)]
+    differences = parity(uri, model_uri, local, columns) if local else []
+    compared = len(local)
+    for each in some:
+        path = stage.local(each.raw.media) if stage and _is_remote(each) else None
+        if path is not None:
+            # One at a time: the stage keeps the copy that was asked for last.
+            here = replace(each, raw=replace(each.raw, media=str(path)))
+            differences += parity(uri, model_uri, [here], columns)
+            compared += 1
+    return differences, compared
+
+
+def _keep(run: MlflowRun, name: str, content: bytes, folder: str = "") -> None:
+    """Keep bytes as a file of a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / name
+        file.write_bytes(content)
+        run.log_file(file, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,40 +257,67 @@ def consider(
         InputError: No such model or version, no rules, or scorecards that cannot be compared.
         LostRaceError: Somebody else promoted in between; run again to be judged against that one.
     """
-    registry: Registry = MlflowRegistry(uri=uri)
+    registry = MlflowRegistry(uri=uri)
     try:
         known = registry.versions(name)
         if not known:
             raise InputError(f"model {name!r} has no versions; train and register one first")
         candidate = known[-1] if version is None else version
-        reconcile(registry, name)
         last = current(registry, name)
-        champion = None if last is None else last.version
+        champion = last.version if last and last.version in known else None
+        if champion is not None and not dry_run:
+            reconcile(registry, name)
         card = card_of(uri, name, candidate)
         against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
         verdict = judge(card, against, rules)
     except (UnknownModelError, NoRulesError, IncomparableError) as error:
         raise InputError(str(error)) from None
+    if last is not None and champion is None:
+        gone = f"version {last.version} was deleted: judged as if there were no champion"
+        verdict = replace(verdict, reasons=(*verdict.reasons, Reason("champion", True, gone)))
     entry = None
-    if verdict.promote and candidate != champion and not dry_run:
-        report = canonical_json(verdict.to_json())
-        entry = promote(
-            registry,
-            name,
-            candidate,
-            expected_generation=0 if last is None else last.generation,
-            report=hashlib.sha256(report).hexdigest(),
-            who=getpass.getuser(),
-            why=why,
-            now=(now or _clock)(),
-            attempt=uuid.uuid4().hex,
-        )
-        reasons = {f"fuseline.gate.{i}": r.text[:4000] for i, r in enumerate(verdict.reasons)}
-        registry.set_tags(
-            name, candidate, {"fuseline.generation": str(entry.generation), **reasons}
-        )
-        reconcile(registry, name)
+    if not dry_run:
+        entry = _act(registry, name, candidate, verdict, last, why=why, now=(now or _clock)())
     return Promotion(name=name, version=candidate, verdict=verdict, champion=champion, entry=entry)
+
+
+def _act(
+    registry: MlflowRegistry,
+    name: str,
+    version: int,
+    verdict: Verdict,
+    last: Entry | None,
+    *,
+    why: str,
+    now: str,
+) -> Entry | None:
+    """Promote a version that passed, with its traces; None when it did not, or is champion."""
+    if last is not None and last.version == version:
+        # Again, in case that the last time ended between the ledger and this.
+        registry.set_tags(name, version, {"fuseline.generation": str(last.generation)})
+        return None
+    if not verdict.promote:
+        return None
+    report = canonical_json(verdict.to_json())
+    digest = hashlib.sha256(report).hexdigest()
+    # Before the claim, so that the ledger never names a report that is nowhere.
+    run = MlflowRun(uri=registry.uri, run_id=run_of(registry.uri, name, version))
+    _keep(run, "verdict.json", report, f"promotion/{digest}")
+    reasons = {f"fuseline.gate.{i}": r.text[:4000] for i, r in enumerate(verdict.reasons)}
+    registry.set_tags(name, version, reasons)
+    entry = promote(
+        registry,
+        name,
+        version,
+        expected_generation=0 if last is None else last.generation,
+        report=digest,
+        who=getpass.getuser(),
+        why=why,
+        now=now,
+        attempt=uuid.uuid4().hex,
+    )
+    registry.set_tags(name, version, {"fuseline.generation": str(entry.generation)})
+    return entry
 
 
 def card_of(uri: str, name: str, version: int) -> Scorecard:

@@ -1,5 +1,6 @@
 """The whole way for an experiment: table, columns, runs, registered model, champion."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from featurizers.clip import Clip
 from featurizers.dataset import read_clips
 from featurizers.manifest import Column
-from pipelines.demo import make_corpus, plan_corpus, write_source
+from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse
 from pipelines.featurize import featurize, ingest, jobs, ledger
@@ -108,10 +109,12 @@ def check_usable(recipe: Recipe, clips: Sequence[Clip], columns: Mapping[str, Co
     """Raise InputError, before workers start, when a split has nothing to work on."""
     for name in ("train", "valid", "test"):
         labelled = [c for c in clips if c.split == name and recipe.task.label in c.labels]
+        # Testing takes every clip that has anything; see `training.data.load`.
+        enough = any if recipe.take_absent or name == "test" else all
         usable = [
             clip
             for clip in labelled
-            if any(columns[s].rows[clip.key].state == "sample" for s in recipe.model.streams)
+            if enough(columns[s].rows[clip.key].state == "sample" for s in recipe.model.streams)
         ]
         if not usable:
             raise InputError(
@@ -142,7 +145,7 @@ def register_best(
     if experiment.register_ is None:
         return None
     show.head("register")
-    best = min(trained, key=lambda each: (each.valid_loss, each.plan.recipe.seed))
+    best = min(trained, key=lambda each: (_comparable(each.valid_loss), each.plan.recipe.seed))
     asked, _ = ask(experiment, read_rows(experiment.table))
     registered = register_model(
         best, clips, asked, columns, uri=store_uri(experiment), name=experiment.register_.name
@@ -152,6 +155,11 @@ def register_best(
         f"equal those of the shards"
     )
     return registered
+
+
+def _comparable(loss: float) -> float:
+    """A loss that can be ordered: NaN, which compares with nothing, is as bad as infinity."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def run(experiment: Experiment, show: Show) -> Summary:
@@ -200,7 +208,9 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
     show.say(MADE_UP)
     show.head("corpus")
     name, folder = "corpus" if interaction else "control", folder.resolve()
-    experiment = parse(demo_settings(name), folder, "demo")
+    standard = interaction and clips == FULL_SIZE
+    model = MODEL if standard else f"{MODEL}-{name}-{clips}"
+    experiment = parse(demo_settings(name, model), folder, "demo")
     write_corpus(folder / name, executor(experiment.workers.featurize), clips, interaction, show)
     table = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)
@@ -220,11 +230,15 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
         raise InputError("the demo registers its model, but no name is given")
     show.head("promote")
     promotion = consider(
-        store_uri(experiment), MODEL, registered.version, experiment.rules(), why="demo"
+        store_uri(experiment), model, registered.version, experiment.rules(), why="demo"
     )
     show.promotion(promotion)
-    show.head(f"score a raw clip with models:/{MODEL}@champion")
-    show_score(experiment, table, show)
+    # A model that is not promoted scores, too; the champion is another one then, or none.
+    ref = f"models:/{model}" + (
+        "@champion" if promotion.verdict.promote else f"/{registered.version}"
+    )
+    show.head(f"score a raw clip with {ref}")
+    show_score(experiment, ref, table, show)
     show.say(MADE_UP)
     return Summary(
         clips=len(table),
@@ -235,7 +249,7 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
     )
 
 
-def demo_settings(corpus: str) -> dict[str, Any]:
+def demo_settings(corpus: str, model: str) -> dict[str, Any]:
     """The demo's experiment file."""
     return {
         "dataset": f"{corpus}-dataset",
@@ -248,7 +262,7 @@ def demo_settings(corpus: str) -> dict[str, Any]:
         "model": {"recipe": "mmlatch"},
         "train": {"epochs": DEMO_EPOCHS, "learning_rate": 1.0e-3},
         "shards": {"clips": 32},
-        "register": {"name": MODEL},
+        "register": {"name": model},
         "promote": {
             "rules": [
                 {"metric": "acc2_non0", "floor": 0.7},
@@ -305,7 +319,7 @@ def gains(cards: Mapping[str, Scorecard], metric: str = "acc2_non0") -> list[str
     The models are in the order of `demo_recipes`: two fused ones, then each modality alone.
     """
     fused, single = list(cards.items())[:2], list(cards.items())[2:]
-    best, other = max(single, key=lambda each: each[1].metrics[metric])
+    best, other = min(single, key=lambda each: _comparable(-each[1].metrics[metric]))
     lines: list[str] = []
     for name, card in fused:
         bound = paired_bound(card.replicates[metric], other.replicates[metric], "higher")
@@ -334,13 +348,13 @@ class _Writer:
         write_source(script, folder=self._folder)
 
 
-def show_score(experiment: Experiment, clips: Sequence[Clip], show: Show) -> None:
+def show_score(experiment: Experiment, model: str, clips: Sequence[Clip], show: Show) -> None:
     """Score the first whole test clip from its raw file."""
     by_key = {clip.key: clip for clip in read_clips(experiment.root)}
     asked, _ = ask(experiment, read_rows(experiment.table))
     test = {clip.key for clip in clips if clip.split == "test" and clip.seconds and clip.words}
     chosen: Asked = next(each for each in asked if each.raw.key in test)
-    rows = score(store_uri(experiment), f"models:/{MODEL}@champion", [row_of(chosen)])
+    rows = score(store_uri(experiment), model, [row_of(chosen)])
     clip = by_key[chosen.raw.key]
     spoken = " ".join(word.text for word in clip.words or ())
     show.say(f"{chosen.raw.media}: {spoken!r}, labelled {clip.labels[experiment.source.label]}")

@@ -19,13 +19,16 @@ from pipelines.sources import Asked
 # The process imports no package of ours but tracking: featurizers and training come with the model.
 _PROGRAM = """
 import json, sys
-from tracking.mlflow_store import load
+from tracking.mlflow_store import NoStoreError, StoreError, load
 from tracking.registry import UnknownModelError
 asked = json.load(open(sys.argv[1]))
 try:
     model = load(asked["uri"], asked["model"])
-except (UnknownModelError, OSError, ImportError) as error:
-    json.dump({"error": str(error)}, open(sys.argv[2], "w"))
+except (NoStoreError, UnknownModelError) as error:
+    json.dump({"wrong": str(error)}, open(sys.argv[2], "w"))
+    sys.exit(0)
+except (StoreError, OSError, ImportError) as error:
+    json.dump({"failed": str(error)}, open(sys.argv[2], "w"))
     sys.exit(0)
 predictor = model.unwrap_python_model().predictor
 if asked["do"] == "predict":
@@ -46,7 +49,7 @@ json.dump({"answer": answer}, open(sys.argv[2], "w"))
 
 
 class ScoringFailedError(FailedError):
-    """The model's process ended without an answer: a bug, or a machine without memory."""
+    """No answer: a damaged model, a store that is out of reach, a bug, or too little memory."""
 
 
 def score(uri: str, model: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -61,8 +64,9 @@ def score(uri: str, model: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[
         A row for each row.
 
     Raises:
-        InputError: No such model.
-        ScoringFailedError: The model's process failed.
+        InputError: No such store or model.
+        ScoringFailedError: The model is damaged, its store cannot be reached, or its process
+            failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer: list[dict[str, Any]] = _ask(
@@ -86,13 +90,14 @@ def parity(
             f"clip {clips[number].raw.id}, stream {stream}: {difference}"
             for number, found in enumerate(states)
             for stream, column in columns.items()
-            if stream in found
-            and (
+            if (
                 difference := _difference(
                     column,
                     column.read(clips[number].raw.key),
                     _computed(Path(scratch), number, stream, found[stream]),
                 )
+                if stream in found
+                else "the model does not give it"
             )
         ]
 
@@ -147,6 +152,8 @@ def _ask(scratch: Path, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - an
             f"{result.stderr.strip()[-4000:]}"
         )
     found = json.loads(answer.read_text())
-    if "error" in found:
-        raise InputError(found["error"])
+    if "wrong" in found:
+        raise InputError(found["wrong"])
+    if "failed" in found:
+        raise ScoringFailedError(found["failed"])
     return found["answer"]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from featurizers.clip import BadClipError, Clip, Label, key_of
+from featurizers.clip import BadClipError, Clip, Fault, Label, key_of
 from featurizers.decoder import Decoder
 from featurizers.intake import RawClip, take_in
 from pipelines.executors import Executor
@@ -134,7 +134,7 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
                 f"there are {', '.join(sorted(columns))}"
             )
     task = _task(experiment, [row.get(label) for row in rows])
-    roots = [
+    roots = [str(table.parent.resolve())] + [
         root if "://" in root else str((experiment.folder / root).resolve())
         for root in experiment.source.media_root
     ]
@@ -225,7 +225,7 @@ def _media(
         whole = str(_beside(experiment, media, wrong))
     if not inside(whole, roots):
         raise wrong(
-            f"{media} lies outside every media root ({', '.join(experiment.source.media_root)}); "
+            f"{media} lies outside every media root ({', '.join(roots)}); "
             f"add its folder to source.media_root"
         )
     return whole
@@ -299,9 +299,10 @@ def _text(value: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot become a clip, and why."""
+    """A row that cannot become a clip, the column that is wrong, and why."""
 
     number: int
+    column: str
     message: str
 
 
@@ -320,7 +321,18 @@ class Taker:
             path = self._stage.local(asked.raw.media)
             return take_in(replace(asked.raw, path=path), self._decoder)
         except BadClipError as bad:
-            return Refused(asked.number, str(bad))
+            return Refused(asked.number, _column(asked.raw, bad.fault), str(bad))
+
+
+def _column(raw: RawClip, fault: Fault) -> str:
+    """The column that a fault of a row comes from."""
+    match fault:
+        case "bad_span":
+            return "start" if raw.end is None else "end"
+        case "bad_transcript":
+            return "transcript" if raw.transcript_file is None else "transcript_file"
+        case _:
+            return "media"
 
 
 def stage_of(experiment: Experiment) -> Stage:
@@ -336,15 +348,18 @@ def take_all(
     """Digest and probe the media of all rows.
 
     Raises:
-        InputError: A transcript or span is wrong (names the row), or no media file can be read
-            at all.
+        InputError: A transcript or span is wrong (names row and column), or no media file can be
+            read at all.
     """
     chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
     clips: list[Clip] = []
     for _, results in executor.run(partial(Taker, stage_of(experiment)), chunks):
         for result in results:
             if isinstance(result, Refused):
-                raise InputError(f"{experiment.table}: row {result.number}: {result.message}")
+                raise InputError(
+                    f"{experiment.table}: row {result.number}, column {result.column}: "
+                    f"{result.message}"
+                )
             clips.append(result)
         done(len(results))
     if not any(clip.seconds > 0 for clip in clips):
@@ -360,10 +375,24 @@ def group_of(clip: Clip) -> str:
     return clip.group or clip.speaker or clip.source
 
 
-def split(clips: Sequence[Clip], task: Task, seed: int) -> tuple[list[Clip], str]:
-    """Deal clips without a split into train, valid and test, 70/15/15, whole groups at a time.
+def split(
+    clips: Sequence[Clip], task: Task, seed: int, *, standing: Sequence[Clip] = ()
+) -> tuple[list[Clip], str]:
+    """Give each clip a split: the table's word, else where its group stands, else a deal.
 
-    The deal is stratified by label and follows from names and seed alone.
+    A split in the table holds, and the other clips of that group follow it. A group of which the
+    table says nothing stays where it stands in the dataset, so that adding or mending a row moves
+    no other clip. Only groups that are new are dealt into train, valid and test, so that all clips
+    together come nearest to 70/15/15. With fewer than 3 groups, clips are dealt one by one.
+
+    The deal is stratified by label and follows from names, the seed, and where other groups stand;
+    not from the order of rows.
+
+    Args:
+        clips: Those of the table, with the splits that it gives.
+        task: Names the label to stratify by.
+        seed: Another seed deals new groups otherwise; it moves none that stand.
+        standing: The clips of the dataset as it is now; none at a first ingest.
 
     Returns:
         The clips, and a sentence that says how it was done.
@@ -371,36 +400,68 @@ def split(clips: Sequence[Clip], task: Task, seed: int) -> tuple[list[Clip], str
     if all(clip.split for clip in clips):
         return list(clips), "splits as given"
     by_clip = len({group_of(clip) for clip in clips}) < FEW_GROUPS
+    unit: Callable[[Clip], str] = (lambda clip: clip.key) if by_clip else group_of
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
-        groups[clip.key if by_clip else group_of(clip)].append(clip)
-    chosen = {name: given for name in groups if (given := _given(groups[name]))}
-    dealt = Counter(dict.fromkeys(SPLITS, 0))
-    for name, given in chosen.items():
-        dealt[given] += len(groups[name])
+        groups[unit(clip)].append(clip)
+    splits = _settled(groups, standing, unit)
+    kept = len(splits) - sum(clip.split is not None for clip in clips)
+    splits |= _dealt(groups, splits, task, seed)
+    result = [replace(clip, split=splits[clip.key]) for clip in clips]
+    counts = Counter(clip.split for clip in result)
+    name = "clips (warning: fewer than 3 groups, so speakers may leak)" if by_clip else "groups"
+    how = f"split by {name}, 70/15/15, seed {seed}: { {each: counts[each] for each in SPLITS} }"
+    torn = sum(len({splits[clip.key] for clip in members}) > 1 for members in groups.values())
+    return result, "; ".join(
+        [
+            how,
+            *([f"{kept} clips follow their group or stay where they stood"] if kept else []),
+            *([f"warning: {torn} groups lie in several splits, so they may leak"] if torn else []),
+        ]
+    )
+
+
+def _settled(
+    groups: Mapping[str, Sequence[Clip]], standing: Sequence[Clip], unit: Callable[[Clip], str]
+) -> dict[str, str]:
+    """The split by key of each clip whose group the table or the dataset knows."""
+    own = {clip.key: clip.split for clip in standing if clip.split}
+    stands: dict[str, list[str]] = defaultdict(list)
+    for clip in standing:
+        if clip.split:
+            stands[unit(clip)].append(clip.split)
+    settled: dict[str, str] = {}
+    for name, members in groups.items():
+        # A group that was renamed is known by its clips.
+        known = stands.get(name) or [own[clip.key] for clip in members if clip.key in own]
+        among = Counter(clip.split for clip in members if clip.split) or Counter(known)
+        for clip in members if among else ():
+            # The clip's own place first: a group that was torn before is not moved.
+            before = own.get(clip.key, "")
+            commonest = max(sorted(among), key=among.__getitem__)
+            settled[clip.key] = clip.split or (before if before in among else commonest)
+    return settled
+
+
+def _dealt(
+    groups: Mapping[str, Sequence[Clip]], settled: Mapping[str, str], task: Task, seed: int
+) -> dict[str, str]:
+    """The split by key of each clip of a new group."""
+    counts = Counter({**dict.fromkeys(SPLITS, 0), **Counter(settled.values())})
     order = sorted(
-        (name for name in groups if name not in chosen),
+        (name for name, members in groups.items() if members[0].key not in settled),
         key=lambda name: (_stratum(groups[name], task), _hash(seed, name)),
     )
+    dealt: dict[str, str] = {}
     for left, name in zip(range(len(order), 0, -1), order, strict=True):
-        size = sum(dealt.values()) + len(groups[name])
+        size = counts.total() + len(groups[name])
         # The last groups go where there is none yet: three are enough for three splits.
-        empty = [s for s in SPLITS if not dealt[s]]
+        empty = [each for each in SPLITS if not counts[each]]
         among = empty if left <= len(empty) else SPLITS
-        chosen[name] = max(among, key=lambda s: SHARES[s] * size - dealt[s])
-        dealt[chosen[name]] += len(groups[name])
-    result = [
-        clip if clip.split else replace(clip, split=chosen[clip.key if by_clip else group_of(clip)])
-        for clip in clips
-    ]
-    unit = "clips (warning: fewer than 3 groups, so speakers may leak)" if by_clip else "groups"
-    return result, f"split by {unit}, 70/15/15, seed {seed}: {dict(dealt)}"
-
-
-def _given(clips: Sequence[Clip]) -> str | None:
-    """The split that the table gives a group, so that its other clips follow; the commonest one."""
-    given = Counter(sorted(clip.split for clip in clips if clip.split))
-    return given.most_common(1)[0][0] if given else None
+        chosen = max(among, key=lambda each: SHARES[each] * size - counts[each])
+        counts[chosen] += len(groups[name])
+        dealt.update((clip.key, chosen) for clip in groups[name])
+    return dealt
 
 
 def _stratum(clips: Sequence[Clip], task: Task) -> str:

@@ -3,14 +3,18 @@
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from featurizers.dataset import StorageError
 
 _FETCHING = ".fetch."
+# An address that was quoted this often hides something.
+_QUOTED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +142,20 @@ def _remove(path: Path) -> bool:
 def inside(media: str, roots: Sequence[str]) -> bool:
     """Whether an absolute path or URL lies under one of the roots."""
     if "://" in media:
-        # "::" would chain another address, which may lie anywhere.
-        if ".." in media.split("/") or "::" in media:
+        if _strays(media):
             return False
         return any(media.startswith(root.rstrip("/") + "/") for root in roots if "://" in root)
     resolved = Path(media).resolve()
     return any(resolved.is_relative_to(Path(root).resolve()) for root in roots if "://" not in root)
+
+
+def _strays(url: str) -> bool:
+    """Whether a URL may lead elsewhere than its beginning says, however often it is unquoted."""
+    for _ in range(_QUOTED):
+        # "::" would chain another address; clients drop tabs and line ends, and turn backslashes.
+        if ".." in re.split("[/?#]", url) or "::" in url or set(url) & set("\\\t\r\n"):
+            return True
+        before, url = url, unquote(url)
+        if url == before:
+            return False
+    return True

@@ -24,12 +24,14 @@ dataset: {dataset}              # where features, records and runs go
 source:
   table: {table}
   label: {label}                # {found}
-  media_root: [.]               # media elsewhere are refused: list their folders or URLs here
+  media_root: [.]               # besides the table's own folder; media elsewhere are refused
 features:
 {features}
 model: {{recipe: mmlatch}}        # or late_fusion, unimodal
 train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}
-workers: {{featurize: 2, train: 2}}   # changes speed only; 0 featurizes without Ray
+# featurize changes speed only, 0 does without Ray; train changes which dropout is drawn, so numbers
+# differ a little
+workers: {{featurize: 2, train: 2}}
 max_dropped: 0.05               # more quarantined clips than this share: no manifest
 register: {{name: {model}}}
 promote:
@@ -145,7 +147,8 @@ def _numbers(source: Path, rows: Sequence[RowDict], name: str) -> str:
             except BadClipError as error:
                 raise InputError(f"{source}: column stream:{name}: {error}") from None
             break
-    return f"  {name}: {{featurizer: numbers, stream: {name}, dims: {width}}}"
+    stream = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return f"  {stream}: {{featurizer: numbers, stream: {_scalar(name)}, dims: {width}}}"
 
 
 def _relative(source: Path, to: Path) -> str:

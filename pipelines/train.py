@@ -6,9 +6,10 @@ code), so nothing resumes by accident, and a finished run is taken as it is.
 
 import hashlib
 import json
+import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from pipelines import HOME
 from pipelines.executors import start_ray
 from pipelines.experiment import FailedError, InputError
 from tracking.gate import Scorecard
-from tracking.mlflow_store import MlflowRun, initialise, start_run
+from tracking.mlflow_store import MlflowRun, StoreError, find_run, initialise, start_run
 from tracking.provenance import code_digest, environment, git_commit, versions
 from training.evaluate import scorecard
 from training.recipe import Recipe
@@ -146,11 +147,15 @@ def train(
         InputError: A run stands already at another tracking server.
     """
     initialise(uri, store / "mlartifacts")
-    runs = [_mlflow_run(plan, uri, experiment) for plan in plans]
+    group = plans[0].root / FOLDER / "ray" / group_name(plans, workers)
+    runs = [_mlflow_run(plan, uri, experiment, group) for plan in plans]
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
-        with _Watch([plan for plan, _ in todo], told):
-            _fit(todo, group_name(plans), uri=uri, workers=workers, max_failures=max_failures)
+        with _settled(todo), _Watch([plan for plan, _ in todo], told):
+            for _, run in todo:
+                # A tag, not a setting: a resumed run may have another number.
+                run.set_tags({"fuseline.world": str(workers)})
+            _fit(todo, group, uri=uri, workers=workers, max_failures=max_failures)
     for plan, run in zip(plans, runs, strict=True):
         if not (plan.folder / SETTLED).is_file():
             _settle(plan, run, clips)
@@ -166,13 +171,33 @@ def _settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
 
 
-def group_name(plans: Sequence[Plan]) -> str:
+@contextmanager
+def _settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
+    """When training stops before its end, tell the server of the runs that are not finished."""
+    try:
+        yield
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, TrainingFailedError) else "KILLED"
+        # The store may be what failed; why training stopped matters more than that.
+        with suppress(StoreError):
+            for plan, run in todo:
+                if not plan.finished:
+                    run.finish(status)
+        raise
+
+
+def group_name(plans: Sequence[Plan], workers: int) -> str:
     """The name of a group of runs for Ray Train, finished ones included.
 
     A name that stands already is resumed whatever its settings, so it is a digest; and it is the
-    same after a crash, when some of the runs are finished.
+    same after a crash, when some of the runs are finished. With ZeRO 1 or more it depends on the
+    number of workers too: such a checkpoint is split over them and does not load on another
+    number, so those runs begin anew.
     """
-    return hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()[:16]
+    names = [plan.folder.name for plan in plans]
+    if any(plan.recipe.zero > 0 for plan in plans):
+        names.append(f"{workers} workers")
+    return hashlib.sha256("".join(names).encode()).hexdigest()[:16]
 
 
 def read(plan: Plan) -> Trained:
@@ -195,7 +220,7 @@ def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> 
     )
 
 
-def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
+def _mlflow_run(plan: Plan, uri: str, experiment: str, group: Path) -> MlflowRun:
     """The run that belongs to this folder: made once, the same after a failure."""
     file = plan.folder / "run.json"
     if file.is_file():
@@ -203,9 +228,17 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
         if standing["uri"] != uri:
             raise InputError(
                 f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
-                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
+                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} and {group} to train it anew"
             )
         return MlflowRun(uri=uri, run_id=standing["run_id"])
+    # A crash between the server and the file leaves a run that no file names.
+    run = find_run(uri, experiment, "fuseline.plan", plan.folder.name)
+    run = run or _new_run(plan, uri, experiment)
+    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
+    return run
+
+
+def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     tags = {
         "fuseline.plan": plan.folder.name,
         "fuseline.code": bundled_code_digest(),
@@ -214,14 +247,12 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
         **{f"fuseline.env.{name}": value for name, value in environment().items()},
         **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
     }
-    run = start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
-    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
-    return run
+    return start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
 
 
 def _fit(
     todo: Sequence[tuple[Plan, MlflowRun]],
-    name: str,
+    group: Path,
     *,
     uri: str,
     workers: int,
@@ -244,22 +275,34 @@ def _fit(
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=RunConfig(
-            name=name,
-            storage_path=str((todo[0][0].root / FOLDER / "ray").resolve()),
+            name=group.name,
+            storage_path=str(group.parent.resolve()),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except RayTrainingFailedError as error:
-        for plan, run in todo:
-            if not plan.finished:
-                run.finish("FAILED")
-        cause = str(getattr(error, "worker_failures", None) or error)
         raise TrainingFailedError(
-            f"training failed more than {max_failures} times; run again to resume. {cause}"
+            f"training failed more than {max_failures} times; run again to resume. "
+            f"{last_words(error)}"
         ) from error
+    except SystemExit:
+        # Ray answers Ctrl-C by ending the process with code 0, as if all were done.
+        raise KeyboardInterrupt from None
+    finally:
+        # And it never puts back what stood there before.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def last_words(error: Exception) -> str:
+    """The line that says what ended the workers; above it a failure has its whole traceback."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", None) or {}
+    lines = str(next(iter(failures.values()), error)).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _gpus() -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurizers.align import cells, pool, word_times
@@ -59,6 +59,7 @@ def touches(low, high, begin, end):
     return begin == end and low <= begin < high
 
 
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
 @given(SPANS, SPANS, st.integers(0, 5))
 def test_pooling_equals_the_slow_loop(times, targets, seed):
     feature = steps(times, seed)
@@ -73,6 +74,7 @@ def test_pooling_equals_the_slow_loop(times, targets, seed):
 FREE = st.floats(0, 1e4, allow_subnormal=True)
 
 
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
 @given(
     st.lists(st.tuples(FREE, FREE).map(sorted), min_size=1, max_size=6),
     st.lists(st.tuples(FREE, FREE).map(sorted), min_size=1, max_size=6),
@@ -127,6 +129,28 @@ def test_no_targets_and_no_steps_are_no_trouble():
     assert (values.tolist(), valid.tolist()) == ([[0.0, 0.0, 0.0]], [False])
 
 
+def test_a_long_stream_is_pooled_in_little_memory_and_to_the_same_values():
+    import tracemalloc
+
+    count, wanted = 300_000, 101
+    times = np.arange(count + 1) / 100
+    values = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+    feature = Feature(values, np.stack([times[:-1], times[1:]], axis=1))
+    ends = np.arange(1, wanted + 1) * 2900
+    targets = np.stack([times[ends - 37], times[ends]], axis=1)
+    tracemalloc.start()
+    found, valid = pool(feature, targets)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert valid.all()
+    assert peak < 1.3 * wanted * count * 8  # one dense array, of the five that would be needed
+    expected = [values[end - 37 : end].astype(np.float64).mean(axis=0) for end in ends]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    again = [pool(feature, targets[first : first + 8])[0] for first in range(0, wanted, 8)]
+    assert found.tobytes() == np.concatenate(again).tobytes()
+
+
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
 @given(st.floats(0, 100), st.sampled_from([0.1, 0.2, 0.25, 0.5, 1.0, 3.0]))
 def test_cells_cover_the_duration_and_no_cell_lies_beyond_it(seconds, cell_s):
     found = cells(seconds, cell_s)

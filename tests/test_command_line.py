@@ -13,6 +13,7 @@ import yaml
 from featurizers.media import encode
 from pipelines.__main__ import _called, app
 from pipelines.experiment import load
+from pipelines.sources import ask, read_rows
 from tracking import mlflow_store
 
 SCRIPT = Path(sys.executable).parent / "fuseline"
@@ -273,6 +274,29 @@ def test_scoring_with_a_model_that_does_not_exist_is_told(store, refused, model)
     assert model in refused("score", model, store / "a.mp4", "--store", store)
 
 
+@pytest.mark.slow
+def test_scoring_without_a_store_or_with_a_damaged_model_is_told(store, refused, tmp_path):
+    clip = tmp_path / "a.mp4"
+    clip.touch()
+    assert "train something first" in refused("score", "models:/toy/1", clip, "--store", tmp_path)
+    about = next((store / "mlartifacts").rglob("predictor.json"))
+    whole = about.read_text()
+    try:
+        about.write_text("{}")
+        message = refused("score", "models:/toy/1", clip, "--store", store, code=1)
+        assert "are not those that were logged" in message
+    finally:
+        about.write_text(whole)
+
+
+def test_a_server_that_is_out_of_reach_or_no_server_is_told(monkeypatch, refused):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 failed" in refused("models", "toy", code=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://x")
+    assert "foo://x is no address of a tracking store" in refused("rollback", "toy")
+
+
 # A small dataset
 
 
@@ -380,6 +404,18 @@ def test_init_writes_a_file_that_loads(tmp_path, called, name, label, values):
     assert made.register_ is not None
     assert len(made.rules()) == 1
     assert "fuseline run" in out
+
+
+def test_init_of_a_table_in_another_folder_gives_a_file_whose_media_are_taken(tmp_path, called):
+    (tmp_path / "films").mkdir()
+    table = tmp_path / "films" / "clips.csv"
+    table.write_text(TABLE)
+    to = tmp_path / "made" / "experiment.yaml"
+    assert called("init", table, "--label", "mood", "--to", to)[0] == 0
+    made = load(to)
+    asked, task = ask(made, read_rows(made.table))
+    assert {Path(each.raw.media).parent for each in asked} == {tmp_path / "films"}
+    assert (len(asked), task.kind) == (6, "regression")
 
 
 @pytest.mark.media

@@ -173,6 +173,17 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("max_dropped", 7, "max_dropped: Input should be less than or equal to 1, found 7"),
         ("max_dropped", "some", "max_dropped: "),
         ("dataset", 7, "dataset: "),
+        ("dataset", "s3://bucket/d", "dataset: found 's3://bucket/d', wanted a local folder"),
+        ("features", {"a b": {"featurizer": "logmel"}}, "found a stream 'a b', wanted a name of"),
+        ("features", {"../a": {"featurizer": "logmel"}}, "found a stream '../a', wanted a name of"),
+        ("features", {"a\n": {"featurizer": "logmel"}}, "found a stream 'a\\n', wanted a name of"),
+        (
+            "workers",
+            {"train": 3},
+            "train.global_batch: global batch 32 is not divisible by 3 ranks",
+        ),
+        ("train", {"global_batch": 7}, "the next smaller one that fits is 6"),
+        ("train", {"micro_batch": 5}, "by 2 ranks x micro batch 5; the next smaller one that fits"),
         (3, "x", "3"),
     ],
 )

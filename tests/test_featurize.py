@@ -19,7 +19,15 @@ from featurizers.media import encode
 from featurizers.shards import Record
 from pipelines.executors import InProcess
 from pipelines.experiment import load
-from pipelines.featurize import TooManyDroppedError, featurize, ingest, ledger, read_plan
+from pipelines.featurize import (
+    ChangedInputError,
+    TooManyDroppedError,
+    featurize,
+    finished,
+    ingest,
+    ledger,
+    read_plan,
+)
 
 pytestmark = pytest.mark.media
 
@@ -492,3 +500,79 @@ def test_ingest_says_how_many_clips_cannot_be_read_and_keeps_them(tmp_path, rows
     assert found.task.kind == "regression"
     assert load(made.root / "experiment.resolved.yaml").features == made.features
     assert Path(made.root / "plan.parquet").is_file()
+
+
+def test_media_that_changed_or_cannot_be_reached_stop_the_job_and_are_not_committed(
+    tmp_path, media, rows
+):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    mine = []
+    for row in rows[:4]:
+        target = copies / Path(row["media"]).name
+        target.write_bytes(Path(row["media"]).read_bytes())
+        mine.append({**row, "media": str(target)})
+    settings = experiment(tmp_path / "work", mine)
+    ingest(settings, InProcess(), lambda count: None)
+    away = (copies / "whole1.mp4").rename(copies / "elsewhere.mp4")
+    with pytest.raises(ChangedInputError, match=r"whole1.*cannot be reached"):
+        featurize(settings, InProcess(), lambda done: None)
+    film(copies / "whole1.mp4", 99)
+    with pytest.raises(ChangedInputError, match=r"whole1.*changed since it was ingested"):
+        featurize(settings, InProcess(), lambda done: None)
+    away.replace(copies / "whole1.mp4")
+    columns = featurize(settings, InProcess(), lambda done: None)
+    assert all(row.state == "sample" for row in columns["video"].rows.values())
+
+
+def test_training_is_refused_a_column_that_is_older_than_its_clips(tmp_path, rows):
+    settings = experiment(tmp_path, rows[:3])
+    ingest(settings, InProcess(), lambda count: None)
+    with pytest.raises(DatasetError, match="featurize first"):
+        finished(settings)
+    featurize(settings, InProcess(), lambda done: None)
+    assert set(finished(settings)) == set(FEATURES)
+    settings = experiment(tmp_path, [{**rows[0], "transcript": "mended words"}, *rows[1:3]])
+    ingest(settings, InProcess(), lambda count: None)
+    with pytest.raises(DatasetError, match="featurize first"):
+        finished(settings)
+    settings = experiment(tmp_path, rows[:6])
+    ingest(settings, InProcess(), lambda count: None)
+    with pytest.raises(DatasetError, match="featurize first"):
+        finished(settings)
+
+
+def test_a_plan_that_lacks_clips_is_refused(tmp_path, rows):
+    settings = experiment(tmp_path, rows[:2])
+    ingest(settings, InProcess(), lambda count: None)
+    old = (tmp_path / "dataset" / "plan.parquet").read_bytes()
+    settings = experiment(tmp_path, rows[:5])
+    ingest(settings, InProcess(), lambda count: None)
+    (tmp_path / "dataset" / "plan.parquet").write_bytes(old)
+    with pytest.raises(DatasetError, match="ingest again"):
+        featurize(settings, InProcess(), lambda done: None)
+
+
+def test_the_bytes_do_not_depend_on_where_media_lie_or_what_they_are_called(tmp_path, rows):
+    """Quarantined clips too: their messages name no file."""
+    found = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        folder.mkdir()
+        mine = []
+        for row in rows:
+            target = folder / f"{place}-{Path(row['media']).name}"
+            target.write_bytes(Path(row["media"]).read_bytes())
+            mine.append({**row, "media": str(target)})
+        settings = experiment(tmp_path / f"{place}-work", mine)
+        ingest(settings, InProcess(), lambda count: None)
+        featurize(settings, InProcess(), lambda done: None)
+        columns = settings.root / COLUMNS
+        found.append(
+            {
+                str(path.relative_to(columns)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in columns.rglob("*")
+                if path.is_file()
+            }
+        )
+    assert found[0] == found[1]

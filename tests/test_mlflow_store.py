@@ -315,6 +315,71 @@ def test_a_changed_file_of_a_model_is_found(uri, bundle, run, tmp_path):
     assert (copy / "artifacts/trained/bias.json").read_text() == "0.25"
 
 
+def test_a_changed_way_to_load_a_model_is_found(uri, bundle, run, tmp_path):
+    logged = log_toy(run, bundle)
+    location, _ = mlflow_store._locate(uri, logged)
+    about = Path(location) / "MLmodel"
+    whole = about.read_text()
+    about.write_text(whole.replace(run.run_id, "0" * 32))
+    mlflow_store.download(uri, logged, tmp_path / "other-run")
+    for number, (old, new) in enumerate(
+        [
+            ("mlflow.pyfunc.loaders.code_model", "mlflow.sklearn"),
+            ("serving.py", "conda.yaml"),
+            ("path: artifacts/trained", "path: artifacts"),
+            ("flavors:", "{flavors:"),
+        ]
+    ):
+        assert old in whole
+        about.write_text(whole.replace(old, new))
+        with pytest.raises(OSError, match="not those that were logged"):
+            mlflow_store.download(uri, logged, tmp_path / str(number))
+
+
+def test_a_run_is_found_by_its_tag(uri):
+    assert mlflow_store.find_run(uri, "never-made", "fuseline.plan", "a") is None
+    first = mlflow_store.start_run(uri, "found", "one", {"fuseline.plan": "it's"})
+    mlflow_store.start_run(uri, "found", "two", {"fuseline.plan": "it's"})
+    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "it's") == first
+    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "its") is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda uri, folder: mlflow_store.initialise(uri, folder / "files"),
+        lambda uri, _: mlflow_store.start_run(uri, "toys", "one", {}),
+        lambda uri, _: MlflowRun(uri=uri, run_id="0" * 32).log_metrics({"mae": 1.0}, 0),
+        lambda uri, _: mlflow_store.read_file(uri, "0" * 32, "scorecard.json"),
+        lambda uri, _: mlflow_store.run_of(uri, "toy", 1),
+        lambda uri, folder: mlflow_store.download(uri, "models:/toy/1", folder / "copy"),
+        lambda uri, _: MlflowRegistry(uri=uri).versions("toy"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_clear_line(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "damaged.db").write_text("no database at all " * 99)
+    for address, said in (
+        ("http://anna:secret@127.0.0.1:9", "http://127.0.0.1:9 failed: "),
+        (f"sqlite:///{tmp_path}/damaged.db", "file is not a database"),
+    ):
+        with pytest.raises(mlflow_store.StoreError, match=said) as raised:
+            call(address, tmp_path)
+        assert "\n" not in str(raised.value)
+        assert "secret" not in str(raised.value)
+    with pytest.raises(mlflow_store.NoStoreError, match="foo://x is no address of a tracking st"):
+        call("foo://x", tmp_path)
+
+
+def test_what_the_user_sets_for_a_slow_server_stays(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    mlflow_store._open("http://127.0.0.1:9")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    mlflow_store._open("http://127.0.0.1:9")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
 def score(uri: str, address: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Load and predict in a fresh process, in a folder that holds a decoy of the same name."""
     decoy = folder / "toybundle"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tracking import mlflow_store
+from tracking.memory_registry import MemoryRegistry
 from tracking.mlflow_store import MlflowRegistry
 from tracking.registry import (
     Entry,
     LostRaceError,
-    MemoryRegistry,
     NothingToRollBackError,
     Registry,
     UnknownModelError,
@@ -58,6 +58,14 @@ def add_version(registry: Registry, model: str) -> None:
     client = mlflow_store._client(registry.uri)
     mlflow_store._create_model(client, model)
     client.create_model_version(model, source="/nowhere")
+
+
+def delete_version(registry: Registry, model: str, version: int) -> None:
+    if isinstance(registry, MemoryRegistry):
+        registry.delete(model, version)
+        return
+    assert isinstance(registry, MlflowRegistry)
+    mlflow_store._client(registry.uri).delete_model_version(model, str(version))
 
 
 def crown(registry: Registry, model: str, version: int, generation: int, attempt: str) -> Entry:
@@ -199,6 +207,25 @@ def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry, name
     with pytest.raises(NothingToRollBackError, match="no champion to go back to"):
         uncrown(registry, name, 5, "down-3")
     assert [entry.version for entry in history(registry, name)] == [1, 2, 3, 2, 1]
+
+
+def test_rolling_back_passes_over_versions_that_were_deleted(registry, name):
+    for generation, version in enumerate((1, 2, 3)):
+        crown(registry, name, version, generation, f"up-{version}")
+    delete_version(registry, name, 3)
+    delete_version(registry, name, 2)
+    with pytest.raises(UnknownVersionError, match="no version 3"):
+        reconcile(registry, name)
+    assert uncrown(registry, name, 3, "down").version == 1
+    assert registry.aliases(name) == {"champion": 1}
+
+
+def test_rolling_back_never_makes_a_generation_of_the_champion_itself(registry, name):
+    for generation, version in enumerate((1, 2, 1)):
+        crown(registry, name, version, generation, f"up-{generation}")
+    delete_version(registry, name, 2)
+    with pytest.raises(NothingToRollBackError):
+        uncrown(registry, name, 3, "down")
 
 
 def test_a_rollback_can_lose_the_race_too(registry, name):

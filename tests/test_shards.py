@@ -212,12 +212,12 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from tests import test_shards
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 clips, outcomes = test_shards.shard_of()
-from featurizers import shards
+from featurizers import dataset
 import webdataset, pyarrow.parquet
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     test_shards.write(folder, clips, outcomes)
-except shards.StorageError as error:
+except dataset.StorageError as error:
     print(error)
 """
 

@@ -196,6 +196,16 @@ def test_media_are_relative_to_the_table_and_roots_to_the_experiment_file(tmp_pa
         ("s3://bucket/rawer/a.mp4", False),
         ("s3://bucket/raw", False),
         ("s3://bucket/raw/a.mp4::file:///etc/passwd", False),
+        ("s3://bucket/raw/a.mp4%3a%3afile:///etc/passwd", False),
+        ("s3://bucket/raw/100%25 of it.mp4", True),
+        ("s3://bucket/raw/%2e%2e/secret.mp4", False),
+        ("s3://bucket/raw/.%2E%2fsecret.mp4", False),
+        ("s3://bucket/raw/%25252e%25252e/secret.mp4", False),
+        ("s3://bucket/raw/..?versionId=1", False),
+        ("s3://bucket/raw/..\\secret.mp4", False),
+        ("s3://bucket/raw/%5c../secret.mp4", False),
+        ("s3://bucket/raw/.\t./secret.mp4", False),
+        ("s3://bucket/raw/%" + 5000 * "25" + "41/a.mp4", False),
         ("https://bucket/raw/a.mp4", False),
         ("/data/a.mp4", True),
         ("/database/a.mp4", False),
@@ -205,6 +215,25 @@ def test_media_are_relative_to_the_table_and_roots_to_the_experiment_file(tmp_pa
 def test_only_what_lies_below_a_root_is_taken(media, within):
     assert inside(media, ["/data", "s3://bucket/raw"]) == within
     assert inside(media, ["/data/", "s3://bucket/raw/"]) == within
+
+
+def test_an_address_that_climbs_by_percent_signs_is_refused_by_row(tmp_path):
+    text = "id,media,mood\na,https://h/raw/%2e%2e/secret.mp4,1\n"
+    said = refusal(tmp_path, text, media_root="https://h/raw")
+    assert "row 1, column media: https://h/raw/%2e%2e/secret.mp4 lies outside" in said
+
+
+def test_the_tables_own_folder_is_a_media_root_wherever_it_lies(tmp_path):
+    made, other = tmp_path / "made", tmp_path / "films"
+    made.mkdir()
+    other.mkdir()
+    (other / "t.csv").write_text("id,media,mood\na,sub/a.mp4,1\n")
+    experiment = settings(made, "../films/t.csv", media_root="elsewhere")
+    (only,), _ = ask(experiment, read_rows(experiment.table))
+    assert only.raw.media == str(other / "sub" / "a.mp4")
+    (other / "t.csv").write_text("id,media,mood\na,../made/a.mp4,1\n")
+    with pytest.raises(InputError, match="lies outside every media root"):
+        ask(experiment, read_rows(experiment.table))
 
 
 # The task
@@ -328,6 +357,79 @@ def test_splits_that_are_given_are_kept_and_their_groups_follow():
     assert split(whole, REGRESSION, 0) == (whole, "splits as given")
 
 
+# Splits of a dataset that grows
+
+
+def placed(clips, standing=(), seed=0):
+    """The splits by key, where some clips stand already."""
+    return {c.key: c.split for c in split(clips, REGRESSION, seed, standing=standing)[0]}
+
+
+def test_a_row_that_is_added_moves_no_other_clip():
+    standing, _ = split(clips_of(40), REGRESSION, 0)
+    before = {clip.key: clip.split for clip in standing}
+    more = [*clips_of(41)[-2:], *clips_of(40, per_group=3)]
+    for seed in (0, 9):
+        after = placed(more, standing, seed)
+        assert {key: after[key] for key in before} == before
+        assert all(after[f"c{g:03d}-2"] == before[f"c{g:03d}-0"] for g in range(40))
+        assert after["c040-0"] == after["c040-1"]
+    _, how = split(more, REGRESSION, 0, standing=standing)
+    assert "; 120 clips follow their group or stay where they stood" in how
+    assert placed(more[::-1], standing) == placed(more, standing)
+
+
+def test_a_row_that_is_mended_or_taken_out_moves_no_other_clip():
+    from dataclasses import replace
+
+    clips = clips_of(40)
+    standing, _ = split(clips, REGRESSION, 0)
+    before = {clip.key: clip.split for clip in standing}
+    for changed in (
+        replace(clips[7], labels={"mood": -3.0}),
+        replace(clips[7], media="mended.mp4", source="mended.mp4"),
+        replace(clips[7], group="nobody"),
+        replace(clips[7], labels={}),
+    ):
+        after = placed([*clips[:7], changed, *clips[8:]], standing)
+        assert after == before
+    joined = next(c for c in standing if c.split != standing[7].split)
+    after = placed([*clips[:7], replace(clips[7], group=joined.group), *clips[8:]], standing)
+    assert after == {**before, clips[7].key: joined.split}
+    assert placed(clips[:7], standing) == {clip.key: before[clip.key] for clip in clips[:7]}
+
+
+def test_new_groups_fill_what_is_wanting_of_the_shares():
+    from dataclasses import replace
+
+    standing = [replace(clip, split="train") for clip in clips_of(70)]
+    shares = Counter(placed(clips_of(100), standing).values())
+    assert shares == {"train": 140, "valid": 30, "test": 30}
+
+
+def test_the_table_wins_over_what_stands_and_its_group_follows():
+    from dataclasses import replace
+
+    clips = clips_of(30)
+    standing, _ = split(clips, REGRESSION, 0)
+    mover = next(c for c in standing if c.split == "train")
+    group = {clip.key for clip in clips if clip.group == mover.group}
+    given = [replace(c, split="test") if c.key == mover.key else c for c in clips]
+    before = {clip.key: clip.split for clip in standing}
+    assert placed(given, standing) == {**before, **dict.fromkeys(group, "test")}
+
+
+def test_groups_that_were_torn_stay_as_they_are_when_a_third_comes():
+    standing, _ = split(clips_of(2, per_group=20), REGRESSION, 0)
+    before = {clip.key: clip.split for clip in standing}
+    clips, how = split(clips_of(3, per_group=20), REGRESSION, 0, standing=standing)
+    after = {clip.key: clip.split for clip in clips}
+    assert {key: after[key] for key in before} == before
+    assert len({after[key] for key in after.keys() - before.keys()}) == 1
+    assert "warning: 2 groups lie in several splits" in how
+    assert placed(clips_of(2, per_group=21), standing).items() >= before.items()
+
+
 # Ingest
 
 
@@ -348,12 +450,20 @@ def test_an_ingest_of_which_nothing_is_left_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "cells", "said"),
     [
-        ("start,end", "0.4,0.2", r"row 1: bad_span: end 0\.2 does not lie after start 0\.4"),
-        ("transcript_file", "a.vtt", r"row 1: bad_transcript: a\.vtt: "),
-        ("transcript_file", "a.doc", r"row 1: bad_transcript: a\.doc: wanted one of"),
+        (
+            "start,end",
+            "0.4,0.2",
+            r"row 1, column end: bad_span: end 0\.2 does not lie after start 0\.4",
+        ),
+        ("transcript_file", "a.vtt", r"row 1, column transcript_file: bad_transcript: a\.vtt: "),
+        (
+            "transcript_file",
+            "a.doc",
+            r"row 1, column transcript_file: bad_transcript: a\.doc: wanted one of",
+        ),
     ],
 )
-def test_a_wrong_span_or_transcript_is_told_by_row(tmp_path, columns, cells, said):
+def test_a_wrong_span_or_transcript_is_told_by_row_and_column(tmp_path, columns, cells, said):
     film(tmp_path / "a.mp4")
     (tmp_path / "a.vtt").write_text("no times here\n")
     (tmp_path / "a.doc").write_text("words")

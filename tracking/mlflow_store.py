@@ -7,7 +7,9 @@ open at once is migrated by all of them, and breaks.
 
 import atexit
 import fcntl
+import functools
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,11 +17,11 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from tracking.registry import UnknownModelError, UnknownVersionError
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
     from mlflow.pyfunc import PyFuncModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Holds the ledgers, and in a tag the folder below which all experiments keep their files.
 HOME_EXPERIMENT = "fuseline"
@@ -40,9 +45,14 @@ LONGEST_SETTING = 6000
 LONGEST_DATASET_DIGEST = 36
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+LONGEST_REASON = 300
 
-# Files of a saved model that differ from one save to the next, and decide nothing.
-_PER_SAVE = {"MLmodel", "registered_model_meta"}
+# What differs from one save of a model to the next, and decides nothing: a file, and fields of
+# MLmodel (the size is of files that are digested themselves, "uri" is where artifacts came from).
+_PER_SAVE = "registered_model_meta"
+_FIELDS_PER_SAVE = frozenset(
+    ("model_id", "model_uuid", "run_id", "utc_time_created", "model_size_bytes", "uri")
+)
 
 _SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -53,10 +63,61 @@ _SETTINGS = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
+# MLflow's own 7 tries take minutes when nobody listens; who has a slow server sets more.
+_RETRIES = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
 class NoStoreError(ValueError):
-    """The tracking store does not exist yet."""
+    """The tracking store does not exist yet, or its address is of no kind that MLflow knows."""
+
+
+class StoreError(Exception):
+    """The tracking store cannot be opened or reached, or refuses: what, which, what to do."""
+
+
+def _answered(call: Callable[P, T]) -> Callable[P, T]:
+    """Tell failures of the store as ours; the first argument is its address, or has it."""
+
+    @functools.wraps(call)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except (NoStoreError, StoreError, UnknownModelError):
+            raise  # said already; and there is no need to import MLflow for them
+        except _store_failures() as error:
+            first: Any = args[0] if args else kwargs.get("uri", kwargs.get("run"))
+            raise _told(first if isinstance(first, str) else first.uri, error) from error
+
+    return told
+
+
+def _store_failures() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError
+
+
+def _told(uri: str, error: Exception) -> Exception:
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    if isinstance(error, UnsupportedModelRegistryStoreURIException):
+        return NoStoreError(
+            f"{_public(uri)} is no address of a tracking store; set MLFLOW_TRACKING_URI to "
+            "http://HOST:PORT or sqlite:///FILE, or unset it for a file beside the experiment"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = _public(lines[0] if lines else type(error).__name__)[:LONGEST_REASON]
+    return StoreError(
+        f"the tracking store {_public(uri)} failed: {reason}; see that the server runs or the file "
+        "is whole, and that MLFLOW_TRACKING_URI is right, then run the same command again"
+    )
+
+
+def _public(text: str) -> str:
+    """Without the user and password that an address may hold."""
+    return re.sub(r"://[^@/\s]*@", "://", text)
 
 
 def tracking_uri(default_folder: Path) -> str:
@@ -65,6 +126,7 @@ def tracking_uri(default_folder: Path) -> str:
     return chosen or f"sqlite:///{default_folder.resolve() / 'mlflow.db'}"
 
 
+@_answered
 def initialise(uri: str, artifacts: Path) -> None:
     """Make the store ready for many processes. May be called by several of them, at any time.
 
@@ -80,6 +142,7 @@ def initialise(uri: str, artifacts: Path) -> None:
         _make_home(_open(uri), artifacts)
 
 
+@_answered
 def start_run(
     uri: str, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
 ) -> "MlflowRun":
@@ -95,6 +158,23 @@ def start_run(
     return MlflowRun(uri=uri, run_id=run.info.run_id)
 
 
+@_answered
+def find_run(uri: str, experiment: str, tag: str, value: str) -> "MlflowRun | None":
+    """The oldest run of an experiment that has a tag of this value; None when there is none."""
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    quoted = value.replace("'", "\\'")
+    runs = client.search_runs(
+        [found.experiment_id],
+        f"tags.`{tag}` = '{quoted}'",
+        max_results=1,
+        order_by=["attributes.start_time ASC"],
+    )
+    return MlflowRun(uri=uri, run_id=runs[0].info.run_id) if runs else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlflowRun:
     """A run on the server; see `tracking.run.Run`. It holds two texts only, so it can be sent."""
@@ -102,6 +182,7 @@ class MlflowRun:
     uri: str
     run_id: str
 
+    @_answered
     def log_settings(self, settings: Mapping[str, str | int | float | bool | None]) -> None:
         """Settings; a changed value, or one too long for MLflow, is a ValueError."""
         from mlflow.entities import Param
@@ -127,6 +208,7 @@ class MlflowRun:
             batch = fresh[start : start + PARAMS_PER_CALL]
             client.log_batch(self.run_id, params=batch, synchronous=True)
 
+    @_answered
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers at a step. Repeated after a resume they are appended; the latest one holds."""
         from mlflow.entities import Metric
@@ -138,6 +220,7 @@ class MlflowRun:
             batch = points[start : start + METRICS_PER_CALL]
             client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
+    @_answered
     def log_dataset(self, name: str, digest: str, context: str) -> None:
         """A dataset that the run reads; the whole digest is the tag `fuseline.dataset.CONTEXT`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -149,12 +232,14 @@ class MlflowRun:
         client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
         client.set_tag(self.run_id, f"fuseline.dataset.{context}", digest, synchronous=True)
 
+    @_answered
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags; later values replace earlier ones."""
         client = _client(self.uri)
         for name, value in tags.items():
             client.set_tag(self.run_id, name, value, synchronous=True)
 
+    @_answered
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file with the run."""
         _client(self.uri).log_artifact(self.run_id, str(path), folder or None)
@@ -162,26 +247,33 @@ class MlflowRun:
     def flush(self) -> None:
         """All calls above return when the server has answered, so nothing is pending."""
 
+    @_answered
     def finish(self, status: str = "FINISHED") -> None:
         """Settle the run: "FINISHED", "FAILED" or "KILLED"."""
         _client(self.uri).set_terminated(self.run_id, status)
 
 
+@_answered
 def read_file(uri: str, run_id: str, path: str) -> bytes:
     """A file that was kept with a run.
 
     Raises:
         FileNotFoundError: No such run, or no such file in it.
     """
-    mlflow_error = _mlflow_error()
+    client, mlflow_error = _client(uri), _mlflow_error()
+    missing = f"run {run_id} at {uri} has no file {path!r}"
+    # First the run: of a file alone one cannot tell whether it or the server is missing.
+    with _unknown(missing, FileNotFoundError):
+        client.get_run(run_id)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = _client(uri).download_artifacts(run_id, path, scratch)
+            found = client.download_artifacts(run_id, path, scratch)
         except (mlflow_error, OSError) as error:
-            raise FileNotFoundError(f"run {run_id} at {uri} has no file {path!r}") from error
+            raise FileNotFoundError(missing) from error
         return Path(found).read_bytes()
 
 
+@_answered
 def log_model(
     run: MlflowRun,
     folder: Path,
@@ -239,6 +331,7 @@ def log_model(
     return f"models:/{model.model_id}"
 
 
+@_answered
 def register(uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]) -> int:
     """The version of a registered model that is this run's model; made if it is not there yet.
 
@@ -271,6 +364,7 @@ def register(uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str
     return first
 
 
+@_answered
 def run_of(uri: str, name: str, version: int) -> str:
     """Id of the run that a version was trained by.
 
@@ -281,6 +375,7 @@ def run_of(uri: str, name: str, version: int) -> str:
         return str(_client(uri).get_model_version(name, str(version)).run_id)
 
 
+@_answered
 def download(uri: str, model_uri: str, to: Path) -> Path:
     """Copy a model into a folder that is empty or new, and verify it.
 
@@ -302,6 +397,7 @@ def download(uri: str, model_uri: str, to: Path) -> Path:
     return found
 
 
+@_answered
 def load(uri: str, model_uri: str) -> "PyFuncModel":
     """A model that can predict, from a verified copy; nothing is unpickled.
 
@@ -332,16 +428,19 @@ class MlflowRegistry:
 
     uri: str
 
+    @_answered
     def versions(self, name: str) -> list[int]:
         """Versions that exist, ascending."""
         self._model(name)
         found = _client(self.uri).search_model_versions(f"name='{name}'")
         return sorted(int(version.version) for version in found)
 
+    @_answered
     def ledger(self, name: str) -> dict[str, str]:
         """All texts that were written once, by key."""
         return dict(_client(self.uri).get_run(self._ledger_run(name)).data.params)
 
+    @_answered
     def write_once(self, name: str, key: str, text: str) -> str:
         """Write unless something stands there; what stands there now is returned."""
         client, run_id = _client(self.uri), self._ledger_run(name)
@@ -355,10 +454,12 @@ class MlflowRegistry:
             return standing
         return self.ledger(name)[key]
 
+    @_answered
     def aliases(self, name: str) -> dict[str, int]:
         """The version behind each alias."""
         return {alias: int(version) for alias, version in self._model(name).aliases.items()}
 
+    @_answered
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
         """Point an alias at a version that exists, or remove it."""
         client = _client(self.uri)
@@ -372,6 +473,7 @@ class MlflowRegistry:
             # Two that create an alias at once collide in the database; the second try replaces.
             client.set_registered_model_alias(name, alias, str(version))
 
+    @_answered
     def set_tags(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Tags of a version that exists; later values replace earlier ones."""
         self._check_version(name, version)
@@ -402,6 +504,7 @@ class MlflowRegistry:
 def _open(uri: str) -> "MlflowClient":
     for name, value in _SETTINGS.items():
         os.environ[name] = value
+    os.environ.setdefault(*_RETRIES)
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
@@ -423,7 +526,7 @@ def _mlflow_error() -> type[Exception]:
 
 
 @contextmanager
-def _unknown(message: str) -> Iterator[None]:
+def _unknown(message: str, kind: type[Exception] = UnknownModelError) -> Iterator[None]:
     """Tell in one line that something is not there; other failures pass."""
     from mlflow.exceptions import MlflowException
 
@@ -431,7 +534,7 @@ def _unknown(message: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UnknownModelError(message) from error
+            raise kind(message) from error
         raise
 
 
@@ -518,11 +621,37 @@ def _locate(uri: str, model_uri: str) -> tuple[str, str]:
 
 
 def _digest(saved: Path) -> str:
-    """sha256 in hex of a saved model: weights, settings, code and requirements."""
+    """sha256 in hex of a saved model: weights, settings, code, requirements and how to load it."""
     digest = hashlib.sha256()
     for file in sorted(saved.rglob("*")):
-        if file.is_file() and file.name not in _PER_SAVE and "__pycache__" not in file.parts:
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(saved).as_posix()}\0{len(content)}\0".encode())
+        name = file.relative_to(saved).as_posix()
+        if file.is_file() and name != _PER_SAVE and "__pycache__" not in file.parts:
+            content = _lasting(file) if name == "MLmodel" else file.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()
+
+
+def _lasting(file: Path) -> bytes:
+    """What stays of MLmodel from one save to the next: loader, code, artifacts, signature."""
+    import yaml
+
+    content = file.read_bytes()
+    try:
+        about = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return content
+    return json.dumps(_without(about), sort_keys=True, default=str).encode()
+
+
+def _without(value: object) -> object:
+    """Plain data without what differs per save."""
+    if isinstance(value, list):
+        return [_without(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {str(k): _without(each) for k, each in value.items() if k not in _FIELDS_PER_SAVE}
+    if "model_code_path" in kept:
+        # A path on the machine that saved it; at load its last part is looked for in the model.
+        kept["model_code_path"] = Path(str(kept["model_code_path"])).name
+    return kept

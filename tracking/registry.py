@@ -5,7 +5,6 @@ entry written once; the aliases "champion" and "previous" mirror its last one (s
 """
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
@@ -138,17 +137,24 @@ def rollback(
 ) -> Entry:
     """A new generation with the version before the champion; repeated, it goes further back.
 
+    Versions that were deleted are passed over.
+
     Raises:
-        NothingToRollBackError: No other version was champion before that generation.
-        UnknownVersionError: The version before was deleted.
+        NothingToRollBackError: No other version that exists was champion before that generation.
         LostRaceError: The ledger ends at another generation.
     """
     past = history(registry, name)[:expected_generation]
-    if not past or past[-1].previous is None:
+    known = registry.versions(name)
+    # The entry that made a version champion says on which report, and what came before it.
+    before = past[-1].previous if past else None
+    base = None
+    for entry in reversed(past):
+        if base is None and entry.version == before:
+            if before in known and before != past[-1].version:
+                base = entry
+            before = entry.previous
+    if base is None:
         raise NothingToRollBackError(f"model {name!r} has no champion to go back to")
-    # The entry that made that version champion says on which report, and what came before it.
-    base = next(entry for entry in reversed(past) if entry.version == past[-1].previous)
-    _check_version(registry, name, base.version)
     generation = expected_generation + 1
     entry = replace(base, generation=generation, attempt=attempt, who=who, when=now, why=why)
     return _claim(registry, name, entry)
@@ -202,53 +208,3 @@ def _check_version(registry: Registry, name: str, version: int) -> None:
     known = registry.versions(name)
     if version not in known:
         raise UnknownVersionError(name, version, known)
-
-
-class MemoryRegistry:
-    """A registry in memory, for tests and trials; safe between threads."""
-
-    def __init__(self) -> None:
-        self._tags: dict[str, dict[int, dict[str, str]]] = {}
-        self._texts: dict[tuple[str, str], str] = {}
-        self._aliases: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
-
-    def register(self, name: str) -> int:
-        """A new version of a model."""
-        with self._lock:
-            versions = self._tags.setdefault(name, {})
-            versions[len(versions) + 1] = {}
-            return len(versions)
-
-    def versions(self, name: str) -> list[int]:
-        """As `Registry`."""
-        if name not in self._tags:
-            raise UnknownModelError(f"no model {name!r}; known: {sorted(self._tags)}")
-        return list(self._tags[name])
-
-    def ledger(self, name: str) -> dict[str, str]:
-        """As `Registry`."""
-        return {key: text for (model, key), text in list(self._texts.items()) if model == name}
-
-    def write_once(self, name: str, key: str, text: str) -> str:
-        """As `Registry`; `dict.setdefault` is atomic."""
-        return self._texts.setdefault((name, key), text)
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """As `Registry`."""
-        return {
-            key: number for (model, key), number in list(self._aliases.items()) if model == name
-        }
-
-    def set_alias(self, name: str, alias: str, version: int | None) -> None:
-        """As `Registry`."""
-        if version is None:
-            self._aliases.pop((name, alias), None)
-        else:
-            _check_version(self, name, version)
-            self._aliases[name, alias] = version
-
-    def set_tags(self, name: str, version: int, tags: Mapping[str, str]) -> None:
-        """As `Registry`."""
-        _check_version(self, name, version)
-        self._tags[name][version].update(tags)

@@ -37,7 +37,7 @@ class Run(Protocol):
 
 @dataclass(slots=True)
 class MemoryRun:
-    """A run that is kept in memory: for trials, tests and every rank but the first."""
+    """A run that is kept in memory: for trials and tests."""
 
     run_id: str = "memory"
     settings: dict[str, str | int | float | bool | None] = field(default_factory=dict)

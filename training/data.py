@@ -21,11 +21,10 @@ from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from training.batch import FusionBatch, Sample, collate
 from training.recipe import Pooling, Recipe, Task
+from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
 
 WINDOW = 8
 """Shards whose clips are shuffled together: bounds the files that are open at one time."""
-
-LARGEST_MICRO = 64
 
 LIMIT = 5.0
 """Normalised values end here, in standard deviations: one broken sensor must not drown a batch."""
@@ -82,26 +81,6 @@ def rank_view(batch: GlobalBatch, *, rank: int, world: int, micro: int) -> list[
     step = world * micro
     starts = range(rank * micro, len(batch), step)
     return [batch[start : start + micro] for start in starts]
-
-
-def micro_batch(global_batch: int, world: int, asked: int | None) -> int:
-    """Clips that a rank takes at a time: as asked, or the most up to 64 that divide evenly.
-
-    Raises:
-        ValueError: The global batch cannot be dealt evenly.
-    """
-    unit = world * (asked or 1)
-    if global_batch % unit:
-        smaller = global_batch // unit * unit
-        fits = f"the next smaller one that fits is {smaller}" if smaller else f"take {unit}"
-        raise ValueError(
-            f"global batch {global_batch} is not divisible by {world} ranks x micro batch "
-            f"{asked or 1}; {fits}"
-        )
-    if asked is not None:
-        return asked
-    share = global_batch // world
-    return next(micro for micro in range(min(share, LARGEST_MICRO), 0, -1) if share % micro == 0)
 
 
 @dataclass(frozen=True, slots=True)

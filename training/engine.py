@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from training import checkpoint
 from training.batch import FusionBatch
-from training.data import micro_batch
-from training.recipe import Recipe
+from training.recipe import Recipe, micro_batch
 
 Found = TypeVar("Found")
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 Scalar: TypeAlias = str | int | float | bool
 
+LARGEST_MICRO = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -98,3 +100,23 @@ class Recipe:
             pooling=Pooling(**plain.pop("pooling")),
             **plain,
         )
+
+
+def micro_batch(global_batch: int, world: int, asked: int | None) -> int:
+    """Clips that a rank takes at a time: as asked, or the most up to 64 that divide evenly.
+
+    Raises:
+        ValueError: The global batch cannot be dealt evenly.
+    """
+    unit = world * (asked or 1)
+    if global_batch % unit:
+        smaller = global_batch // unit * unit
+        fits = f"the next smaller one that fits is {smaller}" if smaller else f"take {unit}"
+        raise ValueError(
+            f"global batch {global_batch} is not divisible by {world} ranks x micro batch "
+            f"{asked or 1}; {fits}"
+        )
+    if asked is not None:
+        return asked
+    share = global_batch // world
+    return next(micro for micro in range(min(share, LARGEST_MICRO), 0, -1) if share % micro == 0)

@@ -1,0 +1,198 @@
+"""From a version to the champion: what is compared, what is kept, what a deleted version costs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurizers.clip import Clip
+from featurizers.intake import RawClip
+from featurizers.spec import Feature
+from pipelines import promote, score
+from pipelines.experiment import InputError
+from pipelines.promote import consider, go_back
+from pipelines.sources import Asked
+from pipelines.staging import Stage
+from tracking import mlflow_store
+from tracking.gate import Rule, Scorecard
+from tracking.mlflow_store import MlflowRegistry
+from tracking.registry import current, history
+
+RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow_store.initialise(uri, folder / "mlartifacts")
+    return uri
+
+
+def card(mae):
+    return Scorecard(
+        evaluation_set="e" * 64,
+        count=4,
+        metrics={"mae": mae},
+        better={"mae": "lower"},
+        replicates={"mae": (mae,) * 40},
+        parity=True,
+    )
+
+
+@pytest.fixture
+def name(uri, request, tmp_path):
+    """A model of three versions, each better than the one before."""
+    client = mlflow_store._client(uri)
+    mlflow_store._create_model(client, request.node.name)
+    for mae in (3.0, 2.0, 1.0):
+        run = mlflow_store.start_run(uri, "toys", "one", {})
+        (tmp_path / "scorecard.json").write_text(json.dumps(card(mae).to_json()))
+        run.log_file(tmp_path / "scorecard.json")
+        client.create_model_version(request.node.name, source="/nowhere", run_id=run.run_id)
+    return request.node.name
+
+
+def crown(uri, name, version, **changes):
+    return consider(uri, name, version, RULES, why="better", **changes)
+
+
+def delete(uri, name, version):
+    mlflow_store._client(uri).delete_model_version(name, str(version))
+
+
+def tags(uri, name, version):
+    return dict(mlflow_store._client(uri).get_model_version(name, str(version)).tags)
+
+
+def test_the_report_that_the_ledger_names_is_kept_with_the_candidates_run(uri, name):
+    promotion = crown(uri, name, 1)
+    report = promotion.entry.report
+    run_id = mlflow_store.run_of(uri, name, 1)
+    kept = mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json")
+    assert hashlib.sha256(kept).hexdigest() == report
+    assert json.loads(kept) == promotion.verdict.to_json()
+    found = tags(uri, name, 1)
+    assert found["fuseline.generation"] == "1"
+    assert [found[f"fuseline.gate.{i}"] for i in range(4)] == [
+        reason.text for reason in promotion.verdict.reasons
+    ]
+
+
+def test_a_crash_after_the_ledger_is_mended_by_the_next_promotion(uri, name):
+    crown(uri, name, 1)
+    mlflow_store._client(uri).delete_model_version_tag(name, "1", "fuseline.generation")
+    assert crown(uri, name, 1).entry is None
+    assert tags(uri, name, 1)["fuseline.generation"] == "1"
+
+
+def test_a_dry_run_writes_nothing(uri, name):
+    crown(uri, name, 1)
+    registry = MlflowRegistry(uri=uri)
+    registry.set_alias(name, "champion", 3)
+    promotion = crown(uri, name, 2, dry_run=True)
+    assert (promotion.verdict.promote, promotion.champion, promotion.entry) == (True, 1, None)
+    assert registry.aliases(name) == {"champion": 3}
+    assert len(history(registry, name)) == 1
+    assert tags(uri, name, 2) == {}
+    crown(uri, name, 1, dry_run=True)
+    assert registry.aliases(name) == {"champion": 3}
+
+
+def test_a_champion_that_was_deleted_ends_no_promotion(uri, name):
+    crown(uri, name, 1)
+    crown(uri, name, 3)
+    delete(uri, name, 3)
+    promotion = crown(uri, name, 2)
+    assert promotion.champion is None
+    assert "version 3 was deleted" in promotion.verdict.reasons[-1].text
+    assert promotion.entry.generation == 3
+    assert MlflowRegistry(uri=uri).aliases(name) == {"champion": 2}
+    assert go_back(uri, name, why="worse in use").version == 1
+
+
+def test_a_champion_that_was_deleted_can_be_rolled_back(uri, name):
+    crown(uri, name, 1)
+    crown(uri, name, 2)
+    delete(uri, name, 2)
+    assert go_back(uri, name, why="it is gone").version == 1
+    registry = MlflowRegistry(uri=uri)
+    assert registry.aliases(name) == {"champion": 1}
+    assert current(registry, name).generation == 3
+    delete(uri, name, 1)
+    with pytest.raises(InputError, match="no champion to go back to"):
+        go_back(uri, name, why="all are gone")
+
+
+# What is compared with the shards
+
+
+class Column:
+    """A column of a few clips, without files."""
+
+    def __init__(self, **states):
+        self.rows = {key: type("Row", (), {"state": state})() for key, state in states.items()}
+
+    def read(self, key):
+        if self.rows[key].state != "sample":
+            return None
+        return Feature(np.ones((2, 3), dtype=np.float32), np.zeros((2, 2)))
+
+
+def asked(key, media):
+    return Asked(number=1, raw=RawClip(key=key, id=key, media=media, path=None, columns={}))
+
+
+def clip(key, split):
+    return Clip(key=key, id=key, media="", media_digest="", start=0.0, end=None, split=split)
+
+
+def test_clips_are_chosen_from_training_and_have_something_to_compare():
+    columns = {
+        "text": Column(a="sample", b="sample", c="absent", d="sample", e="sample"),
+        "audio": Column(a="sample", b="sample", c="quarantined", d="absent", e="sample"),
+    }
+    rows = [asked(key, f"/{key}.mp4") for key in "abcd"] + [asked("e", "s3://bucket/e.mp4")]
+    clips = [clip(key, "test" if key == "b" else "train") for key in "abcde"]
+    some = promote._some(rows, clips, columns, remote=False)
+    assert [each.raw.key for each in some] == ["a", "d"]
+    some = promote._some(rows, clips, columns, remote=True)
+    assert [each.raw.key for each in some] == ["a", "d", "e"]
+
+
+def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        promote,
+        "parity",
+        lambda _uri, _model, some, _columns: compared.append([e.raw.media for e in some]) or [],
+    )
+    (tmp_path / "far.mp4").write_text("film")
+    far, gone = f"file://{tmp_path}/far.mp4", f"file://{tmp_path}/gone.mp4"
+    stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
+    some = [asked("a", "/a.mp4"), asked("b", far), asked("c", gone)]
+    assert promote._compare("uri", "model", some, {}, stage) == ([], 2)
+    assert compared[0] == ["/a.mp4"]
+    assert Path(compared[1][0]).parent == tmp_path / "cache"
+    assert promote._compare("uri", "model", some[2:], {}, stage) == ([], 0)
+
+
+def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
+    unseen = Scorecard.from_json({**card(1.0).to_json(), "parity": None})
+    registered = promote.Registered(
+        name=name, version=1, model_uri="models:/m-1", card=unseen, compared=0
+    )
+    assert "cannot be promoted" in registered.checked
+    assert not promote.judge(unseen, None, RULES).promote
+
+
+def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
+    monkeypatch.setattr(score, "_ask", lambda _scratch, _request: [{"text": "absent"}])
+    columns = {"text": Column(a="absent"), "audio": Column(a="sample"), "video": Column(a="absent")}
+    found = score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], columns)
+    assert found == [
+        "clip a, stream audio: the model does not give it",
+        "clip a, stream video: the model does not give it",
+    ]
