@@ -27,6 +27,8 @@ FAILED = (
     CheckpointError,
 )
 
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -311,16 +313,16 @@ def _called(call: Callable[[], None]) -> int:
     try:
         call()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        if code == INTERRUPTED:
+            print("fuseline: stopped; the same command goes on where it was", file=sys.stderr)
+        return code
     except WRONG_INPUT as error:
         print(f"fuseline: {_line(error)}", file=sys.stderr)
         return 2
     except FAILED as error:
         print(f"fuseline: {_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("fuseline: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
     return 0
 
 

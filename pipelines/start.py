@@ -24,13 +24,12 @@ dataset: {dataset}              # where features, records and runs go
 source:
   table: {table}
   label: {label}                # {found}
-  media_root: [.]               # besides the table's own folder; media elsewhere are refused
+  media_root: [.]               # besides the table's own folder: folders and URLs of media
 features:
 {features}
 model: {{recipe: mmlatch}}        # or late_fusion, unimodal
 train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}
-# featurize changes speed only, 0 does without Ray; train changes which dropout is drawn, so numbers
-# differ a little
+# featurize: speed only, 0 goes without Ray; train: also the dropout, so numbers differ a little
 workers: {{featurize: 2, train: 2}}
 max_dropped: 0.05               # more quarantined clips than this share: no manifest
 register: {{name: {model}}}

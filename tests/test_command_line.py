@@ -297,6 +297,14 @@ def test_a_server_that_is_out_of_reach_or_no_server_is_told(monkeypatch, refused
     assert "foo://x is no address of a tracking store" in refused("rollback", "toy")
 
 
+def test_ctrl_c_is_one_line_and_code_130(monkeypatch, refused, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featurizers.dataset.read_clips", stop)
+    assert "goes on where it was" in refused("verify", tmp_path, code=130)
+
+
 # A small dataset
 
 

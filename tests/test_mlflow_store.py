@@ -338,10 +338,10 @@ def test_a_changed_way_to_load_a_model_is_found(uri, bundle, run, tmp_path):
 
 def test_a_run_is_found_by_its_tag(uri):
     assert mlflow_store.find_run(uri, "never-made", "fuseline.plan", "a") is None
-    first = mlflow_store.start_run(uri, "found", "one", {"fuseline.plan": "it's"})
-    mlflow_store.start_run(uri, "found", "two", {"fuseline.plan": "it's"})
-    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "it's") == first
-    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "its") is None
+    first = mlflow_store.start_run(uri, "found", "one", {"fuseline.plan": "a-1"})
+    mlflow_store.start_run(uri, "found", "two", {"fuseline.plan": "a-1"})
+    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "a-1") == first
+    assert mlflow_store.find_run(uri, "found", "fuseline.plan", "a-2") is None
 
 
 @pytest.mark.parametrize(

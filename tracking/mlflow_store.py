@@ -100,9 +100,7 @@ def _store_failures() -> tuple[type[Exception], ...]:
 
 
 def _told(uri: str, error: Exception) -> Exception:
-    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-
-    if isinstance(error, UnsupportedModelRegistryStoreURIException):
+    if _is_strange_address(error):
         return NoStoreError(
             f"{_public(uri)} is no address of a tracking store; set MLFLOW_TRACKING_URI to "
             "http://HOST:PORT or sqlite:///FILE, or unset it for a file beside the experiment"
@@ -113,6 +111,12 @@ def _told(uri: str, error: Exception) -> Exception:
         f"the tracking store {_public(uri)} failed: {reason}; see that the server runs or the file "
         "is whole, and that MLFLOW_TRACKING_URI is right, then run the same command again"
     )
+
+
+def _is_strange_address(error: Exception) -> bool:
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    return isinstance(error, UnsupportedModelRegistryStoreURIException)
 
 
 def _public(text: str) -> str:
@@ -160,15 +164,14 @@ def start_run(
 
 @_answered
 def find_run(uri: str, experiment: str, tag: str, value: str) -> "MlflowRun | None":
-    """The oldest run of an experiment that has a tag of this value; None when there is none."""
+    """The oldest run of an experiment with a tag of this value (no quotes in it); None if none."""
     client = _client(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
-    quoted = value.replace("'", "\\'")
     runs = client.search_runs(
         [found.experiment_id],
-        f"tags.`{tag}` = '{quoted}'",
+        f"tags.`{tag}` = '{value}'",
         max_results=1,
         order_by=["attributes.start_time ASC"],
     )
@@ -533,7 +536,8 @@ def _unknown(message: str, kind: type[Exception] = UnknownModelError) -> Iterato
     try:
         yield
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        missing = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+        if missing and not _is_strange_address(error):
             raise kind(message) from error
         raise
 
