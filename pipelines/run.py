@@ -19,7 +19,7 @@ from pipelines.featurize import featurize, ingest, jobs, ledger
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.score import row_of, score
 from pipelines.show import Show
-from pipelines.sources import Asked, ask, read_rows, task_of
+from pipelines.sources import Asked, ask, read_rows, stage_of, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
 from tracking.gate import Scorecard
 from tracking.mlflow_store import tracking_uri
@@ -148,11 +148,16 @@ def register_best(
     best = min(trained, key=lambda each: (_comparable(each.valid_loss), each.plan.recipe.seed))
     asked, _ = ask(experiment, read_rows(experiment.table))
     registered = register_model(
-        best, clips, asked, columns, uri=store_uri(experiment), name=experiment.register_.name
+        best,
+        clips,
+        asked,
+        columns,
+        uri=store_uri(experiment),
+        name=experiment.register_.name,
+        stage=stage_of(experiment),
     )
     show.say(
-        f"{registered.name} version {registered.version} ({best.plan.name}): features of raw clips "
-        f"equal those of the shards"
+        f"{registered.name} version {registered.version} ({best.plan.name}): {registered.checked}"
     )
     return registered
 
