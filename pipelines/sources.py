@@ -134,10 +134,11 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
                 f"there are {', '.join(sorted(columns))}"
             )
     task = _task(experiment, [row.get(label) for row in rows])
-    roots = [str(table.parent.resolve())] + [
+    given = [
         root if "://" in root else str((experiment.folder / root).resolve())
         for root in experiment.source.media_root
     ]
+    roots = list(dict.fromkeys([str(table.parent.resolve()), *given]))
     asked = [_asked(experiment, roots, task, i, row) for i, row in enumerate(rows, start=1)]
     seen: dict[str, int] = {}
     for each in asked:
