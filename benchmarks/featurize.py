@@ -23,7 +23,7 @@ from featurizers.catalog import build
 from featurizers.dataset import read_clips
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
-from featurizers.manifest import Column, open_column
+from featurizers.manifest import Column
 from featurizers.media import Damage, Limits, NoStream, decode
 from featurizers.spec import Featurizer, Want
 from pipelines.demo import make_corpus
@@ -109,7 +109,7 @@ def _digests(columns: dict[str, Column]) -> dict[str, str]:
         f"{key}/{name}": _digest(feature.values)
         for name, column in columns.items()
         for key in column.rows
-        if (feature := open_column(column.folder.parent.parent, column.folder.name).read(key))
+        if (feature := column.read(key))
     }
 
 

@@ -7,7 +7,7 @@ the kernel ends it when they are passed.
 
 import json
 import os
-import select
+import selectors
 import signal
 import struct
 import subprocess
@@ -166,7 +166,7 @@ class Decoder:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                # No buffer on our side: bytes that wait in one are not seen by select.
+                # No buffer on our side: bytes that wait in one are not seen by a selector.
                 bufsize=0,
             )
         return self._child
@@ -254,7 +254,7 @@ def _read(pipe: IO[bytes], wall: float | None = None) -> tuple[dict[str, Any], b
 def _exactly(pipe: IO[bytes], size: int, wall: float | None) -> bytes | None:
     pieces: list[bytes] = []
     while size:
-        if wall is not None and not select.select([pipe], [], [], wall)[0]:
+        if wall is not None and not _ready(pipe, wall):
             raise TimeoutError
         piece = pipe.read(size)
         if not piece:
@@ -262,6 +262,13 @@ def _exactly(pipe: IO[bytes], size: int, wall: float | None) -> bytes | None:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
+
+
+def _ready(pipe: IO[bytes], wall: float) -> bool:
+    """Whether there is something to read within a time. select() itself stops at 1024 files."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        return bool(selector.select(wall))
 
 
 # From here on: the child's side.

@@ -68,6 +68,10 @@ class Column:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def __del__(self) -> None:
+        # Nobody else closes plain file numbers, and a process may open many columns.
+        self.close()
+
     def _member(self, name: str, row: Row, member: str) -> NDArray[Any]:
         content = self._bytes(name, row, member)
         array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)

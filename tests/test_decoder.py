@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -406,3 +408,23 @@ def test_a_probe_of_which_the_child_dies_twice_is_a_bad_clip(clips):
         doomed.probe(clips / "short.mp4")
     assert caught.value.fault == "crashed"
     assert caught.value.message.endswith("twice")
+
+
+def test_a_process_with_many_open_files_decodes(tmp_path):
+    """The select() of old stops at file number 1024, and a clip must not pay for that."""
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(32_000))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    held = [os.dup(0) for _ in range(1100)]
+    try:
+        with Decoder() as decoder:
+            assert decoder.probe(path).seconds == pytest.approx(1.0)
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
