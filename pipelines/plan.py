@@ -2,7 +2,6 @@
 
 import hashlib
 import heapq
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -108,31 +107,31 @@ def _cut(clips: Sequence[Clip], room: Room) -> list[list[Clip]]:
 
 
 def _shards(groups: Sequence[_Group], room: Room) -> list[list[str]]:
-    """Longest first, each into the emptiest shard that still has room for it."""
+    """As few balanced shards as it takes: the next larger number when a group finds no room."""
     ordered = sorted(groups, key=lambda group: (-group.seconds, min(group.keys)))
     total = sum(group.seconds for group in groups)
     count = sum(len(group.keys) for group in groups)
     wanted = max(1, math.ceil(total / room.seconds), math.ceil(count / room.clips))
+    while (shards := _dealt(ordered, wanted, room)) is None:
+        wanted += max(1, wanted // 16)
+    return [sorted(keys) for keys in shards if keys]
+
+
+def _dealt(ordered: Sequence[_Group], wanted: int, room: Room) -> list[list[str]] | None:
+    """Longest first, each into the emptiest shard that has room; None when one finds none."""
     shards: list[list[str]] = [[] for _ in range(wanted)]
-    lengths = [0.0] * wanted
     heap = [(0.0, number) for number in range(wanted)]
-    numbers = itertools.count(wanted)
     for group in ordered:
         full: list[tuple[float, int]] = []
         while heap and not _fits(group, shards[heap[0][1]], heap[0][0], room):
             full.append(heapq.heappop(heap))
-        if heap:
-            _, number = heapq.heappop(heap)
-        else:
-            number = next(numbers)
-            shards.append([])
-            lengths.append(0.0)
+        if not heap:
+            return None
+        seconds, number = heapq.heappop(heap)
         shards[number] += group.keys
-        lengths[number] += group.seconds
-        for entry in full:
+        for entry in (*full, (seconds + group.seconds, number)):
             heapq.heappush(heap, entry)
-        heapq.heappush(heap, (lengths[number], number))
-    return [sorted(keys) for keys in shards if keys]
+    return shards
 
 
 def _fits(group: _Group, keys: Sequence[str], seconds: float, room: Room) -> bool:
