@@ -218,6 +218,8 @@ def _as_rank(rank, folder):
         if recipe.zero == 1:
             engine.save(folder / "split", {}, weights)
         engine.close()
+    # A rank that leaves first breaks the connections under the other, which then aborts.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
