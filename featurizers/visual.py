@@ -9,7 +9,6 @@ from featurizers.spec import Chunk, Dim, Feature, FeatureSpec, VideoChunk, Video
 SIZE = 48
 LOOKS = 8  # a grid of 8 x 8 cells of 6 pixels
 CELLS = 4  # gradients and motion: 4 x 4 cells of 12 pixels
-ANGLES = 4
 DECIMALS = 4
 _DEGREES = ("0", "45", "90", "135")
 
