@@ -29,7 +29,8 @@ from featurizers.spec import Featurizer, Want
 from pipelines.demo import make_corpus
 from pipelines.executors import InProcess, OnRay, start_ray, stop_ray
 from pipelines.experiment import Experiment, parse
-from pipelines.featurize import featurize, ingest
+from pipelines.featurize import featurize
+from pipelines.ingest import ingest
 from tracking.provenance import git_commit, versions
 
 HOME = Path(__file__).resolve().parent.parent

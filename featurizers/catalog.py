@@ -22,8 +22,8 @@ def build(name: str, /, **parameters: Scalar) -> Featurizer:
         ValueError: No featurizer or setting has that name, or a value is of the wrong kind or out
             of range.
     """
-    kind = _kind(name)
-    known = inspect.signature(kind.__init__, eval_str=True).parameters
+    chosen = kind(name)
+    known = inspect.signature(chosen.__init__, eval_str=True).parameters
     for parameter, about in known.items():
         if parameter not in {"self", *parameters} and about.default is about.empty:
             raise ValueError(f"featurizer {name!r} wants a setting {parameter!r}")
@@ -36,7 +36,7 @@ def build(name: str, /, **parameters: Scalar) -> Featurizer:
             )
         _check(name, parameter, value, known[parameter].annotation)
     # The signature was checked just now, which the type checker cannot see.
-    make = cast("Callable[..., Featurizer]", kind)
+    make = cast("Callable[..., Featurizer]", chosen)
     return make(**parameters)
 
 
@@ -44,8 +44,8 @@ def _check(name: str, parameter: str, value: Scalar, wanted: type) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     right = isinstance(value, str) if wanted is str else whole
     if not right and not (wanted is float and isinstance(value, float)):
-        kind = {int: "a whole number", str: "a text"}.get(wanted, "a number")
-        raise ValueError(f"featurizer {name!r}: {parameter} is {value!r}; wanted {kind}")
+        form = {int: "a whole number", str: "a text"}.get(wanted, "a number")
+        raise ValueError(f"featurizer {name!r}: {parameter} is {value!r}; wanted {form}")
 
 
 def from_spec(spec: FeatureSpec) -> Featurizer:
@@ -63,7 +63,8 @@ def from_spec(spec: FeatureSpec) -> Featurizer:
     return featurizer
 
 
-def _kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion] | type[Numbers]:
+def kind(name: str) -> type[HashedWords] | type[LogMel] | type[FaceMotion] | type[Numbers]:
+    """The class of this name. Raises ValueError when there is none."""
     known = next((each for each in NAMES if each == name), None)
     match known:
         case "hashed-words":

@@ -1,16 +1,13 @@
-"""A dataset's folder: where its parts lie, and the table of clips."""
+"""A dataset's parts: where they lie, and the table of clips."""
 
-import fcntl
+import hashlib
+import io
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BufferedRandom
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurizers.clip import Clip, Label, Word
+from featurizers.store import Root, store_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,106 +16,100 @@ CLIPS = "clips.parquet"
 PLAN = "plan.parquet"
 COLUMNS = "columns"
 LOGS = "logs"
-
-
-class StorageError(Exception):
-    """Something could not be written; nothing partial is left under its final name."""
+FORGOTTEN = "forgotten.json"
 
 
 class DatasetError(ValueError):
     """A dataset is not there, or not what was expected."""
 
 
-def publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+def write_clips(root: Root, clips: Sequence[Clip]) -> None:
+    """Write the table of clips, sorted by key; equal clips give equal bytes.
 
     Raises:
-        StorageError: Disk full, no permission and the like; names the path and the bytes.
+        StorageError: It could not be written; the one before is as it was.
     """
-    with whole(path, f"{len(content)} bytes") as file:
-        file.write(content)
-
-
-@contextmanager
-def whole(path: Path, what: str) -> Iterator[BufferedRandom]:
-    """A file to write that gets its name when the block ends well: temporary name, fsync, rename.
-
-    It is locked while it is written, so that `sweep` can tell it from what a killed process left.
-
-    Args:
-        path: The final name.
-        what: What is written, for the message.
-
-    Raises:
-        StorageError: Disk full, no permission and the like; nothing is left.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "w+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            _settle(temporary, path)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: {what} could not be written ({error.strerror}); "
-            f"make room or choose another folder, then run the same command again"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _settle(temporary: Path, final: Path) -> None:
-    """Give a finished, synced temporary file its final name, and sync the folder that lists it."""
-    temporary.chmod(0o644)
-    temporary.replace(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files below a folder that no living process is writing."""
-    for leftover in folder.rglob(".*"):
-        try:
-            with leftover.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink(missing_ok=True)
-        except OSError:
-            continue  # somebody is writing it, or has just finished
-
-
-def write_clips(root: Path, clips: Sequence[Clip]) -> None:
-    """Write the table of clips, sorted by key; equal clips give equal bytes."""
-    import io
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [_row(clip) for clip in sorted(clips, key=lambda clip: clip.key)]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), buffer)
-    publish(root / CLIPS, buffer.getvalue())
+    store_at(root).replace(CLIPS, table_bytes(pa.Table.from_pylist(rows, schema=_schema())))
 
 
-def read_clips(root: Path) -> list[Clip]:
+def read_clips(root: Root) -> list[Clip]:
     """All clips of a dataset, sorted by key.
 
     Raises:
-        DatasetError: There is no dataset.
+        DatasetError: There is no dataset, or its table is damaged.
     """
+    store = store_at(root)
+    try:
+        content = store.read(CLIPS)
+    except FileNotFoundError:
+        raise DatasetError(f"{store.where()}: there is no {CLIPS}; ingest a table first") from None
+    return [_clip(row) for row in table_rows(content, store.where(CLIPS))]
+
+
+def has_clips(root: Root) -> bool:
+    """Whether something was ingested there."""
+    try:
+        store_at(root).read(CLIPS)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_forgotten(root: Root) -> frozenset[str]:
+    """The digests of the keys of all clips that were forgotten.
+
+    Raises:
+        DatasetError: The list is damaged.
+    """
+    store = store_at(root)
+    try:
+        return frozenset(json.loads(store.read(FORGOTTEN))["keys"])
+    except FileNotFoundError:
+        return frozenset()
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{store.where(FORGOTTEN)} is damaged ({error})") from None
+
+
+def write_forgotten(root: Root, digests: frozenset[str]) -> None:
+    """Keep the digests of forgotten keys; the keys themselves are not kept."""
+    content = json.dumps({"keys": sorted(digests)}, indent=1)
+    store_at(root).replace(FORGOTTEN, content.encode())
+
+
+def forgotten_digest(key: str) -> str:
+    """What is kept of a forgotten clip's key: sha256 in hex."""
+    return hashlib.sha256(f"forgotten:{key}".encode()).hexdigest()
+
+
+def table_bytes(table: "pa.Table") -> bytes:
+    """A table as Parquet; its pages carry checksums, so that `table_rows` finds a flipped byte."""
     import pyarrow.parquet as pq
 
-    if not (root / CLIPS).is_file():
-        raise DatasetError(f"{root}: there is no {CLIPS}; ingest a table first")
-    return [_clip(row) for row in pq.read_table(root / CLIPS).to_pylist()]
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def table_rows(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows that `table_bytes` wrote.
+
+    Raises:
+        DatasetError: The bytes are not those that were written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(
+            io.BytesIO(content), page_checksum_verification=True
+        ).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise DatasetError(f"{where} is damaged ({said}); ingest again") from None
+    return rows
 
 
 def _schema() -> "pa.Schema":

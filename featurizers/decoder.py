@@ -1,33 +1,54 @@
 """A killable child that decodes: a file that crashes, hangs or swallows memory costs only itself.
 
 The child is warm (it serves one clip after another) and speaks JSON headers and raw bytes over
-pipes, so that nothing which it sends is ever unpickled. It sets its own limits before each clip:
-the kernel ends it when they are passed.
+pipes, so that nothing which it sends is ever unpickled.
+
+- *Processor time* is limited by the kernel. What a file says of its length buys none: time is
+  earned by the media that were really given.
+- *Memory* is measured: the parent looks at what the child really holds a few times a second, and
+  the child at its peak after each clip. The kernel's limit of its address space is a net above
+  that, for what is allocated between two looks.
+- *Outcomes do not depend on the clips before*: a child that took too much is replaced, and the clip
+  is tried once more in a fresh one.
+- *Nobody is left behind*: a thread of the child sees that the parent is gone and ends it.
 """
 
+import contextlib
 import json
 import os
-import selectors
+import select
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizers.clip import FAULTS, BadClipError, Fault
-from featurizers.media import Damage, Event, Limits, NoStream, Probe, decode, probe
+from featurizers.media import CHUNK_PICTURES, Damage, Event, Limits, NoStream, Probe, decode, probe
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 
 _HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
+_ALIGNED = 8  # JSON is filled up with spaces, so that numbers behind it lie where numpy likes them
 WALL_FACTOR = 20.0  # time is judged by CPU seconds; a child that sleeps longer than this hangs
+SKIP_SHARE = 1.0  # CPU seconds for each second that lies before the span: it may have to be decoded
+PROBE_BYTES = 4 << 20  # of a file whose header is silent are read in a CPU second at the least
+WATCH_S = 0.25
+ADDRESS_SPACE = 1 << 30  # and twice the measured limit: the upper net
 HEADER_LIMIT = 1 << 24
 PAYLOAD_LIMIT = 1 << 30
+PIPE_BYTES = 1 << 20  # the child decodes that far ahead of a parent that is busy
+
+
+Payload: TypeAlias = NDArray[np.uint8]
+Parsed = TypeVar("Parsed")
 
 
 class DecoderDiedError(Exception):
@@ -38,12 +59,45 @@ class DecoderDiedError(Exception):
         self.fault: Fault = fault
 
 
+class GivenUpError(Exception):
+    """Nobody wants the rest of a clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a clip cost in the child.
+
+    Attributes:
+        seconds: How long it was busy: all but the waiting until its chunks were taken.
+        cpu_seconds: Its processor time.
+        peak_bytes: The most resident memory that it held.
+    """
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def _never() -> bool:
+    return False
+
+
 class Decoder:
-    """Owns one decoding child; use as a context manager, or call `close`."""
+    """Owns one decoding child; use as a context manager, or call `close`.
+
+    One thread at a time may use it.
+
+    Attributes:
+        limits: What a clip may cost.
+        spent: What the last clip cost.
+        peak_bytes: The most resident memory that a child of this decoder ever held.
+    """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._child: subprocess.Popen[bytes] | None = None
+        self.spent = Spent()
+        self.peak_bytes = 0
+        self._child: _Child | None = None
 
     def __enter__(self) -> "Decoder":
         return self
@@ -59,16 +113,12 @@ class Decoder:
     @property
     def pid(self) -> int | None:
         """The child's process id while there is one."""
-        return None if self._child is None else self._child.pid
+        return None if self._child is None else self._child.process.pid
 
     def close(self) -> None:
         """End the child; the next call starts another."""
         if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self._child.end()
             self._child = None
 
     def probe(self, path: Path) -> Probe:
@@ -86,8 +136,13 @@ class Decoder:
                 raise BadClipError(died.fault, f"{died}, twice") from None
 
     def _probe(self, path: Path) -> Probe:
-        answers = list(self._answers({"do": "probe", "path": str(path)}, 0.0))
-        return Probe(**answers[0][1]["probe"])
+        # The size is no word of the file's header: it cannot lie.
+        allowed = self.limits.cpu_seconds + _size(path) / PROBE_BYTES
+        request = {"do": "probe", "path": str(path), "cpu_seconds": allowed}
+        found = list(self._answers(request, WALL_FACTOR * allowed, _probed, _never))
+        if len(found) != 1:
+            raise _babble(f"{len(found)} answers")
+        return found[0]
 
     def decode(
         self,
@@ -96,8 +151,8 @@ class Decoder:
         end: float | None,
         wants: Sequence[Want],
         *,
-        seconds: float = 0.0,
-    ) -> Iterator[Event]:
+        given_up: Callable[[], bool] = _never,
+    ) -> Generator[Event, None, None]:
         """`media.decode` in the child. What was given before an exception is to be thrown away.
 
         Args:
@@ -105,109 +160,315 @@ class Decoder:
             start: Seconds from the file's start.
             end: Seconds; None for the rest of the file.
             wants: What is wanted.
-            seconds: The span's known duration, from which the CPU seconds that it may take follow.
+            given_up: Asked a few times a second; the child is ended when it says yes.
+
+        Returns:
+            What `media.decode` gives; the arrays are read-only.
 
         Raises:
             BadClipError: As `media.decode`.
             DecoderDiedError: The child crashed, hung or took too much; worth one more try.
+            GivenUpError: `given_up` said yes.
         """
+        allowed = self.limits.cpu_seconds + self.limits.cpu_share * _lead(wants)
         request = {
             "do": "decode",
             "path": str(path),
             "start": start,
             "end": end,
             "wants": [{"kind": type(want).__name__, **asdict(want)} for want in wants],
+            "cpu_seconds": allowed + SKIP_SHARE * start,
         }
-        for index, header, payload in self._answers(request, seconds):
-            yield index, _event(header, payload)
+
+        def parse(header: Mapping[str, Any], payload: Payload) -> Event:
+            return _event(header, payload, wants)
+
+        yield from self._answers(request, WALL_FACTOR * allowed + start, parse, given_up)
 
     def _answers(
-        self, request: Mapping[str, Any], seconds: float
-    ) -> Iterator[tuple[int, dict[str, Any], bytes]]:
+        self,
+        request: Mapping[str, Any],
+        wall: float,
+        parse: Callable[[Mapping[str, Any], Payload], Parsed],
+        given_up: Callable[[], bool],
+    ) -> Generator[Parsed, None, None]:
         child = self._start()
-        limits = asdict(self.limits)
-        whole = False
+        watch = _Watch(child, self.limits.memory_bytes, wall, given_up)
+        spent: Spent | None = None
         try:
-            allowed = self.limits.cpu_seconds + self.limits.cpu_share * seconds
-            _send(_pipe(child.stdin), {**request, "limits": limits, "cpu_seconds": allowed}, b"")
-            while True:
-                header, payload = self._receive(child, allowed * WALL_FACTOR)
-                if header["kind"] == "end":
-                    whole = True
-                    return
-                if header["kind"] == "fault":
-                    whole = True
-                    raise BadClipError(_fault(header["fault"]), str(header["message"]))
-                if header["kind"] == "bug":
-                    raise RuntimeError(
-                        f"the decoder failed on {request['path']}:\n{header['message']}"
-                    )
-                yield int(header["index"]), header, payload
+            child.ask({**request, "limits": asdict(self.limits)})
+            for header, payload in iter(watch.receive, None):
+                if header["kind"] not in _LAST:
+                    yield parse(header, payload)
+                    continue
+                spent = child.finished(header)
+                self._judge(request["path"], header)
+                return
+            raise child.death()
         except BrokenPipeError:
-            raise self._death(child) from None
+            raise child.death() from None
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise _babble(error) from None
         finally:
-            if not whole:
+            if spent is None:
                 self.close()
+                spent = watch.spent()
+            self.spent = spent
+            self.peak_bytes = max(self.peak_bytes, spent.peak_bytes)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        if self._child is not None and self._child.poll() is not None:
+    def _judge(self, path: str, last: Mapping[str, Any]) -> None:
+        """Raise what a clip's last message means, unless that is its end."""
+        match last["kind"]:
+            case "fault":
+                raise BadClipError(_fault(last["fault"]), str(last["message"]))
+            case "memory":
+                raise _too_much(self.limits.memory_bytes)
+            case "bug":
+                raise RuntimeError(f"the decoder failed on {path}:\n{last['message']}")
+            case _:
+                return
+
+    def _start(self) -> "_Child":
+        if self._child is not None and self._child.process.poll() is not None:
             self.close()
         if self._child is None:
-            home = str(Path(__file__).resolve().parent.parent)
-            # -P keeps the current folder, and whatever is called `featurizers` in it, off the path.
-            program = (
-                f"import sys; sys.path.insert(0, {home!r}); "
-                "import featurizers.decoder as d; d.serve()"
-            )
-            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            self._child = subprocess.Popen(  # noqa: S603 - our own program text, no shell
-                [sys.executable, "-P", "-c", program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                # No buffer on our side: bytes that wait in one are not seen by a selector.
-                bufsize=0,
-            )
+            self._child = _Child(_started())
         return self._child
 
-    def _receive(
-        self, child: "subprocess.Popen[bytes]", wall: float
-    ) -> tuple[dict[str, Any], bytes]:
-        try:
-            message = _read(_pipe(child.stdout), wall)
-            if message is not None and "kind" not in message[0]:
-                raise ValueError("a message of no kind")  # noqa: TRY301 - told like the others
-        except TimeoutError:
-            reason = f"the decoder gave nothing for {wall:.0f} s"
-            raise DecoderDiedError("timed_out", reason) from None
-        except ValueError as error:  # a broken child, and JSON's errors are of this kind
-            reason = f"the decoder sent what nobody can read: {error}"
-            raise DecoderDiedError("crashed", reason) from None
-        if message is None:
-            raise self._death(child)
-        return message
 
-    def _death(self, child: "subprocess.Popen[bytes]") -> DecoderDiedError:
-        code = child.wait()
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _lead(wants: Sequence[Want]) -> float:
+    """Seconds of media that may have to be decoded before a first chunk is full."""
+    spans = [1.0 if isinstance(want, AudioWant) else CHUNK_PICTURES / want.fps for want in wants]
+    return max(spans, default=1.0)
+
+
+def _babble(error: object) -> DecoderDiedError:
+    return DecoderDiedError("crashed", f"the decoder sent what nobody can read: {error}")
+
+
+def _too_much(memory_bytes: int) -> DecoderDiedError:
+    # Not how much it took: that differs from run to run, and the message is kept in the shard.
+    text = f"the decoder took more memory than the {memory_bytes >> 20} MiB that are permitted"
+    return DecoderDiedError("crashed", text)
+
+
+# What a clip ends with; after the first two the child serves on.
+_LAST = ("end", "fault", "memory", "bug")
+
+
+def _started() -> "subprocess.Popen[bytes]":
+    home = str(Path(__file__).resolve().parent.parent)
+    # -P keeps the current folder, and whatever is called `featurizers` in it, off the path.
+    program = (
+        f"import sys; sys.path.insert(0, {home!r}); "
+        f"import featurizers.decoder as d; d.serve({os.getpid()})"
+    )
+    return subprocess.Popen(  # noqa: S603 - our own program text, no shell
+        [sys.executable, "-P", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        # No buffer on our side: bytes that wait in one are not seen by poll().
+        bufsize=0,
+    )
+
+
+class _Child:
+    """The parent's end of a child: its process and its pipes."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.lost_cpu_seconds = 0.0  # of the clip in the middle of which it ended
+        self._cpu_seconds = 0.0  # of the clips that it finished
+        self._out = _pipe(process.stdout).fileno()
+        _widen(self._out)
+        os.set_blocking(self._out, False)
+        self._poll = select.poll()  # select() itself stops at 1024 files
+        self._poll.register(self._out, select.POLLIN)
+
+    def ask(self, request: Mapping[str, Any]) -> None:
+        _send(_pipe(self.process.stdin), request)
+
+    def ready(self, seconds: float) -> bool:
+        """Whether there is something to read within a time; the child's end is something."""
+        return bool(self._poll.poll(seconds * 1000))
+
+    def read(self, into: memoryview) -> int | None:
+        """How many bytes came: 0 when the child is gone, None when none are there yet."""
+        try:
+            return os.readv(self._out, [into])
+        except BlockingIOError:
+            return None
+
+    def resident_bytes(self) -> int:
+        """The memory that it really holds; 0 when it is gone."""
+        import psutil
+
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def finished(self, last: Mapping[str, Any]) -> Spent | None:
+        """What it spent on a clip, by its last message; None when it is to be replaced."""
+        if last["kind"] not in ("end", "fault"):
+            return None
+        spent = Spent(
+            seconds=float(last["seconds"]),
+            cpu_seconds=float(last["cpu_seconds"]),
+            peak_bytes=int(last["peak_bytes"]),
+        )
+        self._cpu_seconds += spent.cpu_seconds
+        return spent
+
+    def end(self) -> None:
+        """Kill it where it lives, and close its pipes."""
+        process = self.process
+        if process.returncode is None:
+            try:
+                # One that is ending by itself keeps the code that it ends with.
+                os.kill(process.pid, signal.SIGKILL)
+                _, status, usage = os.wait4(process.pid, 0)
+            except (ProcessLookupError, ChildProcessError):  # somebody else waited for it
+                process.returncode = 0
+            else:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                used = usage.ru_utime + usage.ru_stime
+                self.lost_cpu_seconds = max(0.0, used - self._cpu_seconds)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def death(self) -> DecoderDiedError:
+        """What its end means for the clip."""
+        self.end()
+        code = self.process.returncode
         if code == -signal.SIGXCPU:
             return DecoderDiedError("timed_out", "the decoder used up its CPU seconds")
         return DecoderDiedError("crashed", f"the decoder ended with code {code}")
 
 
-def _event(
-    header: Mapping[str, Any], payload: bytes
-) -> AudioChunk | VideoChunk | NoStream | Damage:
-    match header["kind"]:
-        case "audio":
-            return AudioChunk(float(header["start"]), np.frombuffer(payload, dtype=np.int16))
-        case "video":
-            frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])
-            return VideoChunk(np.array(header["times"], dtype=np.float64), frames)
-        case "none":
-            return NoStream(str(header["stream"]))
-        case _:
-            return Damage(str(header["message"]))
+class _Watch:
+    """Takes a clip's messages, and looks after the child while it waits for them.
+
+    A look costs some microseconds.
+    """
+
+    def __init__(
+        self, child: _Child, memory_bytes: int, wall: float, given_up: Callable[[], bool]
+    ) -> None:
+        self._child, self._memory_bytes, self._wall = child, memory_bytes, wall
+        self._given_up = given_up
+        self._waited, self._peak_bytes = 0.0, 0
+        self._next_look = time.perf_counter() + WATCH_S
+
+    def spent(self) -> Spent:
+        """What the clip cost, seen from here: for a child that cannot say it any more."""
+        return Spent(
+            seconds=self._waited,
+            cpu_seconds=self._child.lost_cpu_seconds,
+            peak_bytes=self._peak_bytes,
+        )
+
+    def receive(self) -> tuple[dict[str, Any], Payload] | None:
+        """The next message; None when the child is gone, also in the middle of one.
+
+        Raises:
+            DecoderDiedError: It takes too much memory, or gave nothing for too long.
+            GivenUpError: Nobody wants the rest of the clip.
+            ValueError: What came is no message.
+        """
+        began = time.perf_counter()
+        try:
+            if began >= self._next_look:
+                self._look()
+            return self._message()
+        finally:
+            self._waited += time.perf_counter() - began
+
+    def _message(self) -> tuple[dict[str, Any], Payload] | None:
+        sizes = self._exactly(_HEADER.size)
+        if sizes is None:
+            return None
+        text_size, payload_size = _HEADER.unpack(sizes.data)
+        if text_size > HEADER_LIMIT or payload_size > PAYLOAD_LIMIT:
+            raise ValueError(f"a message of {text_size} and {payload_size} bytes")
+        body = self._exactly(text_size + payload_size)
+        if body is None:
+            return None
+        header = json.loads(body[:text_size].tobytes())
+        if not isinstance(header, dict) or "kind" not in header:
+            raise ValueError("a message of no kind")
+        body.setflags(write=False)
+        return header, body[text_size:]
+
+    def _exactly(self, size: int) -> Payload | None:
+        whole = np.empty(size, dtype=np.uint8)
+        view, at = whole.data, 0
+        while at < size:
+            count = self._child.read(view[at:])
+            if count is None:
+                self._wait()
+            elif count:
+                at += count
+            else:
+                return None
+        return whole
+
+    def _wait(self) -> None:
+        began = time.perf_counter()
+        while not self._child.ready(WATCH_S):
+            self._look()
+            if time.perf_counter() - began > self._wall:
+                text = f"the decoder gave nothing for {self._wall:.0f} s"
+                raise DecoderDiedError("timed_out", text)
+
+    def _look(self) -> None:
+        self._next_look = time.perf_counter() + WATCH_S
+        if self._given_up():
+            raise GivenUpError
+        resident = self._child.resident_bytes()
+        self._peak_bytes = max(self._peak_bytes, resident)
+        if resident > self._memory_bytes:
+            raise _too_much(self._memory_bytes)
+
+
+def _probed(header: Mapping[str, Any], payload: Payload) -> Probe:
+    return Probe(**header["probe"])
+
+
+def _event(header: Mapping[str, Any], payload: Payload, wants: Sequence[Want]) -> Event:
+    """An event from a message; LookupError, TypeError or ValueError when it is none."""
+    index = int(header["index"])
+    if not 0 <= index < len(wants):
+        raise ValueError(f"an answer to want {index} of {len(wants)}")
+    match header["kind"], wants[index]:
+        case "audio", AudioWant():
+            return index, AudioChunk(float(header["start"]), payload.view(np.int16))
+        case "video", VideoWant() as want:
+            frames = payload.reshape(header["shape"])
+            times = np.array(header["times"], dtype=np.float64).reshape(len(frames), 2)
+            if frames.shape[1:] != _picture(want):
+                raise ValueError(f"pictures {frames.shape[1:]} for {want}")
+            return index, VideoChunk(times, frames)
+        case "none", _:
+            return index, NoStream(str(header["stream"]))
+        case "damage", _:
+            return index, Damage(str(header["message"]))
+        case kind, want:
+            raise ValueError(f"{kind!r} for {want}")
+
+
+def _picture(want: VideoWant) -> tuple[int, ...]:
+    return (want.size, want.size) if want.colour == "gray" else (want.size, want.size, 3)
 
 
 def _fault(name: str) -> Fault:
@@ -223,103 +484,176 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _send(pipe: IO[bytes], header: Mapping[str, Any], payload: bytes) -> None:
+def _widen(pipe: int) -> None:
+    """Let the child decode some way ahead of a parent that is busy; not where it is refused."""
+    import fcntl
+
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _send(pipe: IO[bytes], header: Mapping[str, Any], payload: NDArray[Any] | None = None) -> None:
     text = json.dumps(header).encode()
-    pipe.write(b"".join([_HEADER.pack(len(text), len(payload)), text, payload]))
+    text += b" " * (-len(text) % _ALIGNED)
+    size = 0 if payload is None else payload.nbytes
+    pipe.write(_HEADER.pack(len(text), size) + text)
+    if payload is not None and size:
+        pipe.write(np.ascontiguousarray(payload).data)
     pipe.flush()
-
-
-def _read(pipe: IO[bytes], wall: float | None = None) -> tuple[dict[str, Any], bytes] | None:
-    """The next message; None when the other side is gone, also in the middle of one.
-
-    Raises:
-        TimeoutError: Nothing came for `wall` seconds.
-        ValueError: What came is no message.
-    """
-    sizes = _exactly(pipe, _HEADER.size, wall)
-    if sizes is None:
-        return None
-    text_size, payload_size = _HEADER.unpack(sizes)
-    if text_size > HEADER_LIMIT or payload_size > PAYLOAD_LIMIT:
-        raise ValueError(f"a message of {text_size} and {payload_size} bytes")
-    text, payload = _exactly(pipe, text_size, wall), _exactly(pipe, payload_size, wall)
-    if text is None or payload is None:
-        return None
-    header = json.loads(text)
-    if not isinstance(header, dict):
-        raise ValueError("a message without a header")  # noqa: TRY004 - it is the input's fault
-    return header, payload
-
-
-def _exactly(pipe: IO[bytes], size: int, wall: float | None) -> bytes | None:
-    pieces: list[bytes] = []
-    while size:
-        if wall is not None and not _ready(pipe, wall):
-            raise TimeoutError
-        piece = pipe.read(size)
-        if not piece:
-            return None
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
-def _ready(pipe: IO[bytes], wall: float) -> bool:
-    """Whether there is something to read within a time. select() itself stops at 1024 files."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        return bool(selector.select(wall))
 
 
 # From here on: the child's side.
 
 
-def serve() -> None:
-    """Answer requests from standard input until it closes."""
-    import traceback
+def serve(parent: int) -> None:
+    """Answer requests from standard input until it closes.
 
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    Args:
+        parent: The process id of whoever asks; when it is gone, so are we.
+    """
+    import threading
+
+    requests, answers = sys.stdin.buffer, _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # whatever prints must not print into the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    while (message := _read(requests)) is not None:
-        request = message[0]
-        limits = Limits(**request["limits"])
-        try:
-            _confine(limits, request["cpu_seconds"])
-            _answer(request, limits, answers)
-            _send(answers, {"kind": "end"}, b"")
-        except BadClipError as bad:
-            _send(answers, {"kind": "fault", "fault": bad.fault, "message": bad.message}, b"")
-        except MemoryError:
-            message_text = f"the decoder needs more than {limits.memory_bytes >> 20} MiB"
-            _send(answers, {"kind": "fault", "fault": "crashed", "message": message_text}, b"")
-        except BrokenPipeError:
-            return
-        except Exception:  # noqa: BLE001 - whatever it is, the parent raises it with its text
-            _send(answers, {"kind": "bug", "message": traceback.format_exc()}, b"")
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    with contextlib.suppress(BrokenPipeError):
+        while sizes := requests.read(_HEADER.size):
+            _serve_one(json.loads(requests.read(_HEADER.unpack(sizes)[0])), answers)
 
 
-def _confine(limits: Limits, cpu_seconds: float) -> None:
-    import resource
+def _follow(parent: int) -> None:
+    """End with the parent, in the middle of a decoding too.
 
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = int(used.ru_utime + used.ru_stime + cpu_seconds) + 1
-    _, hard_cpu = resource.getrlimit(resource.RLIMIT_CPU)
-    _, hard_memory = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard_cpu))
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, hard_memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    The kernel's signal for this (PR_SET_PDEATHSIG) would come when the *thread* ends that started
+    the child; a warm child outlives many of those.
+    """
+    hung_up = select.poll()
+    hung_up.register(0, 0)  # nothing but the end of the other side
+    while not hung_up.poll(1000) and os.getppid() == parent:
+        pass
+    os._exit(1)
 
 
-def _answer(request: Mapping[str, Any], limits: Limits, answers: IO[bytes]) -> None:
+class _Answers:
+    """The child's end of its pipe; knows how long it was kept waiting there."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe, self.seconds = pipe, 0.0
+
+    def send(self, header: Mapping[str, Any], payload: NDArray[Any] | None = None) -> None:
+        began = time.perf_counter()
+        _send(self._pipe, header, payload)
+        self.seconds += time.perf_counter() - began
+
+
+def _serve_one(request: Mapping[str, Any], answers: _Answers) -> None:
+    limits = Limits(**request["limits"])
+    began, waited, cpu_seconds = time.perf_counter(), answers.seconds, _cpu_seconds()
+    _forget_peak()
+    last = _last(request, limits, answers)
+    peak_bytes = _peak_bytes()
+    if peak_bytes > limits.memory_bytes and last["kind"] != "bug":
+        last = {"kind": "memory"}  # also when it was given back before the parent looked
+    busy = time.perf_counter() - began - (answers.seconds - waited)
+    spent = {"cpu_seconds": _cpu_seconds() - cpu_seconds, "peak_bytes": peak_bytes}
+    answers.send({**last, "seconds": max(0.0, busy), **spent})
+
+
+def _last(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> dict[str, Any]:
+    """Answer a request; what is to be said at its end."""
+    import traceback
+
+    try:
+        _answer(request, limits, answers)
+    except BadClipError as bad:
+        return {"kind": "fault", "fault": bad.fault, "message": bad.message}
+    except MemoryError:
+        return {"kind": "memory"}
+    except BrokenPipeError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, the parent raises it with its text
+        return {"kind": "bug", "message": traceback.format_exc()}
+    return {"kind": "end"}
+
+
+def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> None:
+    _bound_memory(limits)
+    budget = _Budget(limits, request["cpu_seconds"])
     path = Path(request["path"])
     if request["do"] == "probe":
-        _send(answers, {"kind": "probe", "index": 0, "probe": asdict(probe(path))}, b"")
+        answers.send({"kind": "probe", "index": 0, "probe": asdict(probe(path))})
         return
     wants = [_want(dict(want)) for want in request["wants"]]
     for index, event in decode(path, request["start"], request["end"], wants, limits):
         header, payload = _packed(event)
-        _send(answers, {"index": index, **header}, payload)
+        budget.earn(_reached(event, wants[index]))
+        answers.send({"index": index, **header}, payload)
+
+
+class _Budget:
+    """Processor seconds that a clip may take; the kernel ends the child that passes them.
+
+    Args:
+        cpu_seconds: Granted at the start; the rest is earned.
+    """
+
+    def __init__(self, limits: Limits, cpu_seconds: float) -> None:
+        self._limits, self._granted = limits, _cpu_seconds() + cpu_seconds
+        self._whole = 0
+        self.earn(0.0)
+
+    def earn(self, reached: float) -> None:
+        """Grant more for having come so far, in seconds from the clip's start."""
+        import resource
+
+        earned = self._limits.cpu_share * min(reached, self._limits.seconds)
+        whole = int(self._granted + earned) + 1
+        if whole > self._whole:
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (whole, hard))
+            self._whole = whole
+
+
+def _reached(event: AudioChunk | VideoChunk | NoStream | Damage, want: Want) -> float:
+    """Where on the clip's clock a chunk ends."""
+    match event, want:
+        case AudioChunk(), AudioWant():
+            return event.start + len(event.samples) / want.rate_hz
+        case VideoChunk(), _:
+            return float(event.times[-1, 1])
+        case _:
+            return 0.0
+
+
+def _bound_memory(limits: Limits) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2 * limits.memory_bytes + ADDRESS_SPACE, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _cpu_seconds() -> float:
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _forget_peak() -> None:
+    """Let the kernel count the peak of resident memory anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_bytes() -> int:
+    """The peak of resident memory; getrusage would say that of whoever forked us, if larger."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _want(plain: dict[str, Any]) -> Want:
@@ -329,14 +663,14 @@ def _want(plain: dict[str, Any]) -> Want:
 
 def _packed(
     event: AudioChunk | VideoChunk | NoStream | Damage,
-) -> tuple[dict[str, Any], bytes]:
+) -> tuple[dict[str, Any], NDArray[Any] | None]:
     match event:
         case AudioChunk():
-            return {"kind": "audio", "start": event.start}, event.samples.tobytes()
+            return {"kind": "audio", "start": event.start}, event.samples
         case VideoChunk():
             shape, times = list(event.frames.shape), event.times.tolist()
-            return {"kind": "video", "shape": shape, "times": times}, event.frames.tobytes()
+            return {"kind": "video", "shape": shape, "times": times}, event.frames
         case NoStream():
-            return {"kind": "none", "stream": event.kind}, b""
+            return {"kind": "none", "stream": event.kind}, None
         case Damage():
-            return {"kind": "damage", "message": event.message}, b""
+            return {"kind": "damage", "message": event.message}, None

@@ -1,29 +1,30 @@
 """What is known of a column's finished shards: all that feature extraction tells training.
 
-columns/FINGERPRINT/manifests/DIGEST.json   immutable; the whole spec, every record with its digest
+columns/FINGERPRINT/manifests/DIGEST.json   immutable; the whole spec, and every record in full
 columns/FINGERPRINT/manifest.json           a small pointer to the newest, replaced last
 """
 
 import hashlib
 import io
 import json
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.dataset import COLUMNS, DatasetError, publish
-from featurizers.shards import Member, Record, Row, read_index
+from featurizers.dataset import DatasetError
+from featurizers.shards import Member, Record, Row, column_folder, read_index
 from featurizers.spec import Feature, FeatureSpec, canonical_json
+from featurizers.store import Opened, Root, Store, store_at
 
-FORMAT = 1
+FORMAT = 2
 OPEN_FILES = 32
+MANIFESTS = "manifests"
+POINTER = "manifest.json"
 
 
 class CorruptShardError(Exception):
@@ -35,19 +36,27 @@ class Column:
     """A committed column: its spec, its rows by clip key, and random access to its features.
 
     Attributes:
+        folder: Where it lies in the store.
         digest: sha256 of the manifest.
+        plan: sha256 of the plan that it was made by.
         records: Its shards, in order.
         rows: What became of each clip.
         shards: The shard of each clip, by key.
     """
 
-    folder: Path
+    store: Store
+    folder: str
     spec: FeatureSpec
     digest: str
+    plan: str
     records: tuple[Record, ...]
     rows: Mapping[str, Row]
     shards: Mapping[str, int]
-    _files: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _by_shard: dict[int, Record] = field(default_factory=dict)
+    _files: OrderedDict[str, Opened] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._by_shard.update((record.shard, record) for record in self.records)
 
     def read(self, key: str) -> Feature | None:
         """A clip's feature; None when it is absent or quarantined.
@@ -59,33 +68,13 @@ class Column:
         row = self.rows[key]
         if row.state != "sample":
             return None
-        name = next(r.name for r in self.records if r.shard == self.shards[key])
-        values = self._member(name, row, "values")
-        return Feature(values, self._member(name, row, "times"))
+        record = self._by_shard[self.shards[key]]
+        return Feature(self._member(record, row, "values"), self._member(record, row, "times"))
 
     def close(self) -> None:
         """Close the shards that are open."""
         while self._files:
-            os.close(self._files.popitem()[1])
-
-    def __del__(self) -> None:
-        # Nobody else closes plain file numbers, and a process may open many columns.
-        self.close()
-
-    def _member(self, name: str, row: Row, member: str) -> NDArray[Any]:
-        content = self._bytes(name, row, member)
-        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-        return array
-
-    def _bytes(self, name: str, row: Row, member: str) -> bytes:
-        place: Member = row.members[member]
-        content = os.pread(self._open(name), place.size, place.offset)
-        if len(content) != place.size or zlib.crc32(content) != place.crc32:
-            raise CorruptShardError(
-                f"{self.folder / name}.tar: {member} of clip {row.key} are damaged; "
-                f"delete the shard's .json and featurize again"
-            )
-        return content
+            self._files.popitem()[1].close()
 
     def damaged(self, record: Record) -> list[str]:
         """Clips of a shard of which some member is not what was written."""
@@ -93,158 +82,191 @@ class Column:
         for key in sorted(key for key, shard in self.shards.items() if shard == record.shard):
             try:
                 for member in self.rows[key].members:
-                    self._bytes(record.name, self.rows[key], member)
+                    self._bytes(record, self.rows[key], member)
             except CorruptShardError:
                 found.append(key)
         return found
 
-    def _open(self, name: str) -> int:
+    def where(self, file: str = "") -> str:
+        """The whole path or URL of one of its files, for messages."""
+        return self.store.where(f"{self.folder}/{file}" if file else self.folder)
+
+    def _member(self, record: Record, row: Row, member: str) -> NDArray[Any]:
+        content = self._bytes(record, row, member)
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        return array
+
+    def _bytes(self, record: Record, row: Row, member: str) -> bytes:
+        place: Member = row.members[member]
+        try:
+            content = self._open(record.tar.file).read_at(place.offset, place.size)
+        except FileNotFoundError:
+            content = b""
+        if len(content) != place.size or zlib.crc32(content) != place.crc32:
+            raise CorruptShardError(
+                f"{self.where(record.tar.file)}: {member} of clip {row.key} are damaged; "
+                f"delete the file and featurize again"
+            )
+        return content
+
+    def _open(self, name: str) -> Opened:
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
         if len(self._files) >= OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        self._files[name] = os.open(self.folder / f"{name}.tar", os.O_RDONLY)
+            self._files.popitem(last=False)[1].close()
+        self._files[name] = self.store.open(f"{self.folder}/{name}")
         return self._files[name]
 
 
-def commit(root: Path, spec: FeatureSpec, plan_digest: str, records: Sequence[Record]) -> str:
-    """Write the manifest of a complete column, then the pointer to it; returns its digest."""
-    folder = root / COLUMNS / spec.fingerprint
+def commit(root: Root, spec: FeatureSpec, plan_digest: str, records: Sequence[Record]) -> str:
+    """Write the manifest of a complete column, then the pointer to it; returns its digest.
+
+    Raises:
+        StorageError: One of them could not be written; the column is as it was before.
+    """
+    store, folder = store_at(root), column_folder(spec.fingerprint)
     ordered = sorted(records, key=lambda record: record.shard)
     content = canonical_json(
         {
             "format": FORMAT,
             "spec": spec.to_json(),
             "plan": plan_digest,
-            "records": [
-                {"name": record.name, "sha256": hashlib.sha256(record.to_bytes()).hexdigest()}
-                for record in ordered
-            ],
+            "records": [record.to_json() for record in ordered],
         }
     )
     digest = hashlib.sha256(content).hexdigest()
-    if not (folder / "manifests" / f"{digest}.json").exists():
-        publish(folder / "manifests" / f"{digest}.json", content)
+    name = f"{folder}/{MANIFESTS}/{digest}.json"
+    if store.sizes(f"{folder}/{MANIFESTS}").get(name) != len(content):
+        # Named by its content: who comes second finds the same; what was cut is mended.
+        store.replace(name, content)
     if committed_digest(root, spec.fingerprint) != digest:
-        publish(folder / "manifest.json", canonical_json({"format": FORMAT, "digest": digest}))
+        pointer = canonical_json({"format": FORMAT, "digest": digest})
+        store.replace(f"{folder}/{POINTER}", pointer)
     return digest
 
 
-def committed_digest(root: Path, fingerprint: str) -> str | None:
+def committed_digest(root: Root, fingerprint: str) -> str | None:
     """The digest that a column's pointer names; None when nothing is committed.
 
     Raises:
         CorruptShardError: The pointer cannot be read.
         DatasetError: It is of another format.
     """
-    path = root / COLUMNS / fingerprint / "manifest.json"
+    store, name = store_at(root), f"{column_folder(fingerprint)}/{POINTER}"
     try:
-        pointer = json.loads(path.read_bytes())
+        pointer = json.loads(store.read(name))
         digest, form = str(pointer["digest"]), pointer["format"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise CorruptShardError(
-            f"{path} is not what was written; delete it and featurize again"
+            f"{store.where(name)} is not what was written; delete it and featurize again"
         ) from None
     if form != FORMAT:
-        raise DatasetError(f"{path} is of format {form}, this code reads {FORMAT}")
+        raise DatasetError(
+            f"{store.where(name)} is of format {form}, this code reads {FORMAT}; featurize again "
+            f"into another folder"
+        )
     return digest
 
 
-def open_column(root: Path, fingerprint: str) -> Column:
+def committed(root: Root) -> list[str]:
+    """The names of all columns that have a manifest."""
+    names = {name.split("/")[1] for name in store_at(root).sizes("columns") if POINTER in name}
+    return sorted(names)
+
+
+def open_column(root: Root, fingerprint: str) -> Column:
     """Open the newest manifest of a column, checking every digest down to the indexes.
 
     Raises:
         DatasetError: Nothing is committed under that name.
-        CorruptShardError: A manifest, record or index is not what was written, or a tar has another
-            size.
+        CorruptShardError: A manifest or index is not what was written, or a tar has another size.
     """
-    folder = root / COLUMNS / fingerprint
+    store, folder = store_at(root), column_folder(fingerprint)
     digest = committed_digest(root, fingerprint)
     if digest is None:
-        raise DatasetError(f"{folder} has no manifest: the column is not finished; featurize first")
-    manifest = json.loads(_verified(folder / "manifests" / f"{digest}.json", digest))
-    if manifest["format"] != FORMAT:
         raise DatasetError(
-            f"{folder}: manifest format {manifest['format']}, this code reads {FORMAT}"
+            f"{store.where(folder)} has no manifest: the column is not finished; featurize first"
         )
-    records: list[Record] = []
+    return _opened(store, folder, digest, store.sizes(folder))
+
+
+def _opened(store: Store, folder: str, digest: str, sizes: Mapping[str, int]) -> Column:
+    manifest = read_manifest(store, folder, digest)
     rows: dict[str, Row] = {}
     shards: dict[str, int] = {}
-    for entry in manifest["records"]:
-        record = Record.from_bytes(_verified(folder / f"{entry['name']}.json", entry["sha256"]))
-        index = folder / f"{record.name}.parquet"
-        _verified(index, record.index[1])
-        _check_size(folder / f"{record.name}.tar", record.tar[0])
-        records.append(record)
-        for row in read_index(index):
+    for record in manifest.records:
+        _check_size(store, f"{folder}/{record.tar.file}", record.tar.size, sizes)
+        for row in index_rows(store, folder, record):
             rows[row.key], shards[row.key] = row, record.shard
     return Column(
+        store=store,
         folder=folder,
-        spec=FeatureSpec.from_json(manifest["spec"]),
+        spec=manifest.spec,
         digest=digest,
-        records=tuple(records),
+        plan=manifest.plan,
+        records=manifest.records,
         rows=rows,
         shards=shards,
     )
 
 
-def _verified(path: Path, sha256: str) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A manifest's content: the spec, the plan's digest, and the records in order of shards."""
+
+    spec: FeatureSpec
+    plan: str
+    records: tuple[Record, ...]
+
+
+def read_manifest(store: Store, folder: str, digest: str) -> Manifest:
+    """A manifest by its digest.
+
+    Raises:
+        CorruptShardError: It is missing or not what was written.
+        DatasetError: It is of another format.
+    """
+    name = f"{folder}/{MANIFESTS}/{digest}.json"
+    plain = json.loads(_verified(store, name, digest))
+    if plain["format"] != FORMAT:
+        raise DatasetError(
+            f"{store.where(name)} is of format {plain['format']}, this code reads {FORMAT}"
+        )
+    return Manifest(
+        spec=FeatureSpec.from_json(plain["spec"]),
+        plan=plain["plan"],
+        records=tuple(Record.from_json(record) for record in plain["records"]),
+    )
+
+
+def index_rows(store: Store, folder: str, record: Record) -> list[Row]:
+    """The rows of a shard.
+
+    Raises:
+        CorruptShardError: Its index is missing or not what was written.
+    """
+    name = f"{folder}/{record.index.file}"
+    return read_index(_verified(store, name, record.index.sha256), store.where(name))
+
+
+def _verified(store: Store, name: str, digest: str) -> bytes:
     try:
-        content = path.read_bytes()
+        content = store.read(name)
     except FileNotFoundError:
-        raise CorruptShardError(f"{path} is missing; featurize again") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CorruptShardError(f"{path} is not what was written; delete it and featurize again")
+        raise CorruptShardError(f"{store.where(name)} is missing; featurize again") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CorruptShardError(
+            f"{store.where(name)} is not what was written; delete it and featurize again"
+        )
     return content
 
 
-def _check_size(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.exists() else None
+def _check_size(store: Store, name: str, size: int, sizes: Mapping[str, int]) -> None:
+    found = sizes.get(name)
     if found != size:
-        raise CorruptShardError(f"{path} has {found} bytes, {size} were written; featurize again")
-
-
-def verify(root: Path) -> list[str]:
-    """All that is wrong with a dataset's columns: flipped bytes, missing, stray or truncated files.
-
-    Returns:
-        One line for each problem; empty when all is well.
-    """
-    problems: list[str] = []
-    for folder in sorted((root / COLUMNS).glob("*/")):
-        problems += _verify_column(root, folder)
-    return problems
-
-
-def _verify_column(root: Path, folder: Path) -> list[str]:
-    try:
-        column = open_column(root, folder.name)
-    except (CorruptShardError, DatasetError) as error:
-        return [str(error)]
-    problems: list[str] = []
-    for record in column.records:
-        content = (folder / f"{record.name}.tar").read_bytes()
-        if hashlib.sha256(content).hexdigest() != record.tar[1]:
-            keys = column.damaged(record)
-            where = f"clips {', '.join(keys)}" if keys else "between the clips"
-            problems.append(f"{folder / record.name}.tar is not what was written: {where}")
-    column.close()
-    found = {path.name for path in folder.iterdir()}
-    strays = sorted(found - _known(folder) - {"manifest.json", "manifests"})
-    return problems + [f"{folder / stray} belongs to no finished shard" for stray in strays]
-
-
-def _known(folder: Path) -> set[str]:
-    """The files of all finished shards, also of those whose inputs have changed since."""
-    known: set[str] = set()
-    for path in folder.glob("[!.]*-*.json"):
-        try:
-            name = Record.from_bytes(path.read_bytes()).name
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-        if name == path.stem:
-            known |= {f"{name}{suffix}" for suffix in (".tar", ".parquet", ".json")}
-    return known
+        raise CorruptShardError(
+            f"{store.where(name)} has {found} bytes, {size} were written; featurize again"
+        )

@@ -3,29 +3,34 @@
 Order of commit: tar, index, record. A record exists only if the other two do, so its existence
 means completeness. None of the three holds a time, host, attempt, path or speed: equal jobs give
 equal bytes.
+
+Tar and index are named by the job and by their own content, the record by the job alone, and it is
+created only where there is none. So two workers that do the same job at once, one of them given up
+long ago, cannot spoil each other's files: the first record says which files count, and who comes
+second takes what it names.
 """
 
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from io import BufferedRandom
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip, Fault
-from featurizers.dataset import DatasetError, publish, whole
+from featurizers.dataset import COLUMNS, DatasetError, table_bytes, table_rows
 from featurizers.extract import Outcome
 from featurizers.spec import FeatureSpec, canonical_json
+from featurizers.store import Draft, Store
 
-FORMAT = 1
+FORMAT = 2
 State: TypeAlias = Literal["sample", "absent", "quarantined"]
 MEMBERS = ("values", "times", "meta")
 
@@ -52,15 +57,24 @@ class Row:
     members: Mapping[str, Member]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a shard: its name in the column's folder, bytes, and sha256 in hex."""
+
+    file: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """That a shard of a column is finished, and what it is made of.
 
     Attributes:
-        name: Shard number and the job's first 12 digits; the stem of all three files.
+        name: Shard number and the job's first 12 digits; the stem of the record's own file.
         job: The job's identity (sha256 in hex).
         spec: The spec's digest.
-        tar, index: (bytes, sha256 in hex) of the two files.
+        tar, index: The two files that count.
         counts: Clips by state.
         faults: Quarantined clips by fault.
     """
@@ -69,34 +83,37 @@ class Record:
     shard: int
     job: str
     spec: str
-    tar: tuple[int, str]
-    index: tuple[int, str]
+    tar: Part
+    index: Part
     counts: Mapping[str, int]
     faults: Mapping[str, int]
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json(
-            {
-                "format": FORMAT,
-                "name": self.name,
-                "shard": self.shard,
-                "job": self.job,
-                "spec": self.spec,
-                "tar": list(self.tar),
-                "index": list(self.index),
-                "counts": dict(self.counts),
-                "faults": dict(self.faults),
-            }
-        )
+    @property
+    def file(self) -> str:
+        """The record's own file, in the column's folder."""
+        return f"{self.name}.json"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with a digest of itself; `from_json` gives the record back."""
+        plain = {"format": FORMAT, **asdict(self)}
+        return {**plain, "digest": hashlib.sha256(canonical_json(plain)).hexdigest()}
 
     @staticmethod
-    def from_bytes(content: bytes) -> "Record":
-        """The record that `to_bytes` wrote."""
-        plain = json.loads(content)
-        if plain.pop("format") != FORMAT:
-            raise ValueError(f"record {plain['name']}: this code reads format {FORMAT}")
-        return Record(**{**plain, "tar": tuple(plain["tar"]), "index": tuple(plain["index"])})
+    def from_json(data: Mapping[str, Any]) -> "Record":
+        """The record that `to_json` wrote. Raises ValueError for anything else."""
+        plain = dict(data)
+        digest = plain.pop("digest", None)
+        form = plain.get("format")
+        if form != FORMAT:
+            raise ValueError(f"record of format {form}, this code reads {FORMAT}")
+        if hashlib.sha256(canonical_json(plain)).hexdigest() != digest:
+            raise ValueError("its digest is of another record")
+        del plain["format"]
+        return Record(**{**plain, "tar": Part(**plain["tar"]), "index": Part(**plain["index"])})
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return canonical_json(self.to_json())
 
 
 def job_id(spec: FeatureSpec, clips: Sequence[Clip]) -> str:
@@ -120,62 +137,104 @@ def _inputs(spec: FeatureSpec, clip: Clip) -> list[Any]:
 
 
 def shard_name(shard: int, job: str) -> str:
-    """The stem of a shard's files."""
+    """The stem of a record's file."""
     return f"{shard:05d}-{job[:12]}"
 
 
-def read_record(column: Path, shard: int, job: str) -> Record | None:
+def column_folder(fingerprint: str) -> str:
+    """Where the files of a column lie in a dataset."""
+    return f"{COLUMNS}/{fingerprint}"
+
+
+def read_record(
+    store: Store, folder: str, shard: int, job: str, sizes: Mapping[str, int]
+) -> Record | None:
     """The record of a finished job; None when it is not finished.
 
     A shard whose tar or index was lost or cut since is not finished either: doing the job again
     gives the same bytes.
 
+    Args:
+        store: The dataset's store.
+        folder: The column's folder in it.
+        shard: The shard's number.
+        job: The job's identity.
+        sizes: Bytes by name of the files in that folder: `store.sizes(folder)`, asked for once.
+
     Raises:
         DatasetError: The record is damaged.
     """
-    path = column / f"{shard_name(shard, job)}.json"
+    record = None
+    if f"{folder}/{shard_name(shard, job)}.json" in sizes:
+        record = _recorded(store, folder, shard, job)
+    return record if record is not None and _whole(folder, record, sizes) else None
+
+
+def _recorded(store: Store, folder: str, shard: int, job: str) -> Record | None:
+    name = f"{folder}/{shard_name(shard, job)}.json"
+    where = store.where(name)
     try:
-        record = Record.from_bytes(path.read_bytes())
+        record = Record.from_json(json.loads(store.read(name)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); delete it and featurize again") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DatasetError(f"{where} is damaged ({error}); delete it and featurize again") from None
     if record.job != job:
-        raise DatasetError(f"{path} belongs to job {record.job}, not to {job}; delete it")
-    for suffix, (size, _) in ((".tar", record.tar), (".parquet", record.index)):
-        file = path.with_suffix(suffix)
-        if not file.is_file() or file.stat().st_size != size:
-            return None
+        raise DatasetError(f"{where} belongs to job {record.job}, not to {job}; delete it")
     return record
 
 
+def record_at(store: Store, name: str) -> Record | None:
+    """The record in a file; None when it holds none."""
+    try:
+        return Record.from_json(json.loads(store.read(name)))
+    except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError):
+        return None
+
+
+def _whole(folder: str, record: Record, sizes: Mapping[str, int]) -> bool:
+    parts = (record.tar, record.index)
+    return all(sizes.get(f"{folder}/{part.file}") == part.size for part in parts)
+
+
 def write_shard(
-    column: Path,
+    store: Store,
     shard: int,
     job: str,
     spec: FeatureSpec,
     *,
     clips: Sequence[Clip],
     outcomes: Sequence[Outcome],
+    instead: bool = False,
 ) -> Record:
-    """Write tar, index and record of one shard, in that order.
+    """Write tar, index and record of one shard of a column, in that order.
+
+    When another worker has finished the same job meanwhile, its record is taken.
 
     Args:
-        column: The column's folder.
+        store: The dataset's store.
         shard: The shard's number in the plan.
         job: The job's identity.
         spec: The column's spec.
         clips: The shard's clips in the plan's order.
         outcomes: One for each clip.
+        instead: Take the place of a record that is there: the job is done anew on purpose.
+
+    Returns:
+        The record that counts: ours, or the one that was there first.
 
     Raises:
         StorageError: Something could not be written; nothing partial is left under a final name.
     """
-    name = shard_name(shard, job)
-    tar = _write_tar(column / f"{name}.tar", spec, clips, outcomes)
-    rows = _rows(column / f"{name}.tar", spec, clips, outcomes)
-    index = _index_bytes(rows)
-    publish(column / f"{name}.parquet", index)
+    folder, name = column_folder(spec.fingerprint), shard_name(shard, job)
+    stem = f"{folder}/{name}"
+    with store.draft(f"{stem}.tar", f"a shard of {len(clips)} clips") as draft:
+        _write_tar(draft.file, spec, clips, outcomes)
+        rows = _rows(draft.file, spec, clips, outcomes)
+        tar = _publish_tar(draft, folder, name)
+    index_content = _index_bytes(rows)
+    index = _part(name, ".parquet", len(index_content), hashlib.sha256(index_content).hexdigest())
+    store.replace(f"{folder}/{index.file}", index_content)
     states = Counter(row.state for row in rows)
     record = Record(
         name=name,
@@ -183,29 +242,53 @@ def write_shard(
         job=job,
         spec=spec.digest,
         tar=tar,
-        index=(len(index), hashlib.sha256(index).hexdigest()),
+        index=index,
         counts={state: states[state] for state in ("sample", "absent", "quarantined")},
         faults=dict(sorted(Counter(row.fault for row in rows if row.fault).items())),
     )
-    publish(column / f"{name}.json", record.to_bytes())
+    return _commit(store, folder, record, instead=instead)
+
+
+def _publish_tar(draft: Draft, folder: str, name: str) -> Part:
+    draft.file.seek(0)
+    digest = hashlib.file_digest(draft.file, "sha256").hexdigest()
+    tar = _part(name, ".tar", draft.file.tell(), digest)
+    draft.publish(f"{folder}/{tar.file}")
+    return tar
+
+
+def _part(name: str, suffix: str, size: int, digest: str) -> Part:
+    return Part(f"{name}-{digest[:8]}{suffix}", size, digest)
+
+
+def _commit(store: Store, folder: str, record: Record, *, instead: bool) -> Record:
+    """Create the record; the one that is there already wins, unless its files are gone."""
+    name, content = f"{folder}/{record.file}", record.to_bytes()
+    if instead:
+        store.replace(name, content)
+        return record
+    if store.create(name, content):
+        return record
+    try:
+        winner = _recorded(store, folder, record.shard, record.job)
+    except DatasetError:
+        winner = None
+    if winner is not None and _whole(folder, winner, store.sizes(folder)):
+        return winner
+    store.replace(name, content)
     return record
 
 
 def _write_tar(
-    path: Path, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
-) -> tuple[int, str]:
+    file: BufferedRandom, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
+) -> None:
     from webdataset import TarWriter
 
-    with whole(path, f"a shard of {len(clips)} clips") as file:
-        # TarWriter puts the time of day into headers unless told not to; 0.0 would add a header.
-        with TarWriter(file, mtime=0) as writer:
-            for clip, outcome in zip(clips, outcomes, strict=True):
-                if outcome.feature is not None:
-                    writer.write(_members(spec, clip, outcome))
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.seek(0, os.SEEK_END)
-    return size, digest
+    # TarWriter puts the time of day into headers unless told not to; 0.0 would add a header.
+    with TarWriter(file, mtime=0) as writer:
+        for clip, outcome in zip(clips, outcomes, strict=True):
+            if outcome.feature is not None:
+                writer.write(_members(spec, clip, outcome))
 
 
 def _members(spec: FeatureSpec, clip: Clip, outcome: Outcome) -> dict[str, Any]:
@@ -230,11 +313,12 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _rows(
-    path: Path, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
+    file: BufferedRandom, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
 ) -> list[Row]:
     """The index, read back from the tar that was written."""
     places: dict[str, Member] = {}
-    with path.open("rb") as file, tarfile.open(fileobj=file) as tar:
+    file.seek(0)
+    with tarfile.open(fileobj=file) as tar:
         for member in tar:
             file.seek(member.offset_data)
             crc = zlib.crc32(file.read(member.size))
@@ -262,7 +346,6 @@ def _rows(
 
 def _index_bytes(rows: Sequence[Row]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     fields = [
         ("key", pa.string()),
@@ -290,16 +373,12 @@ def _index_bytes(rows: Sequence[Row]) -> bytes:
         }
         for row in rows
     ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(plain, schema=pa.schema(fields)), buffer)
-    return buffer.getvalue()
+    return table_bytes(pa.Table.from_pylist(plain, schema=pa.schema(fields)))
 
 
-def read_index(path: Path) -> list[Row]:
-    """The rows of an index file."""
-    import pyarrow.parquet as pq
-
-    return [_row(plain) for plain in pq.read_table(path).to_pylist()]
+def read_index(content: bytes, where: str) -> list[Row]:
+    """The rows of an index. Raises DatasetError when it is damaged."""
+    return [_row(plain) for plain in table_rows(content, where)]
 
 
 def _row(plain: Mapping[str, Any]) -> Row:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,14 +136,31 @@ class VideoChunk:
 Chunk: TypeAlias = AudioChunk | VideoChunk
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A feature that waits for its featurizer's encoder.
+
+    Attributes:
+        items: What is to be encoded, of one dtype; the encoder may see them in several batches.
+        assemble: Makes the feature of the encoded items, in their order. Raises BadClipError as
+            `Extraction.finish` does.
+    """
+
+    items: Sequence[NDArray[Any]]
+    assemble: Callable[[Sequence[NDArray[Any]]], Feature]
+
+
 class Extraction(Protocol):
     """One clip's feature in the making; fed in order of time."""
 
     def add(self, chunk: Chunk) -> None:
         """Take the next piece of media."""
 
-    def finish(self) -> Feature:
-        """The feature. Raises BadClipError "empty" when too little was given."""
+    def finish(self) -> Feature | Pending:
+        """The feature, or what its encoder must do first.
+
+        Raises BadClipError "empty" when too little was given.
+        """
 
 
 class Featurizer(Protocol):
@@ -163,6 +180,32 @@ class Featurizer(Protocol):
 
     def begin(self, clip: Clip) -> Extraction:
         """Start on a clip."""
+
+
+class Encoder(Protocol):
+    """A model that takes many items at once.
+
+    Attributes:
+        batch: How many; halved for good when memory runs out.
+    """
+
+    batch: int
+
+    def encode(self, items: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        """An array for each item, at most `batch` of them.
+
+        The items may be of several clips, so it raises no BadClipError; for want of memory it
+        raises MemoryError or torch's own error.
+        """
+
+
+@runtime_checkable
+class EncodingFeaturizer(Featurizer, Protocol):
+    """A featurizer whose extractions may end in `Pending`."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes their items."""
 
 
 def check_feature(spec: FeatureSpec, feature: Feature) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from featurizers.dataset import DatasetError, StorageError
+from featurizers.dataset import DatasetError
 from featurizers.manifest import CorruptShardError
+from featurizers.store import StorageError
 from pipelines.experiment import Experiment, FailedError, InputError, load, save
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
@@ -42,6 +43,7 @@ Set = Annotated[
     typer.Option("--set", help="Replace a setting, as in --set train.epochs=3; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+Dataset = Annotated[str, typer.Argument(help="The dataset: a folder, or an address like s3://.")]
 Store = Annotated[
     Path, typer.Option(help="Folder of mlflow.db, where MLFLOW_TRACKING_URI is not set.")
 ]
@@ -104,21 +106,110 @@ def status_command(file: File, settings: Set = None, as_json: Json = False) -> N
                 show.say(f"{stream}: {row.key}: {row.fault}: {row.message}")
 
 
+@app.command("plan", rich_help_panel=DATA)
+def plan_command(
+    file: File,
+    *,
+    ingested: Annotated[
+        bool, typer.Option("--ingested", help="Take what was ingested; do not read the table.")
+    ] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what featurizing would do, redo and keep: shards, clips, hours, and how long it takes."""
+    from pipelines.executors import executor
+    from pipelines.forecast import forecast
+    from pipelines.show import Show
+
+    experiment = load(file, settings or ())
+    show = Show(quiet=as_json)
+    with show.counting("read", 0) as done:
+        found = forecast(
+            experiment, executor(experiment.workers.featurize), done, read_table=not ingested
+        )
+    if as_json:
+        print(json.dumps(_plain(found)))
+        return
+    show.forecast(found)
+
+
+@app.command("retry", rich_help_panel=DATA)
+def retry_command(
+    file: File,
+    reason: Annotated[
+        list[str] | None, typer.Option(help="Only clips with this fault; repeatable.")
+    ] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Try quarantined clips once more, and nothing else."""
+    from pipelines.run import retry_all
+    from pipelines.show import Show
+
+    retried = retry_all(load(file, settings or ()), reason or (), Show(quiet=as_json))
+    if as_json:
+        print(json.dumps({"tried": dict(retried.clips), "left": dict(retried.left)}))
+
+
+@app.command("forget", rich_help_panel=DATA)
+def forget_command(
+    dataset: Dataset,
+    clips: Annotated[list[str], typer.Argument(help="Ids or keys of clips.")],
+    as_json: Json = False,
+) -> None:
+    """Remove clips from a dataset: table, plan, all columns, logs. Later ingests pass them over."""
+    from pipelines.show import Show
+    from pipelines.upkeep import forget
+
+    show = Show(quiet=as_json)
+    found = forget(dataset, clips, show.say)
+    if as_json:
+        print(json.dumps(_plain(found)))
+        return
+    show.say(
+        f"{found.clips} clips are forgotten: {found.shards} shards were written without them, "
+        f"{found.files} files removed or mended"
+    )
+    show.say(
+        "not touched: the table and the media themselves, models that were trained on them, and "
+        "their predictions in runs"
+    )
+
+
 @app.command("verify", rich_help_panel=DATA)
 def verify_command(
-    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+    dataset: Dataset,
+    *,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove unfinished, stray and damaged files.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Hold every byte of a dataset against its manifests."""
+    """Hold every byte of a dataset against what was written, and name the clips that are hurt."""
     from featurizers.dataset import read_clips
-    from featurizers.manifest import verify
+    from featurizers.store import store_at
+    from featurizers.verify import clean as remove
+    from featurizers.verify import verify
 
     read_clips(dataset)
     problems = verify(dataset)
-    for problem in problems:
-        print(problem)
-    if problems:
+    removed = remove(dataset, problems) if clean else []
+    if as_json:
+        found = [{**_plain(each), "clips": list(each.clips)} for each in problems]
+        print(json.dumps({"problems": found, "removed": removed}))
+    else:
+        for problem in problems:
+            print(f"{problem.what}: {problem}")
+        for name in removed:
+            print(f"removed: {name}")
+    left = [each for each in problems if each.file not in removed or each.what == "damaged"]
+    if left and not as_json:
+        advice = "featurize again" if clean else "`verify --clean`, then `featurize`, mends them"
+        print(f"{len(left)} problems: {advice}")
+    if left:
         raise typer.Exit(1)
-    print(f"{dataset}: all columns are as they were written")
+    if not as_json:
+        print(f"{store_at(dataset).where()}: all columns are as they were written")
 
 
 @app.command("train", rich_help_panel=MODELS)
@@ -140,7 +231,7 @@ def train_command(
     show = Show(quiet=as_json)
     columns, clips = finished(experiment), read_clips(experiment.root)
     recipes = recipes_of(experiment, task_of(experiment, clips))
-    save(experiment, experiment.root / "experiment.resolved.yaml")
+    save(experiment)
     trained = train_all(experiment, recipes, columns, clips, show)
     registered = register_best(experiment, trained, columns, clips, show)
     if as_json:

@@ -3,148 +3,153 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from pipelines import HOME
+from pipelines import HOME, stopping
+from pipelines.experiment import FailedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 2  # jobs that wait at each actor: it never idles, and nothing piles up
-DRAIN_S = 60.0
-TASK_RETRIES = 3
+PATIENCE_S = 1800.0
+FIRST_LOOK = 256  # items whose needs are known before the first worker is asked for
 
 
-class WorkerDiedError(Exception):
-    """A worker died again and again on one job; nothing of that job was kept."""
+class WorkerDiedError(FailedError):
+    """Workers died again and again; what other items gave was handed out before."""
+
+
+class NoRoomError(FailedError):
+    """No node has what an item needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a worker holds of its node for as long as it lives."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPU"]
+        if self.gpus:
+            parts.append(f"{self.gpus:g} GPU")
+        if self.memory_bytes:
+            parts.append(f"{self.memory_bytes / 2**30:.1f} GiB of memory")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Result]):
+    """What one item gave.
+
+    Attributes:
+        number: The item's place.
+        attempts: How often it was begun; more than 1 when a worker died.
+        queued_seconds: From its handing over to the worker that gave this, until that began on it:
+            how long it stood behind the item before it, and on the way.
+    """
+
+    number: int
+    result: Result
+    attempts: int = 1
+    queued_seconds: float = 0.0
+
+
+def one_cpu(item: object) -> Need:
+    """The need of whatever asks for nothing else."""
+    return Need()
 
 
 class Executor(Protocol):
     """Runs one function over many items."""
 
     def run(
-        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Result]]:
-        """Results with their item's number, as they finish.
+        self,
+        make_worker: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        need: Callable[[Item], Need] = one_cpu,
+    ) -> Iterator[Answer[Result]]:
+        """Answers as they come, each item's once.
 
         Args:
-            make_worker: Makes the function, once in each process; it may hold what is costly to
+            make_worker: Makes the function, once in each worker; it may hold what is costly to
                 make.
-            items: What it is called with. An exception of the function ends the run.
+            items: What the function is called with; may make them when they are asked for, and is
+                then asked for some of them twice. An exception of the function ends the run.
+            need: What a worker for this item holds. Workers are shared by items of equal need.
         """
 
 
 class InProcess:
-    """One after the other, here."""
+    """One after the other, here; needs are not asked for."""
 
     def run(
-        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Result]]:
+        self,
+        make_worker: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        need: Callable[[Item], Need] = one_cpu,
+    ) -> Iterator[Answer[Result]]:
         """See `Executor`."""
         worker = make_worker()
-        for number, item in enumerate(items):
-            yield number, worker(item)
+        for number in range(len(items)):
+            stopping.check()
+            yield Answer(number, worker(items[number]))
+
+
+def _say(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
 
 
 class OnRay:
-    """On actors, each with one CPU; an actor that dies is started again and its jobs are repeated.
+    """On actors: as many as the cluster has room for; those that die are replaced.
 
     Args:
-        workers: Number of actors, at least 1.
+        workers: The most actors for each need, at least 1.
+        patience_s: How long to wait for a node that has what is needed, on a cluster that may grow.
+        told: Told, once in a while, what is waited for.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(
+        self,
+        workers: int,
+        *,
+        patience_s: float = PATIENCE_S,
+        told: Callable[[str], None] = _say,
+    ) -> None:
+        self.workers, self._patience_s, self._told = workers, patience_s, told
 
     def run(
-        self, make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Result]]:
-        """See `Executor`."""
+        self,
+        make_worker: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        need: Callable[[Item], Need] = one_cpu,
+    ) -> Iterator[Answer[Result]]:
+        """See `Executor`.
+
+        Raises:
+            WorkerDiedError: Workers died on the same item too often. Others are finished first.
+            NoRoomError: No node has what an item needs: at once on this machine, after a while on a
+                cluster that was joined.
+        """
         if not items:
             return
-        start_ray(self.workers)
-        pool = _Pool(make_worker, self.workers, items)
+        from pipelines.crew import Backlog, Crew, Waiting
+
+        backlog = Backlog(items, need)
+        backlog.read(FIRST_LOOK)
+        start_ray(self.workers * len(backlog.needs))
+        waiting = Waiting(self._patience_s if joins() else 0.0, self._told)
+        crew = Crew(make_worker, backlog, self.workers, waiting, own=not joins())
         try:
-            yield from pool.results()
-        except Exception:
-            pool.drain()
-            raise
+            yield from crew.answers()
         finally:
-            pool.close()
-
-
-class _Pool:
-    """Actors, and what flies to and from them."""
-
-    def __init__(
-        self, make_worker: Callable[[], Callable[[Any], Any]], workers: int, items: Sequence[Any]
-    ) -> None:
-        import ray
-
-        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TASK_RETRIES)(_Actor)
-        self._actors: list[Any] = [
-            actor.remote(make_worker) for _ in range(min(workers, len(items)))
-        ]
-        self._waiting = iter(enumerate(items))
-        self._flying: dict[Any, tuple[int, Any]] = {}
-
-    def results(self) -> Iterator[tuple[int, Any]]:
-        """Results as they finish; a free actor gets the next item."""
-        import ray
-
-        for _ in range(IN_FLIGHT):
-            for each in self._actors:
-                self._send(each)
-        while self._flying:
-            ready, _ = ray.wait(list(self._flying), num_returns=1)
-            number, free = self._flying.pop(ready[0])
-            result = _value(ready[0])
-            self._send(free)
-            yield number, result
-
-    def drain(self) -> None:
-        """Let what is in flight finish: Ray would report killed calls on standard error."""
-        import ray
-
-        if self._flying:
-            ray.wait(list(self._flying), num_returns=len(self._flying), timeout=DRAIN_S)
-
-    def close(self) -> None:
-        """End the actors."""
-        import ray
-
-        for each in self._actors:
-            ray.kill(each)
-
-    def _send(self, actor: Any) -> None:  # noqa: ANN401 - Ray's handle has no type
-        for number, item in self._waiting:
-            self._flying[actor.call.remote(item)] = (number, actor)
-            return
-
-
-class _Actor:
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
-        self._worker = make_worker()
-
-    def call(self, item: Any) -> Any:  # noqa: ANN401 - passes on
-        return self._worker(item)
-
-
-def _value(reference: Any) -> Any:  # noqa: ANN401 - Ray's reference has no type
-    """The result, or the worker's own exception instead of Ray's wrapping of it."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise error.cause from None
-    except RayActorError as error:
-        raise WorkerDiedError(
-            f"a worker died {TASK_RETRIES + 1} times on the same job, perhaps for want of memory; "
-            f"finished jobs are kept, run again with fewer workers. {error}"
-        ) from None
+            crew.close()
 
 
 def executor(workers: int) -> Executor:
@@ -152,32 +157,67 @@ def executor(workers: int) -> Executor:
     return InProcess() if workers == 0 else OnRay(workers)
 
 
+def joins() -> bool:
+    """Whether Ray means a cluster that is there already, and not one for this process alone."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def start_ray(cpus: int) -> None:
     """Join the cluster at RAY_ADDRESS, or start one on this machine with at least these CPUs.
 
-    One that was started here and is too small is started anew: Ray would wait for ever for what it
-    does not have. A cluster that was joined may still grow.
+    One that was started here and is too small is started anew. A cluster that was joined may still
+    grow.
     """
+    # Ray prints that a worker died on standard output, also without `log_to_driver` (2.60.0): a
+    # line between ours is no JSON. It reads this variable when it is imported.
+    # Held by test_what_ray_says_of_dead_workers_is_not_on_standard_output.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
 
-    joining = bool(os.environ.get("RAY_ADDRESS"))
     if ray.is_initialized():
-        if joining or resources().get("CPU", 0.0) >= cpus:
+        if joins() or resources().get("CPU", 0.0) >= cpus:
             return
         ray.shutdown()
-    # Without these, one report of a checkpoint takes two seconds, and workers change their devices.
+    # Ray Train's controller looks at reports every 2 s, and a rank waits for it (2.60.0).
+    # Held by test_a_report_of_training_does_not_wait_for_seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray puts the folder that it is started in on the path of all workers, before everything else:
-    # somebody's own training/ there would be imported instead of ours.
-    with contextlib.chdir(HOME):
-        ray.init(
-            address=None if joining else "local",
-            num_cpus=None if joining else max(cpus, os.cpu_count() or 1),
-            include_dashboard=None if joining else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    # Ray puts the folder that it is started in on the path of all workers, before everything else
+    # (2.60.0): somebody's own training/ there would be imported instead of ours.
+    # Held by test_workers_import_our_packages_and_not_those_of_the_current_folder.
+    with contextlib.chdir(HOME), _sigterm_kept():
+        if joins():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            # "local": without it Ray joins whatever cluster it finds on this machine (2.60.0).
+            # Held by test_a_cluster_of_somebody_else_on_this_machine_is_not_joined.
+            ray.init(
+                address="local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put back the answer to SIGTERM that `ray.init` replaces.
+
+    Its own (2.60.0) prints a stack dump and dies, and one that comes while it starts ends the
+    process as if by `sys.exit`.
+    Held by test_a_signal_ends_work_with_its_code_and_one_line.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    ours = callable(before) and threading.current_thread() is threading.main_thread()
+    try:
+        yield
+    except SystemExit:
+        if ours and callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def resources() -> dict[str, float]:

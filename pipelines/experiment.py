@@ -4,20 +4,22 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurizers import catalog
-from featurizers.dataset import publish
 from featurizers.spec import Featurizer, Scalar
+from featurizers.store import Root, StorageError, is_remote, store_at
 from tracking.gate import Rule
 from training import recipes
 from training.recipe import Recipe, Task, micro_batch
 
 T = TypeVar("T")
+
+RESOLVED = "experiment.resolved.yaml"
 
 # Fields of a recipe that follow from other sections, or from --seeds.
 _NOT_SET_HERE = ("name", "model", "task", "seed")
@@ -77,12 +79,14 @@ class Train(BaseModel):
 class Workers(Section):
     """How many processes.
 
-    `featurize` changes no number. `train` does: each rank draws its own dropout, and sums are taken
+    `featurize` changes no number, nor does `memory_gb`: what a cluster sets aside for each worker
+    that decodes. `train` does: each rank draws its own dropout, and sums are taken
     in another order. The clips of each global batch stay the same.
     """
 
     featurize: Annotated[int, Field(ge=0)] = 2
     train: Annotated[int, Field(ge=1)] = 2
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Register(Section):
@@ -128,9 +132,19 @@ class Experiment(Section):
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @property
-    def root(self) -> Path:
-        """The dataset's folder."""
-        return self.folder / self.dataset
+    def root(self) -> Root:
+        """Where the dataset lies: a folder, or the URL of an object store's prefix."""
+        return self.dataset if is_remote(self.dataset) else self.folder / self.dataset
+
+    @property
+    def name(self) -> str:
+        """The last part of the dataset's name."""
+        return PurePosixPath(self.dataset.rstrip("/")).name
+
+    @property
+    def work(self) -> Path:
+        """The local folder of runs and caches: the dataset's own, or one that is called like it."""
+        return self.folder / (self.name if is_remote(self.dataset) else self.dataset)
 
     @property
     def table(self) -> Path:
@@ -140,7 +154,7 @@ class Experiment(Section):
     @property
     def cache_folder(self) -> Path:
         """The node's folder for remote media."""
-        return self.folder / self.cache.folder if self.cache.folder else self.root / "cache"
+        return self.folder / self.cache.folder if self.cache.folder else self.work / "cache"
 
     def featurizers(self) -> dict[str, Featurizer]:
         """A featurizer for each stream.
@@ -247,11 +261,10 @@ def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> E
 
 
 def _check_names(name: str, experiment: Experiment) -> None:
-    if "://" in experiment.dataset:
-        raise InputError(
-            f"{name}: dataset: found {experiment.dataset!r}, wanted a local folder; "
-            f"only media may lie elsewhere"
-        )
+    try:
+        store_at(experiment.root)
+    except StorageError as error:
+        raise InputError(f"{name}: dataset: {error}") from None
     for stream in experiment.features:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", stream):
             raise InputError(
@@ -279,10 +292,11 @@ def _check_model(experiment: Experiment) -> None:
         _at("model", build, recipe.model, widths, task.outputs)
 
 
-def save(experiment: Experiment, path: Path) -> None:
-    """Write the resolved settings, defaults included."""
+def save(experiment: Experiment) -> None:
+    """Write the resolved settings, defaults included, into the dataset."""
     plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder"})
-    publish(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
+    content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
+    store_at(experiment.root).replace(RESOLVED, content)
 
 
 def _extra(section: BaseModel) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurizers.clip import Clip
-from featurizers.dataset import publish
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
+from featurizers.store import publish
 from pipelines import HOME
 from pipelines.experiment import FailedError, InputError
 from pipelines.score import parity

@@ -15,12 +15,14 @@ from featurizers.manifest import Column
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse
-from pipelines.featurize import featurize, ingest, jobs, ledger
+from pipelines.featurize import featurize, jobs, ledger
+from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.score import row_of, score
 from pipelines.show import Show
 from pipelines.sources import Asked, ask, read_rows, stage_of, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
+from pipelines.upkeep import Retried, retry
 from tracking.gate import Scorecard
 from tracking.mlflow_store import tracking_uri
 from training.data import target_of
@@ -54,6 +56,8 @@ def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
         found = ingest(experiment, executor(experiment.workers.featurize), done)
     counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
     show.say(f"{counts}; {found.how_split}; task {found.task.kind}")
+    if found.forgotten:
+        show.say(f"{found.forgotten} rows are passed over: those clips were to be forgotten")
     return found.clips
 
 
@@ -61,13 +65,28 @@ def featurize_all(experiment: Experiment, show: Show) -> dict[str, Column]:
     """Compute and commit the columns, with a progress bar."""
     show.head("featurize")
     specs = [each.spec for each in experiment.featurizers().values()]
-    todo, _ = jobs(experiment.root, specs)
+    todo = jobs(experiment.root, specs).todo
+    speed: list[str] = []
     with show.featurizing(sum(len(job.clips) for job in todo)) as done:
-        columns = featurize(experiment, executor(experiment.workers.featurize), done)
-    if not todo:
-        show.say("all columns are finished already")
+        where = executor(experiment.workers.featurize)
+        columns = featurize(experiment, where, done, speed.append)
+    for sentence in speed or ["all columns are finished already"]:
+        show.say(sentence)
     show.ledger(ledger(columns))
     return columns
+
+
+def retry_all(experiment: Experiment, reasons: Sequence[str], show: Show) -> Retried:
+    """Try quarantined clips once more, with a progress bar."""
+    show.head("retry")
+    speed: list[str] = []
+    with show.featurizing(0) as done:
+        where = executor(experiment.workers.featurize)
+        retried = retry(experiment, reasons, where, done, speed.append)
+    for name, tried in retried.clips.items():
+        show.say(f"{name}: {tried} clips tried again, {retried.left[name]} still quarantined")
+    show.ledger(ledger(retried.columns))
+    return retried
 
 
 def train_all(
@@ -82,7 +101,7 @@ def train_all(
     plans: list[Plan] = []
     for recipe in recipes:
         check_usable(recipe, clips, columns)
-        plans.append(plan_run(experiment.root, columns, recipe, clips))
+        plans.append(plan_run(experiment.root, experiment.work, columns, recipe, clips))
     if finished := sum(plan.finished for plan in plans):
         show.say(f"{finished} of {len(plans)} runs are finished already")
     left = sum(not plan.finished for plan in plans)
@@ -92,7 +111,7 @@ def train_all(
             clips,
             uri=store_uri(experiment),
             store=experiment.folder,
-            experiment=experiment.root.name,
+            experiment=experiment.name,
             workers=experiment.workers.train,
             max_failures=experiment.train.max_failures,
             told=told,
@@ -188,7 +207,7 @@ def run(experiment: Experiment, show: Show) -> Summary:
             registered.name,
             registered.version,
             experiment.rules(),
-            why=f"run of {experiment.root.name}",
+            why=f"run of {experiment.name}",
         )
         show.promotion(promotion)
     return Summary(

@@ -1,9 +1,10 @@
-"""What people see: progress bars and tables on a terminal, plain lines elsewhere."""
+"""What people see: bars and tables on a terminal or in a notebook, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,8 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pipelines.featurize import Balance, Done
+    from pipelines.featurize import Balance
+    from pipelines.forecast import Forecast
     from pipelines.promote import Promotion
+    from pipelines.worker import Done
     from tracking.gate import Scorecard
 
 LINE_EVERY_S = 10.0
@@ -29,6 +32,9 @@ class Show:
         # Wider than a terminal when there is none: a table in a log file must not be cut.
         width = None if sys.stdout.isatty() else 140
         self.console = Console(quiet=quiet, highlight=False, width=width, soft_wrap=True)
+        # A notebook draws bars by its widgets; without those, lines say the same.
+        widgets = self.console.is_jupyter and find_spec("ipywidgets") is not None
+        self.bars = self.console.is_terminal or widgets
 
     def say(self, text: str) -> None:
         """A line."""
@@ -95,7 +101,7 @@ class Show:
 
     def _bar(self, text: str) -> Progress:
         columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn(text))
-        hidden = not self.console.is_terminal
+        hidden = not self.bars
         return Progress(
             *columns, TimeRemainingColumn(), console=self.console, disable=hidden, transient=True
         )
@@ -113,6 +119,24 @@ class Show:
             numbers = (each.clips, each.sample, each.absent, each.quarantined)
             table.add_row(each.stream, each.column, *map(str, numbers), faults)
         self.console.print(table)
+
+    def forecast(self, found: "Forecast") -> None:
+        """What featurizing would do."""
+        if found.changes is not None:
+            counts = ", ".join(f"{name} {count}" for name, count in found.changes.items())
+            self.say(f"clips: {counts}")
+        table = Table(title="shards (clips, hours)")
+        for name in ("stream", "column", "new", "redo", "keep"):
+            table.add_column(name, justify="left" if name in {"stream", "column"} else "right")
+        for each in found.columns:
+            shares = (f"{s.shards} ({s.clips}, {s.hours:.2f} h)" for s in each.shares())
+            table.add_row(each.stream, each.column, *shares)
+        self.console.print(table)
+        time_text = "unknown" if found.seconds is None else f"{found.seconds:.0f} s"
+        self.say(
+            f"{found.jobs} jobs, {found.media_hours:.2f} hours of media to decode; "
+            f"time: {time_text} ({found.basis})"
+        )
 
     def scores(self, title: str, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
         """Test metrics of some models."""
@@ -171,7 +195,7 @@ class _Lines:
     def advance(self, count: int, note: str) -> None:
         self._count += count
         now = time.monotonic()
-        if self._show.console.is_terminal or now - self._last < LINE_EVERY_S:
+        if self._show.bars or now - self._last < LINE_EVERY_S:
             return
         self._last = now
         self._show.say(f"{self._what}: {self._count}/{self._total} {note}".rstrip())

@@ -354,15 +354,15 @@ def take_all(
     """
     chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
     clips: list[Clip] = []
-    for _, results in executor.run(partial(Taker, stage_of(experiment)), chunks):
-        for result in results:
+    for answer in executor.run(partial(Taker, stage_of(experiment)), chunks):
+        for result in answer.result:
             if isinstance(result, Refused):
                 raise InputError(
                     f"{experiment.table}: row {result.number}, column {result.column}: "
                     f"{result.message}"
                 )
             clips.append(result)
-        done(len(results))
+        done(len(answer.result))
     if not any(clip.seconds > 0 for clip in clips):
         raise InputError(
             f"{experiment.table}: nothing is left: none of {len(clips)} media files can be read; "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from featurizers.dataset import StorageError
+from featurizers.store import StorageError
 
 _FETCHING = ".fetch."
 # An address that was quoted this often hides something.
@@ -121,6 +121,12 @@ class Stage:
                 break
             if _remove(path):
                 used -= bytes_
+
+
+def clear(folder: Path) -> None:
+    """Remove all copies of a cache that nobody holds."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        _remove(path)
 
 
 def _remove(path: Path) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from featurizers.clip import BadClipError
-from featurizers.dataset import publish
 from featurizers.skeletal import read_numbers
+from featurizers.store import publish
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
 

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from featurizers.clip import Clip
-from featurizers.dataset import publish
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
+from featurizers.store import Root, publish
 from pipelines import HOME
 from pipelines.executors import start_ray
 from pipelines.experiment import FailedError, InputError
@@ -54,7 +54,7 @@ class Plan:
 
     name: str
     recipe: Recipe
-    root: Path
+    root: Root
     folder: Path
     columns: Mapping[str, str]
 
@@ -91,9 +91,17 @@ class Trained:
 
 
 def plan_run(
-    root: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
+    root: Root, work: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
 ) -> Plan:
-    """The plan of one run, named by a digest of all that decides its numbers."""
+    """The plan of one run, named by a digest of all that decides its numbers.
+
+    Args:
+        root: Where the dataset lies.
+        work: The local folder of runs.
+        columns: The column of each stream.
+        recipe: What is trained.
+        clips: All clips of the dataset.
+    """
     used = {stream: columns[stream] for stream in recipe.model.streams}
     seen = [
         [
@@ -109,7 +117,7 @@ def plan_run(
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
     name = f"{streams} seed {recipe.seed}"
-    folder = root / FOLDER / f"{recipe.name}-{digest[:16]}"
+    folder = work / FOLDER / f"{recipe.name}-{digest[:16]}"
     fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
     return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
 
@@ -147,7 +155,7 @@ def train(
         InputError: A run stands already at another tracking server.
     """
     initialise(uri, store / "mlartifacts")
-    group = plans[0].root / FOLDER / "ray" / group_name(plans, workers)
+    group = plans[0].folder.parent / "ray" / group_name(plans, workers)
     runs = [_mlflow_run(plan, uri, experiment, group) for plan in plans]
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
@@ -338,7 +346,7 @@ def _rank(config: Mapping[str, Any]) -> None:
         plan = Plan(
             name=plain["name"],
             recipe=Recipe.from_json(plain["recipe"]),
-            root=Path(plain["root"]),
+            root=plain["root"],
             folder=Path(plain["folder"]),
             columns=plain["columns"],
         )

@@ -37,39 +37,57 @@ def number_of(picture, step=8):
     return round((float(np.mean(picture)) - 20) / step)
 
 
-def write(path, *, pictures=(), sound=(), video="libx264", audio="aac", rate_hz=16_000, options=()):
+def write(
+    path,
+    *,
+    pictures=(),
+    sound=(),
+    video="libx264",
+    audio="aac",
+    rate_hz=16_000,
+    options=(),
+    muxer=(),
+    form=None,
+    pixels=None,
+    ticks=TICKS,
+):
     """Write pieces wherever they are wanted in time.
 
     Args:
-        path: Its suffix chooses the form.
-        pictures: (seconds, RGB picture) in order of time.
+        path: Its suffix chooses the form, unless that is given.
+        pictures: (seconds, RGB or RGBA picture) in order of time.
         sound: (seconds, int16 samples) in order of time.
         video, audio: Names of encoders.
         rate_hz: Of the samples.
         options: Of the video encoder.
+        muxer: Options of the container.
+        form: The container.
+        pixels: Their format, 4:2:0 unless given.
+        ticks: In a second of the video encoder's clock; some encoders take only slow ones.
     """
     import av
 
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", format=form, container_options=dict(muxer)) as out:
         streams = []
         if pictures:
             stream = out.add_stream(video, rate=25, options={"threads": "1", **dict(options)})
             stream.height, stream.width = pictures[0][1].shape[:2]
-            stream.pix_fmt = "yuvj420p" if video == "mjpeg" else "yuv420p"
-            stream.codec_context.time_base = Fraction(1, TICKS)
-            streams.append((stream, iter(_pictures(pictures))))
+            stream.pix_fmt = pixels or ("yuvj420p" if video == "mjpeg" else "yuv420p")
+            stream.codec_context.time_base = Fraction(1, ticks)
+            streams.append((stream, iter(_pictures(pictures, ticks))))
         if sound:
             stream = out.add_stream(audio, rate=rate_hz, layout="mono")
             streams.append((stream, iter(_sound(stream, sound, rate_hz))))
         _interleave(out, streams)
 
 
-def _pictures(pictures):
+def _pictures(pictures, ticks):
     import av
 
     for seconds, picture in pictures:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame.pts, frame.time_base = round(seconds * TICKS), Fraction(1, TICKS)
+        form = "rgba" if picture.shape[2] == 4 else "rgb24"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=form)
+        frame.pts, frame.time_base = round(seconds * ticks), Fraction(1, ticks)
         yield seconds, frame
 
 

@@ -367,13 +367,78 @@ def test_verify_finds_a_flipped_byte_and_names_the_clip(dataset, called):
         tar.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         code, out, err = called("verify", root)
         assert (code, err) == (1, "")
-        assert len(out.splitlines()) == 1
-        assert f"{tar} is not what was written: clips c" in out
+        assert len(out.splitlines()) == 2
+        assert f"damaged: {tar} is not what was written: clips c" in out
+        assert "1 problems: `verify --clean`, then `featurize`, mends them" in out
+        found = json.loads(called("verify", root, "--json")[1])["problems"]
+        assert [len(each["clips"]) for each in found] == [1]
         tar.write_bytes(whole[:-5])
         assert called("verify", root)[0] == 1
     finally:
         tar.write_bytes(whole)
     assert called("verify", root)[0] == 0
+
+
+@pytest.mark.media
+def test_clean_and_featurize_mend_what_verify_found(dataset, called):
+    root = load(dataset).root
+    tar = sorted(root.glob("columns/hashed-words-*/*.tar"))[0]
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-600])
+    stray = tar.with_name(".00001-x.tar.k2j4h6")
+    stray.write_bytes(b"half")
+    code, out, _ = called("verify", root, "--clean")
+    assert code == 1
+    assert f"removed: {tar.relative_to(root)}" in out
+    assert f"removed: {stray.relative_to(root)}" in out
+    assert called("featurize", dataset)[0] == 0
+    assert tar.read_bytes() == whole
+    assert called("verify", root)[0] == 0
+
+
+@pytest.mark.media
+def test_plan_says_what_is_kept_and_what_would_be_redone(dataset, called):
+    code, out, _ = called("plan", dataset)
+    assert code == 0
+    assert "as before 6" in out
+    assert "0 jobs, 0.00 hours of media to decode; time: 0 s (nothing is left to do)" in out
+    code, out, _ = called(
+        "plan", dataset, "--json", "--ingested", "--set", "features.audio.hop_ms=40"
+    )
+    found = json.loads(out)
+    assert code == 0
+    kept = {each["stream"]: each["keep"]["clips"] for each in found["columns"]}
+    assert kept == {"text": 6, "audio": 0}
+    assert found["jobs"] == len(list(load(dataset).root.glob("columns/logmel-*/*.tar")))
+    assert found["seconds"] > 0
+
+
+@pytest.mark.media
+def test_retry_says_that_nothing_is_left_to_try(dataset, called, refused):
+    code, out, _ = called("retry", dataset, "--json")
+    assert code == 0
+    assert set(json.loads(out)["tried"].values()) == {0}
+    assert "--reason gremlins: there is none" in refused("retry", dataset, "--reason", "gremlins")
+
+
+@pytest.mark.media
+def test_forget_names_the_clip_that_it_does_not_know(dataset, refused):
+    assert "there is no clip 'c9'" in refused("forget", load(dataset).root, "c9")
+
+
+@pytest.mark.media
+def test_forget_tells_what_it_did_and_what_it_did_not_touch(tmp_path, called):
+    films(tmp_path)
+    file = experiment(tmp_path)
+    for verb in ("ingest", "featurize"):
+        assert called(verb, file)[0] == 0
+    code, out, _ = called("forget", load(file).root, "c1", "c2")
+    assert code == 0
+    assert "2 clips are forgotten" in out
+    assert "models that were trained on them" in out
+    assert called("verify", load(file).root)[0] == 0
+    code, out, _ = called("ingest", file)
+    assert "2 rows are passed over: those clips were to be forgotten" in out
 
 
 @pytest.mark.media

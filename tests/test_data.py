@@ -12,6 +12,7 @@ from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
 from featurizers.manifest import commit
 from featurizers.shards import job_id, write_shard
+from featurizers.store import LocalStore
 from featurizers.spec import Dim, Feature, FeatureSpec
 from training.data import (
     LIMIT,
@@ -62,13 +63,14 @@ def dataset(root, clips, outcomes):
     fingerprints = {}
     for name, width in WIDTHS.items():
         what = spec(name, width)
-        folder = root / "columns" / what.fingerprint
         records = []
         for shard in (0, 1):
             dealt = clips[shard::2]
             found = [outcomes[name][clip.key] for clip in dealt]
             job = job_id(what, dealt)
-            records.append(write_shard(folder, shard, job, what, clips=dealt, outcomes=found))
+            records.append(
+                write_shard(LocalStore(root), shard, job, what, clips=dealt, outcomes=found)
+            )
         commit(root, what, "plan", records)
         fingerprints[name] = what.fingerprint
     return fingerprints

@@ -8,6 +8,8 @@ import signal
 import struct
 import subprocess
 import sys
+import textwrap
+import threading
 import time
 import wave
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.decoder import Decoder, DecoderDiedError, GivenUpError, _Child
 from featurizers.extract import extract
 from featurizers.media import Damage, Limits, NoStream, decode, encode, probe
 from featurizers.spec import (
@@ -207,7 +209,9 @@ def test_a_clip_that_takes_too_much_time_is_timed_out(tmp_path):
 def test_a_child_that_hangs_is_timed_out(clips):
     with Decoder() as impatient:
         impatient.probe(clips / "short.mp4")
-        impatient.limits = Limits(cpu_seconds=0.05)  # and 20 times that by the clock on the wall
+        impatient.limits = Limits(
+            cpu_seconds=0.05, cpu_share=0
+        )  # and 20 times that by the clock on the wall
         events = impatient.decode(clips / "long.mp4", 0.0, None, [SOUND])
         next(events)
         pid = impatient.pid
@@ -218,19 +222,173 @@ def test_a_child_that_hangs_is_timed_out(clips):
         assert gone(pid)
 
 
-def test_a_clip_that_takes_too_much_memory_is_crashed(tmp_path, clips):
-    path = tmp_path / "huge.mkv"
-    huge = np.zeros((8000, 8000, 3), np.uint8)
-    write(path, pictures=[(0.0, huge)], video="mjpeg")
-    with Decoder(Limits(memory_bytes=600 << 20)) as narrow:
-        list(narrow.decode(clips / "short.mp4", 0.0, None, [SOUND, PICTURES]))
+# A child whose decoding is ours; all else of it is the real one.
+PROGRAM = """
+import sys, time
+sys.path.insert(0, {root!r})
+import numpy as np
+import featurizers.decoder as d
+from featurizers.spec import AudioChunk
+
+def second(at):
+    return 0, AudioChunk(float(at), np.zeros(16_000, np.int16))
+
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+def decoded(path, start, end, wants, limits):
+    yield second(0)
+{body}
+
+d.decode = decoded
+d.serve({parent})
+"""
+
+
+def started(body):
+    program = PROGRAM.format(
+        root=str(ROOT), parent=os.getpid(), body=textwrap.indent(textwrap.dedent(body), "    ")
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+
+
+def decoding(monkeypatch, body):
+    """Let every child decode by these lines, after a first second of silence."""
+    monkeypatch.setattr("featurizers.decoder._started", lambda: started(body))
+
+
+def all_of(decoder, path="a", wants=(SOUND,)):
+    return list(decoder.decode(Path(path), 0.0, None, wants))
+
+
+SLOWLY = """
+for at in range(1, 7):
+    burn(0.4)
+    yield second(at)
+"""
+
+
+@pytest.mark.parametrize(("share", "whole"), [(1.0, True), (0.01, False)])
+def test_time_is_earned_by_media_that_came_and_not_by_what_a_header_says(monkeypatch, share, whole):
+    decoding(monkeypatch, SLOWLY)
+    with Decoder(Limits(cpu_seconds=0.1, cpu_share=share)) as decoder:
+        if whole:
+            assert len(all_of(decoder)) == 7
+            assert decoder.spent.cpu_seconds == pytest.approx(2.4, abs=0.6)
+        else:
+            with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
+                all_of(decoder)
+            assert 0.3 < decoder.spent.cpu_seconds < 2.0
+
+
+HELD, SPIKE = "x = bytearray(400 << 20); time.sleep(30)", "x = bytearray(400 << 20); del x"
+STEADY = """
+x = bytearray(400 << 20)
+for at in range(1, 1_000_000):
+    yield second(at)
+"""
+TOO_MUCH = "the decoder took more memory than the 200 MiB that are permitted"
+
+
+@pytest.mark.parametrize("body", [HELD, SPIKE, STEADY, "x = bytearray(8 << 30)"])
+def test_a_clip_that_takes_too_much_memory_is_crashed_whoever_sees_it(monkeypatch, body):
+    decoding(monkeypatch, body)
+    with Decoder(Limits(memory_bytes=200 << 20)) as narrow:
+        events = narrow.decode(Path("a"), 0.0, None, [SOUND])
+        next(events)
         pid = narrow.pid
-        with pytest.raises(BadClipError) as caught:
-            list(narrow.decode(path, 0.0, None, [VideoWant(fps=5, size=16, colour="rgb")]))
-        assert caught.value.fault == "crashed"
-        assert "600 MiB" in caught.value.message
-        list(narrow.decode(clips / "short.mp4", 0.0, None, [SOUND, PICTURES]))
-        assert narrow.pid == pid
+        with pytest.raises(DecoderDiedError) as caught:
+            list(events)
+        # The same words however it was seen: they are kept in shards, which must not differ.
+        assert (caught.value.fault, str(caught.value)) == ("crashed", TOO_MUCH)
+        assert gone(pid)
+        if body in (HELD, STEADY):
+            assert narrow.spent.peak_bytes > 200 << 20
+        assert narrow.peak_bytes == narrow.spent.peak_bytes
+
+
+def test_memory_that_is_free_again_before_the_parent_looks_counts_too(monkeypatch):
+    monkeypatch.setattr("featurizers.decoder.WATCH_S", 3600.0)
+    decoding(monkeypatch, SPIKE)
+    narrow = Limits(memory_bytes=200 << 20)
+    with Decoder(narrow) as decoder, pytest.raises(DecoderDiedError, match="more memory"):
+        all_of(decoder)
+
+
+def test_the_peak_of_one_clip_is_not_held_against_the_next(monkeypatch):
+    decoding(monkeypatch, 'x = bytearray((150 if path.name == "big" else 1) << 20); del x')
+    with Decoder() as decoder:
+        peaks = []
+        for name in ("small", "big", "small"):
+            all_of(decoder, name)
+            peaks.append(decoder.spent.peak_bytes >> 20)
+        assert peaks[1] > peaks[0] + 100
+        assert peaks[2] < peaks[0] + 50
+        assert decoder.peak_bytes >> 20 == peaks[1]
+
+
+def test_a_huge_picture_costs_itself_and_no_other_clip(tmp_path, clips):
+    path = tmp_path / "huge.mkv"
+    write(path, pictures=[(0.0, np.zeros((8000, 8000, 3), np.uint8))], video="mjpeg")
+    with Decoder(Limits(memory_bytes=250 << 20)) as narrow:
+        all_of(narrow, clips / "short.mp4", [SOUND, PICTURES])
+        wants = [VideoWant(fps=5, size=16, colour="rgb")]
+        with pytest.raises(DecoderDiedError) as caught:
+            list(narrow.decode(path, 0.0, None, wants))
+        assert (caught.value.fault, "250 MiB" in str(caught.value)) == ("crashed", True)
+        assert all_of(narrow, clips / "short.mp4", [SOUND, PICTURES])
+
+
+def test_a_clip_that_nobody_wants_any_more_is_given_up(monkeypatch):
+    decoding(monkeypatch, "time.sleep(60)")
+    with Decoder() as decoder:
+        wanted = [True]
+        events = decoder.decode(Path("a"), 0.0, None, [SOUND], given_up=lambda: not wanted[0])
+        next(events)
+        pid = decoder.pid
+        wanted[0] = False
+        with pytest.raises(GivenUpError):
+            next(events)
+        assert gone(pid)
+
+
+# What a clip cost.
+
+
+def test_what_a_clip_cost_is_told_by_the_child(decoder, clips):
+    all_of(decoder, clips / "long.mp4")
+    long = decoder.spent
+    assert 0 < long.cpu_seconds < 20
+    assert long.seconds > 0
+    assert 20 << 20 < long.peak_bytes <= decoder.peak_bytes < 2 << 30
+    with pytest.raises(BadClipError):
+        all_of(decoder, clips / "bad.mp4")
+    assert decoder.spent != long
+    assert decoder.spent.cpu_seconds < long.cpu_seconds
+
+
+def test_waiting_until_chunks_are_taken_is_not_counted_as_busy(monkeypatch):
+    decoding(monkeypatch, "for at in range(1, 100): yield second(at)")  # 3 MiB
+    with Decoder() as decoder:
+        began = time.perf_counter()
+        events = decoder.decode(Path("a"), 0.0, None, [SOUND])
+        next(events)
+        time.sleep(1.0)
+        list(events)
+        assert decoder.spent.seconds < time.perf_counter() - began - 0.3
+
+
+def test_what_a_clip_cost_that_killed_its_child_is_known_too(monkeypatch):
+    decoding(monkeypatch, "burn(0.5); sys.exit(0) if path.name == 'a' else 0; d.os._exit(3)")
+    with Decoder() as decoder:
+        with pytest.raises(DecoderDiedError, match="code 3"):
+            all_of(decoder, "b")
+        assert decoder.spent.cpu_seconds == pytest.approx(0.6, abs=0.3)
+        assert decoder.spent.seconds > 0.3
 
 
 @pytest.mark.parametrize(
@@ -245,30 +403,58 @@ def test_the_child_knows_the_limits(clips, limits, fault):
 # Parents and decoys.
 
 PARENT = """
-import sys
+import os, sys, time
 from pathlib import Path
-from featurizers.decoder import Decoder
+import featurizers.decoder as d
 from featurizers.spec import AudioWant
-decoder = Decoder()
-if sys.argv[2] == "busy":
-    next(decoder.decode(Path(sys.argv[1]), 0.0, None, [AudioWant()]))
-    events = decoder.decode(Path(sys.argv[1]), 0.0, None, [AudioWant()])
+from tests.test_decoder import started
+
+body, held = sys.argv[1], sys.argv[2] == "held"
+decoder = d.Decoder()
+if body:
+    d._started = lambda: started(body)
+    events = decoder.decode(Path("a"), 0.0, None, [AudioWant()])
     next(events)
 else:
-    decoder.probe(Path(sys.argv[1]))
-print(decoder.pid, flush=True)
+    decoder._start()
+holder = os.fork() if held else -1
+if not holder:
+    time.sleep(60)
+print(decoder.pid, holder, flush=True)
 sys.stdin.read()
 """
+ENDLESS = "for at in range(1, 1_000_000): yield second(at)"
 
 
-@pytest.mark.parametrize("state", ["idle", "busy"])
-def test_the_child_ends_when_its_parent_is_killed(clips, state):
-    command = [sys.executable, "-c", PARENT, str(clips / "long.mp4"), state]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        pid = int(parent.stdout.readline())
-        assert not gone(pid, 0.1)
+@pytest.mark.parametrize(
+    ("body", "held"),
+    [("", ""), (ENDLESS, ""), ("time.sleep(60)", ""), ("burn(60)", ""), ("time.sleep(60)", "held")],
+    ids=["idle", "writing", "in a long decode", "busy", "pipes held open by another process"],
+)
+def test_the_child_ends_when_its_parent_is_killed(body, held):
+    command = [sys.executable, "-c", PARENT, body, held]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as parent:
+        pid, holder = map(int, parent.stdout.readline().split())
+        assert not gone(pid, 0.2)
         parent.kill()
-    assert gone(pid)
+    try:
+        assert gone(pid)
+    finally:
+        if holder > 0:
+            os.kill(holder, signal.SIGKILL)
+
+
+def test_the_child_outlives_the_thread_that_started_it(clips):
+    with Decoder() as decoder:
+        thread = threading.Thread(target=decoder.probe, args=(clips / "short.mp4",))
+        thread.start()
+        thread.join()
+        pid = decoder.pid
+        assert not gone(pid, 0.2)
+        decoder.probe(clips / "short.mp4")
+        assert decoder.pid == pid
 
 
 @pytest.mark.parametrize("way", ["current folder", "PYTHONPATH"])
@@ -302,6 +488,9 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+SPENT = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
+
+
 def message(header, payload=b"", lengths=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<II", *(lengths or (len(text), len(payload)))) + text + payload
@@ -319,11 +508,13 @@ class Bomb:
 
 def replaced_by(decoder, content, seconds=0.0):
     """Put a child in place that says this and nothing else."""
-    decoder._child = subprocess.Popen(
-        [sys.executable, "-c", SAYING, content.hex(), str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
+    decoder._child = _Child(
+        subprocess.Popen(
+            [sys.executable, "-c", SAYING, content.hex(), str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
     )
 
 
@@ -338,6 +529,16 @@ def replaced_by(decoder, content, seconds=0.0):
         message({"nothing": "known"}),
         message({"kind": "audio"}, lengths=(9, 0xFFFFFFFF)),
         message({"kind": "audio"}, lengths=(0xFFFFFFF0, 0)),
+        message(b"[" * 20_000),
+        message({"kind": "audio", "index": 0}),
+        message({"kind": "audio", "index": 1, "start": 0.0}),
+        message({"kind": "audio", "index": -1, "start": 0.0}),
+        message({"kind": "audio", "index": 0, "start": "now"}),
+        message({"kind": "audio", "index": 0, "start": 0.0}, b"123"),
+        message({"kind": "video", "index": 0, "shape": [1, 1, 1], "times": [[0, 1]]}, b"1"),
+        message({"kind": "nonsense", "index": 0}),
+        message({"kind": "end"}),
+        message({"kind": "end", "seconds": "x", "cpu_seconds": 0, "peak_bytes": 0}),
     ],
 )
 def test_a_child_that_sends_garbage_has_crashed(clips, content):
@@ -350,6 +551,18 @@ def test_a_child_that_sends_garbage_has_crashed(clips, content):
         assert gone(pid)
 
 
+PICTURE = {"kind": "video", "index": 0, "times": [[0.0, 0.2]]}
+
+
+@pytest.mark.parametrize("shape", [[1, 8, 8], [1, 16, 16, 3], [2, 8, 16], [256]])
+def test_pictures_of_another_shape_than_was_asked_for_are_garbage(clips, shape):
+    content = message(PICTURE | {"shape": shape}, bytes(int(np.prod(shape))))
+    with Decoder() as fooled:
+        replaced_by(fooled, content, seconds=30)
+        with pytest.raises(DecoderDiedError, match="nobody can read"):
+            list(fooled.decode(clips / "short.mp4", 0.0, None, [PICTURES]))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x10", message({"kind": "audio"}, b"12")[:-1]])
 def test_a_child_that_ends_in_the_middle_of_a_message_has_crashed(clips, content):
     with Decoder() as fooled:
@@ -360,7 +573,7 @@ def test_a_child_that_ends_in_the_middle_of_a_message_has_crashed(clips, content
 
 
 def test_a_child_that_stops_in_the_middle_of_a_message_is_timed_out(clips):
-    with Decoder(Limits(cpu_seconds=0.05)) as fooled:
+    with Decoder(Limits(cpu_seconds=0.05, cpu_share=0)) as fooled:
         replaced_by(fooled, message({"kind": "audio"}, b"1234")[:-1], seconds=30)
         with pytest.raises(DecoderDiedError, match="gave nothing") as caught:
             list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
@@ -372,7 +585,7 @@ def test_nothing_that_the_child_sends_is_unpickled(clips, tmp_path):
     header = {"kind": "audio", "index": 0, "start": 0.0}
     for content in (
         message(bomb),
-        message(header, bomb[: len(bomb) // 2 * 2]) + message({"kind": "end"}),
+        message(header, bomb[: len(bomb) // 2 * 2]) + message({"kind": "end", **SPENT}),
     ):
         with Decoder() as fooled:
             replaced_by(fooled, content, seconds=30)
@@ -393,7 +606,9 @@ def test_a_bug_in_the_child_stops_the_job_with_its_text(clips):
 
 def test_an_unknown_fault_is_a_bug_and_not_a_bad_clip(clips):
     with Decoder() as fooled:
-        replaced_by(fooled, message({"kind": "fault", "fault": "odd", "message": ""}), seconds=30)
+        replaced_by(
+            fooled, message({"kind": "fault", "fault": "odd", "message": "", **SPENT}), seconds=30
+        )
         with pytest.raises(RuntimeError, match="unknown fault: odd"):
             list(fooled.decode(clips / "short.mp4", 0.0, None, [SOUND]))
 

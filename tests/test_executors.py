@@ -1,19 +1,50 @@
 """One contract for all executors: in process, and on Ray with one and two workers."""
 
+import gc
+import json
 import os
+import pickle
+import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
-from pipelines.executors import InProcess, OnRay, WorkerDiedError, executor, start_ray, stop_ray
+from featurizers.clip import Clip, Word
+from pipelines import crew
+from pipelines.crew import Backlog
+from pipelines.executors import (
+    InProcess,
+    Need,
+    NoRoomError,
+    OnRay,
+    WorkerDiedError,
+    executor,
+    start_ray,
+    stop_ray,
+)
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).parent.parent
+on_ray = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL, LARGE = Need(cpus=0.5), Need(cpus=1.0, memory_bytes=64 << 20)
 
 
 class NoGoodError(Exception):
     """What a worker raises."""
+
+
+class Sour:
+    """An exception that cannot cross from one process to another holds one of these."""
+
+    def __reduce__(self):
+        raise TypeError("not to be packed")
 
 
 def doubler():
@@ -29,21 +60,56 @@ def picky():
     return work
 
 
+def unpackable():
+    def work(item):
+        raise NoGoodError(f"no good: {item}", Sour())
+
+    return work
+
+
+def unmakeable():
+    raise NoGoodError("no worker can be made")
+
+
 def process_of():
     return lambda item: (item, os.getpid())
 
 
-def dies(folder, always):
-    """A worker that kills its own process in the middle of item 2: once, or each time."""
+def with_a_child(folder):
+    """A worker that keeps a child, as one keeps a decoder."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (folder / str(child.pid)).touch()
+    return lambda item: child.pid
+
+
+def napper():
+    def work(item):
+        time.sleep(item)
+        return os.getpid()
+
+    return work
+
+
+def devices():
+    return lambda item: os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def killed_by(folder, killers, always):
+    """A worker that kills its own process in the middle of some items: once each, or always."""
 
     def work(item):
+        time.sleep(0.05)  # the result before this one is on its way
         with (folder / f"{item}").open("a") as tries:
             tries.write(".")
-        if item == 2 and (always or len((folder / "2").read_text()) == 1):
+        if item in killers and (always or len((folder / f"{item}").read_text()) == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return 10 * item
 
     return work
+
+
+def tries(folder):
+    return {int(path.name): len(path.read_text()) for path in folder.iterdir()}
 
 
 def waits(folder):
@@ -60,6 +126,26 @@ def waits(folder):
     return work
 
 
+def results(answers):
+    return sorted((answer.number, answer.result) for answer in answers)
+
+
+class Numbers(Sequence):
+    """Items that are made when they are asked for, and counted."""
+
+    def __init__(self, count):
+        self.count, self.made = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if number >= self.count:
+            raise IndexError(number)
+        self.made.append(number)
+        return number
+
+
 @pytest.fixture(scope="module")
 def cluster():
     start_ray(2)
@@ -67,14 +153,28 @@ def cluster():
     stop_ray()
 
 
-@pytest.fixture(params=[InProcess(), OnRay(1), OnRay(2)], ids=["in process", "ray 1", "ray 2"])
-def where(request, cluster):
-    return request.param
+@pytest.fixture(
+    params=[
+        "in process",
+        pytest.param("ray 1", marks=on_ray),
+        pytest.param("ray 2", marks=on_ray),
+    ]
+)
+def where(request):
+    if request.param == "in process":
+        return InProcess()
+    request.getfixturevalue("cluster")
+    return OnRay(int(request.param[-1]))
 
 
 def test_every_item_has_its_result_once(where):
-    assert sorted(where.run(doubler, [5, 1, 4])) == [(0, 10), (1, 2), (2, 8)]
-    assert sorted(where.run(doubler, list(range(20)))) == [(i, 2 * i) for i in range(20)]
+    assert results(where.run(doubler, [5, 1, 4])) == [(0, 10), (1, 2), (2, 8)]
+    assert results(where.run(doubler, range(20))) == [(i, 2 * i) for i in range(20)]
+
+
+def test_items_of_several_needs_have_their_results_once(where):
+    mixed = where.run(doubler, range(30), lambda item: LARGE if item % 3 else SMALL)
+    assert results(mixed) == [(i, 2 * i) for i in range(30)]
 
 
 def test_nothing_to_do_is_done(where):
@@ -84,60 +184,305 @@ def test_nothing_to_do_is_done(where):
 def test_an_exception_of_the_worker_arrives_as_itself(where):
     seen = []
     with pytest.raises(NoGoodError) as raised:
-        seen.extend(number for number, _ in where.run(picky, [1, 2, 3, 4]))
+        seen.extend(answer.number for answer in where.run(picky, [1, 2, 3, 4]))
     assert type(raised.value) is NoGoodError
     assert raised.value.args == ("three is no good",)
     assert set(seen) <= {0, 1, 3}
-    assert sorted(where.run(doubler, [1])) == [(0, 2)]
+    assert results(where.run(doubler, [1])) == [(0, 2)]
+
+
+def test_an_exception_that_cannot_cross_is_told_by_its_text(where):
+    with pytest.raises(Exception, match="no good: 1"):
+        list(where.run(unpackable, [1]))
+
+
+def test_a_worker_that_cannot_be_made_says_why(where):
+    with pytest.raises(NoGoodError, match="no worker can be made"):
+        list(where.run(unmakeable, [1, 2]))
 
 
 def test_leaving_early_ends_the_run(where):
-    running = where.run(doubler, list(range(100)))
+    running = where.run(doubler, range(100))
     assert next(running)
     running.close()
-    assert sorted(where.run(doubler, [1])) == [(0, 2)]
+    assert results(where.run(doubler, [1])) == [(0, 2)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_is_started_again_and_its_item_repeated(cluster, tmp_path, workers):
-    results = OnRay(workers).run(partial(dies, tmp_path, always=False), [1, 2, 3, 4])
-    assert sorted(results) == [(0, 10), (1, 20), (2, 30), (3, 40)]
-    assert (tmp_path / "2").read_text() == ".."
+def test_items_may_be_made_when_they_are_asked_for(where):
+    items = Numbers(700)
+    running = where.run(doubler, items)
+    next(running)
+    assert len(set(items.made)) <= 300
+    assert results(running)[-1] == (699, 1398)
+    assert all(items.made.count(number) <= 2 for number in range(700))
 
 
-@pytest.mark.soak
-def test_a_worker_that_is_killed_from_outside_is_started_again(cluster, tmp_path):
-    from threading import Thread
-
-    def killer():
-        pids = tmp_path / "pids"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (pids.exists() and pids.read_text()[-1:] == "\n"):
-            time.sleep(0.02)
-        os.kill(int(pids.read_text()), signal.SIGKILL)
-
-    thread = Thread(target=killer)
-    thread.start()
-    results = sorted(OnRay(2).run(partial(waits, tmp_path), [1, 2, 3]))
-    thread.join()
-    assert results == [(0, 10), (1, 20), (2, 30)]
-    first, second = (tmp_path / "pids").read_text().split()
-    assert first != second
-
-
-@pytest.mark.soak
-def test_an_item_that_kills_every_worker_is_an_error_and_not_a_loop(cluster, tmp_path):
-    with pytest.raises(WorkerDiedError, match="died 4 times"):
-        list(OnRay(1).run(partial(dies, tmp_path, always=True), [2]))
-    assert (tmp_path / "2").read_text() == "...."
-
-
-def test_work_on_ray_is_done_in_as_many_processes_as_asked(cluster):
-    pids = {pid for _, (_, pid) in OnRay(2).run(process_of, list(range(40)))}
-    assert len(pids) == 2
-    assert os.getpid() not in pids
+def test_in_process_every_item_is_begun_once_and_waits_for_nothing():
+    answers = list(InProcess().run(doubler, [1, 2]))
+    assert [(each.attempts, each.queued_seconds) for each in answers] == [(1, 0.0), (1, 0.0)]
 
 
 def test_no_workers_means_in_this_process():
     assert isinstance(executor(0), InProcess)
     assert executor(2).workers == 2
+
+
+def test_a_need_is_told_in_words():
+    assert str(Need()) == "1 CPU"
+    assert str(Need(2, 0.5, 3 << 30)) == "2 CPU, 0.5 GPU, 3.0 GiB of memory"
+
+
+def test_a_backlog_reads_no_further_than_it_must():
+    items = Numbers(1000)
+    backlog = Backlog(items, lambda item: LARGE if item >= 500 else SMALL)
+    backlog.read(10)
+    assert backlog.needs == [SMALL]
+    assert [backlog.take(SMALL) for _ in range(12)] == list(range(12))
+    assert len(items.made) == 12
+    backlog.put_back(SMALL, 3)
+    assert backlog.take(SMALL) == 3
+    backlog.read(1000)
+    assert backlog.take(LARGE) == 500
+    assert (backlog.left(SMALL), backlog.left(LARGE)) == (488, 499)
+
+
+def test_a_backlog_passes_over_a_limited_number_of_items(monkeypatch):
+    monkeypatch.setattr(crew, "LOOK_AHEAD", 20)
+    items = Numbers(1000)
+    backlog = Backlog(items, lambda item: SMALL if item in (0, 900) else LARGE)
+    backlog.read(1)
+    assert backlog.take(SMALL) == 0
+    assert backlog.take(SMALL) is None
+    assert backlog.left(SMALL) == 0
+    assert len(items.made) == 21
+    while (number := backlog.take(LARGE)) is not None and number < 899:
+        pass
+    assert backlog.take(SMALL) == 900
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestOnRay:
+    def test_work_is_done_in_as_many_processes_as_asked(self, cluster):
+        pids = {each.result[1] for each in OnRay(2).run(process_of, range(400))}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+
+    def test_a_worker_that_dies_is_replaced_and_its_item_repeated(self, cluster, tmp_path):
+        worker = partial(killed_by, tmp_path, {2}, always=False)
+        answers = list(OnRay(1).run(worker, [1, 2, 3, 4]))
+        assert results(answers) == [(0, 10), (1, 20), (2, 30), (3, 40)]
+        assert {each.number: each.attempts for each in answers} == {0: 1, 1: 2, 2: 1, 3: 1}
+        assert tries(tmp_path) == {1: 1, 2: 2, 3: 1, 4: 1}
+
+    def test_items_behind_one_that_kills_its_workers_are_finished(self, cluster, tmp_path):
+        worker, seen = partial(killed_by, tmp_path, {1, 4}, always=True), []
+        with pytest.raises(WorkerDiedError, match=r"1: its worker died 4 times.* 4: its worker"):
+            seen.extend(OnRay(2).run(worker, range(12)))
+        assert results(seen) == [(i, 10 * i) for i in range(12) if i not in (1, 4)]
+        counted = tries(tmp_path)
+        assert counted.pop(1) == counted.pop(4) == 4
+        assert set(counted.values()) == {1}
+
+    def test_when_everything_kills_its_worker_the_run_ends(self, cluster, tmp_path):
+        worker = partial(killed_by, tmp_path, set(range(50)), always=True)
+        with pytest.raises(WorkerDiedError, match="other items are left"):
+            list(OnRay(2).run(worker, range(50)))
+        assert len(tries(tmp_path)) <= 8
+
+    def test_a_worker_that_is_killed_from_outside_is_replaced(self, cluster, tmp_path):
+        from threading import Thread
+
+        def killer():
+            pids = tmp_path / "pids"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not (
+                pids.exists() and pids.read_text()[-1:] == "\n"
+            ):
+                time.sleep(0.02)
+            os.kill(int(pids.read_text()), signal.SIGKILL)
+
+        thread = Thread(target=killer)
+        thread.start()
+        found = results(OnRay(2).run(partial(waits, tmp_path), [1, 2, 3]))
+        thread.join()
+        assert found == [(0, 10), (1, 20), (2, 30)]
+        first, second = (tmp_path / "pids").read_text().split()
+        assert first != second
+
+    def test_workers_and_their_children_end_with_the_run(self, cluster, tmp_path):
+        pids = {each.result for each in OnRay(2).run(partial(with_a_child, tmp_path), range(8))}
+        assert pids <= {int(path.name) for path in tmp_path.iterdir()}
+        gone_within(10, [int(path.name) for path in tmp_path.iterdir()])
+
+    def test_queued_seconds_are_those_behind_the_item_before(self, cluster):
+        first, second, third = sorted(
+            OnRay(1).run(napper, [0.4, 0.4, 0.0]), key=lambda each: each.number
+        )
+        assert first.queued_seconds < 0.3
+        assert 0.3 < second.queued_seconds < 0.8
+        assert third.queued_seconds > 0.3
+
+    def test_a_need_that_this_machine_cannot_meet_is_an_error_at_once(self, cluster):
+        began = time.monotonic()
+        with pytest.raises(NoRoomError) as raised:
+            list(OnRay(1).run(doubler, [1], lambda item: Need(gpus=64)))
+        assert time.monotonic() - began < 10
+        assert re.fullmatch(
+            r"the work needs 1 CPU, 64 GPU on one node, found 1 node\(s\) with at most \d+ CPU.*; "
+            r"add such a node or ask for less, then run again: what is finished is kept",
+            str(raised.value),
+        )
+
+    def test_a_worker_that_asked_for_no_gpu_sees_none(self, cluster):
+        assert [each.result for each in OnRay(1).run(devices, [0])] == [""]
+
+    def test_items_and_results_stay_out_of_the_object_store(self, cluster):
+        import ray
+
+        before = bytes_ever_stored()
+        found = list(OnRay(2).run(lambda: lambda clips: (len(clips), "x" * 10_000), [clips()] * 4))
+        assert {each.result[0] for each in found} == {128}
+        ours = ray.put(b"x" * 1_000_000)  # when this is counted, all that came before it is
+        while (stored := bytes_ever_stored() - before) < 1_000_000:
+            assert len(ray.get(ours)) == 1_000_000
+        assert stored < 1_010_000
+
+    def test_ten_thousand_items_leave_no_traces_in_this_process(self, cluster):
+        list(OnRay(2).run(doubler, range(2_000)))
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        assert sum(1 for _ in OnRay(2).run(doubler, range(10_000))) == 10_000
+        gc.collect()
+        assert psutil.Process().memory_info().rss - before < 20 << 20
+
+
+def clips():
+    """What a job of a full shard holds: 128 clips of forty words; more than Ray takes inline."""
+    made = []
+    for n in range(128):
+        words = tuple(Word(text=f"word{n}{w}", start=w + n / 7, end=w + 0.5) for w in range(40))
+        name = f"video{n}"
+        made.append(Clip(key=name, id=name, media=name, media_digest=name, words=words))
+    assert len(pickle.dumps(made)) > 150_000
+    return made
+
+
+def bytes_ever_stored():
+    """In this machine's object store, since it was started."""
+    import ray
+    from ray._private.internal_api import node_stats
+
+    node = ray.nodes()[0]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    return stats.store_stats.cumulative_created_bytes
+
+
+def gone_within(seconds, pids):
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, [pid for pid in pids if alive(pid)]
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# Scripts run in processes of their own: what is at stake is their output, or where they start.
+DEADLY = """
+import os
+from pipelines.executors import OnRay, stop_ray
+
+def deadly():
+    return lambda item: os.kill(os.getpid(), 9)
+
+try:
+    list(OnRay(1).run(deadly, [1]))
+except Exception as error:
+    print(type(error).__name__)
+stop_ray()
+"""
+
+ELSEWHERE = """
+import json, sys
+sys.path.insert(0, "HOME")
+from pipelines.executors import OnRay, stop_ray
+
+def origins():
+    def work(item):
+        import featurizers, training
+        return featurizers.__file__, training.__file__
+    return work
+
+print(json.dumps([answer.result for answer in OnRay(1).run(origins, [1])]))
+stop_ray()
+"""
+
+REPORTING = """
+import time
+from pipelines.executors import start_ray, stop_ray
+start_ray(2)
+import ray.train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+def rank():
+    began = time.perf_counter()
+    for _ in range(4):
+        ray.train.report({"loss": 1.0})
+    return time.perf_counter() - began
+
+result = DataParallelTrainer(rank, scaling_config=ray.train.ScalingConfig(num_workers=1)).fit()
+print(result.return_value)
+stop_ray()
+"""
+
+
+def run_script(text, folder, **changes):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=folder,
+        env=environment,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_ray_says_of_dead_workers_is_not_on_standard_output(tmp_path):
+    done = run_script(DEADLY, tmp_path)
+    assert done.stdout == "WorkerDiedError\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_import_our_packages_and_not_those_of_the_current_folder(tmp_path):
+    for package in ("featurizers", "training"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+    script = ELSEWHERE.replace("HOME", str(ROOT))
+    found = json.loads(run_script(script, tmp_path).stdout)
+    assert found == [[str(ROOT / "featurizers/__init__.py"), str(ROOT / "training/__init__.py")]]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_report_of_training_does_not_wait_for_seconds(tmp_path):
+    done = run_script(REPORTING, tmp_path)
+    assert float(done.stdout.splitlines()[-1]) < 3.0
+
+
+def test_every_test_that_a_comment_names_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in ("executors", "crew", "stopping"):
+        text = (ROOT / "pipelines" / f"{name}.py").read_text()
+        named = set(re.findall(r"\btest_\w+", text))
+        assert named == {each for each in named if f"def {each}(" in tests}

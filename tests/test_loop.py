@@ -17,6 +17,7 @@ from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
 from featurizers.manifest import commit
 from featurizers.shards import job_id, write_shard
+from featurizers.store import LocalStore
 from featurizers.spec import Dim, Feature, FeatureSpec
 from tracking.run import MemoryRun
 from training.data import load
@@ -84,12 +85,11 @@ def make_dataset(root):
             rate_hz=2.0,
         )
         job = job_id(spec, clips)
-        folder = root / "columns" / spec.fingerprint
         commit(
             root,
             spec,
             "plan",
-            [write_shard(folder, 0, job, spec, clips=clips, outcomes=outcomes[name])],
+            [write_shard(LocalStore(root), 0, job, spec, clips=clips, outcomes=outcomes[name])],
         )
         columns[name] = spec.fingerprint
     return columns

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +17,11 @@ from featurizers.manifest import (
     commit,
     committed_digest,
     open_column,
-    verify,
 )
 from featurizers.shards import job_id, write_shard
 from featurizers.spec import Dim, Feature, FeatureSpec
+from featurizers.store import LocalStore
+from featurizers.verify import clean, verify
 
 SPEC = FeatureSpec(
     name="level",
@@ -56,7 +56,7 @@ def write_column(root, shards=SHARDS, take=0):
         clips, outcomes = [clip_of(key, take) for key in keys], [outcome_of(key) for key in keys]
         job = job_id(SPEC, clips)
         records.append(
-            write_shard(folder_of(root), shard, job, SPEC, clips=clips, outcomes=outcomes)
+            write_shard(LocalStore(root), shard, job, SPEC, clips=clips, outcomes=outcomes)
         )
     return records
 
@@ -161,19 +161,18 @@ def test_nothing_committed_is_an_error_that_says_what_to_do(tmp_path):
     assert committed_digest(tmp_path, SPEC.fingerprint) is None
     with pytest.raises(DatasetError, match=r"has no manifest.*featurize first"):
         open_column(tmp_path, SPEC.fingerprint)
-    (problem,) = verify(tmp_path)
-    assert "has no manifest" in problem
+    assert verify(tmp_path) == []
 
 
 @pytest.mark.parametrize("part", ["both", "manifest"])
 def test_a_manifest_of_a_newer_format_is_refused(tmp_path, monkeypatch, part):
-    monkeypatch.setattr(manifest, "FORMAT", 2)
+    monkeypatch.setattr(manifest, "FORMAT", 3)
     commit(tmp_path, SPEC, "plan", write_column(tmp_path))
     monkeypatch.undo()
     if part == "manifest":
         pointer = folder_of(tmp_path) / "manifest.json"
-        pointer.write_bytes(pointer.read_bytes().replace(b'"format":2', b'"format":1'))
-    with pytest.raises(DatasetError, match="format 2, this code reads 1"):
+        pointer.write_bytes(pointer.read_bytes().replace(b'"format":3', b'"format":2'))
+    with pytest.raises(DatasetError, match="format 3, this code reads 2"):
         open_column(tmp_path, SPEC.fingerprint)
 
 
@@ -187,18 +186,19 @@ def test_a_sound_dataset_has_no_problems_and_an_empty_folder_neither(tmp_path, c
 def test_verify_names_the_clip_whose_byte_was_flipped(tmp_path, column, key, member):
     folder = column[0]
     opened = open_column(tmp_path, SPEC.fingerprint)
-    name = next(r.name for r in opened.records if r.shard == opened.shards[key])
+    name = next(r.tar.file for r in opened.records if r.shard == opened.shards[key])
     place = opened.rows[key].members[member]
-    flip(folder / f"{name}.tar", place.offset + place.size - 1)
+    flip(folder / name, place.offset + place.size - 1)
     (problem,) = verify(tmp_path)
-    assert problem == f"{folder / name}.tar is not what was written: clips {key}"
+    assert str(problem) == f"{folder / name} is not what was written: clips {key}"
+    assert problem.clips == (key,)
 
 
 def test_verify_finds_a_flipped_byte_between_the_clips(tmp_path, column):
     folder, records = column
-    flip(folder / f"{records[0].name}.tar", 20)  # in the first member's header
+    flip(folder / records[0].tar.file, 20)  # in the first member's header
     (problem,) = verify(tmp_path)
-    assert problem.endswith("between the clips")
+    assert str(problem).endswith("between the clips")
 
 
 @settings(
@@ -217,66 +217,82 @@ def test_verify_finds_any_flipped_byte_in_any_file(tmp_path, column, data):
     assert verify(tmp_path) == []
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
-def test_verify_finds_a_missing_file(tmp_path, column, suffix):
+def file_of(record, kind):
+    return {"tar": record.tar.file, "index": record.index.file, "record": record.file}[kind]
+
+
+KINDS = ["tar", "index", "record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_finds_a_missing_file(tmp_path, column, kind):
     folder, records = column
-    (folder / f"{records[1].name}{suffix}").unlink()
+    name = file_of(records[1], kind)
+    (folder / name).unlink()
     (problem,) = verify(tmp_path)
-    assert f"{records[1].name}{suffix}" in problem
+    assert str(problem).startswith(f"{folder / name} is missing")
+    if kind == "tar":
+        assert problem.clips == ("b0", "b1")
 
 
 def test_verify_finds_a_missing_manifest(tmp_path, column):
     digest = committed_digest(tmp_path, SPEC.fingerprint)
     (column[0] / "manifests" / f"{digest}.json").unlink()
     (problem,) = verify(tmp_path)
-    assert f"{digest}.json is missing" in problem
+    assert f"{digest}.json is missing" in str(problem)
+
+
+def test_verify_finds_a_missing_pointer(tmp_path, column):
+    (column[0] / "manifest.json").unlink()
+    (problem,) = verify(tmp_path)
+    assert "manifest.json is missing" in str(problem)
 
 
 @pytest.mark.parametrize("stray", ["00001-0123456789ab.tar", "notes.txt", ".00000-x.tar.k2j4h6"])
 def test_verify_finds_a_stray_file(tmp_path, column, stray):
     (column[0] / stray).write_bytes(b"x")
     (problem,) = verify(tmp_path)
-    assert problem.startswith(f"{column[0] / stray} ")
+    assert str(problem).startswith(f"{column[0] / stray} ")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b'{"format": 9}'])
 def test_verify_finds_a_stray_file_with_a_records_suffix(tmp_path, column, content):
     (column[0] / "00001-0123456789ab.json").write_bytes(content)
     (problem,) = verify(tmp_path)
-    assert "00001-0123456789ab.json " in problem
+    assert "00001-0123456789ab.json " in str(problem)
 
 
 def test_verify_finds_a_record_under_a_wrong_name(tmp_path, column):
     folder, records = column
-    content = (folder / f"{records[0].name}.json").read_bytes()
+    content = (folder / records[0].file).read_bytes()
     (folder / "00009-0123456789ab.json").write_bytes(content)
     (problem,) = verify(tmp_path)
-    assert "00009-0123456789ab.json " in problem
+    assert "00009-0123456789ab.json " in str(problem)
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".json"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_verify_finds_a_truncated_file(tmp_path, column, suffix, share):
-    path = column[0] / f"{column[1][0].name}{suffix}"
+def test_verify_finds_a_truncated_file(tmp_path, column, kind, share):
+    path = column[0] / file_of(column[1][0], kind)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     (problem,) = verify(tmp_path)
-    assert path.name in problem
+    assert path.name in str(problem)
 
 
 def test_a_tar_cut_between_two_members_is_found_when_it_is_opened(tmp_path, column):
     folder, records = column
     second = open_column(tmp_path, SPEC.fingerprint).rows["a2"].members["meta"]
-    path = folder / f"{records[0].name}.tar"
+    path = folder / records[0].tar.file
     path.write_bytes(path.read_bytes()[: second.offset - 512])
     with pytest.raises(CorruptShardError, match=rf"{path.name} has \d+ bytes, \d+ were written"):
         open_column(tmp_path, SPEC.fingerprint)
-    assert len(verify(tmp_path)) == 1
+    (problem,) = verify(tmp_path)
+    assert "were written: clips a2" in str(problem)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".json"])
-def test_a_column_with_a_changed_record_or_index_is_not_opened(tmp_path, column, suffix):
-    path = column[0] / f"{column[1][0].name}{suffix}"
+def test_a_column_with_a_changed_index_is_not_opened(tmp_path, column):
+    path = column[0] / column[1][0].index.file
     flip(path, path.stat().st_size // 2)
     with pytest.raises(CorruptShardError, match="is not what was written"):
         open_column(tmp_path, SPEC.fingerprint)
@@ -293,16 +309,16 @@ def test_a_pointer_that_cannot_be_read_is_damage_and_not_a_crash(tmp_path, colum
 def test_reading_checks_the_checksum_and_names_shard_and_clip(tmp_path, column):
     folder, records = column
     opened = open_column(tmp_path, SPEC.fingerprint)
-    flip(folder / f"{records[0].name}.tar", opened.rows["a2"].members["times"].offset)
+    flip(folder / records[0].tar.file, opened.rows["a2"].members["times"].offset)
     assert opened.read("a0") is not None
-    with pytest.raises(CorruptShardError, match=rf"{records[0].name}\.tar: times of clip a2"):
+    with pytest.raises(CorruptShardError, match=rf"{records[0].tar.file}: times of clip a2"):
         opened.read("a2")
 
 
 def test_reading_past_a_tar_that_shrank_since_it_was_opened_is_damage(tmp_path, column):
     folder, records = column
     opened = open_column(tmp_path, SPEC.fingerprint)
-    path = folder / f"{records[0].name}.tar"
+    path = folder / records[0].tar.file
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(CorruptShardError, match="clip a2"):
         opened.read("a2")
@@ -312,4 +328,20 @@ def test_no_pickle_is_ever_loaded(tmp_path):
     values = np.array([[{"a": 1}]], dtype=object)
     outcome = Outcome(state="sample", feature=Feature(values, np.zeros((1, 2))))
     with pytest.raises(ValueError, match="allow_pickle"):
-        write_shard(tmp_path, 0, "0" * 64, replace(SPEC), clips=[clip_of("a0")], outcomes=[outcome])
+        write_shard(
+            LocalStore(tmp_path), 0, "0" * 64, SPEC, clips=[clip_of("a0")], outcomes=[outcome]
+        )
+
+
+def test_clean_removes_strays_leftovers_and_damage_and_nothing_else(tmp_path, column):
+    folder, records = column
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (folder / "00001-0123456789ab-01234567.tar").write_bytes(b"x")
+    (folder / ".00000-x.tar.k2j4h6").write_bytes(b"half")
+    flip(folder / records[1].tar.file, 600)
+    removed = clean(tmp_path, verify(tmp_path))
+    left = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert len(removed) == 3
+    assert left == {name: whole[name] for name in whole if name != records[1].tar.file}
+    assert write_column(tmp_path) == records
+    assert verify(tmp_path) == []

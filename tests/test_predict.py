@@ -19,6 +19,7 @@ from featurizers.intake import RawClip, take_in
 from featurizers.manifest import commit, open_column
 from featurizers.media import encode
 from featurizers.shards import job_id, write_shard
+from featurizers.store import LocalStore
 from training.data import load
 from training.models import build
 from training.predict import Predictor, decide, outputs
@@ -79,9 +80,14 @@ def world(tmp_path_factory):
     write_clips(root, clips)
     columns = {}
     for place, (name, spec) in enumerate(SPECS.items()):
-        folder, job = root / "columns" / spec.fingerprint, job_id(spec, clips)
+        job = job_id(spec, clips)
         found = [each[place] for each in outcomes]
-        commit(root, spec, "plan", [write_shard(folder, 0, job, spec, clips=clips, outcomes=found)])
+        commit(
+            root,
+            spec,
+            "plan",
+            [write_shard(LocalStore(root), 0, job, spec, clips=clips, outcomes=found)],
+        )
         columns[name] = spec.fingerprint
     return root, columns, save(root, columns, SCORE), save(root, columns, MOOD)
 

@@ -8,7 +8,8 @@ import pytest
 from featurizers.media import encode
 from pipelines.executors import InProcess, OnRay, start_ray, stop_ray
 from pipelines.experiment import parse
-from pipelines.featurize import featurize, ingest
+from pipelines.featurize import featurize
+from pipelines.ingest import ingest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.media]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from featurizers.clip import Clip, Word, key_of
-from featurizers.dataset import StorageError
 from featurizers.extract import Outcome
 from featurizers.shards import (
     Record,
+    column_folder,
     job_id,
     read_index,
     read_record,
@@ -20,6 +20,7 @@ from featurizers.shards import (
     write_shard,
 )
 from featurizers.spec import Dim, Feature, FeatureSpec
+from featurizers.store import LocalStore, StorageError
 
 SPEC = FeatureSpec(
     name="tone-level",
@@ -60,13 +61,25 @@ def shard_of(ids=IDS):
     return clips, outcomes
 
 
-def write(folder, clips, outcomes, spec=SPEC, shard=7):
+PLACE = column_folder(SPEC.fingerprint)
+
+
+def write(folder, clips, outcomes, spec=SPEC, shard=7, **how):
     job = job_id(spec, clips)
-    return write_shard(folder, shard, job, spec, clips=clips, outcomes=outcomes)
+    return write_shard(LocalStore(folder), shard, job, spec, clips=clips, outcomes=outcomes, **how)
+
+
+def read(folder, shard, job):
+    store = LocalStore(folder)
+    return read_record(store, PLACE, shard, job, store.sizes(PLACE))
+
+
+def rows_of(folder, record):
+    return read_index((folder / PLACE / record.index.file).read_bytes(), "index")
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / PLACE).iterdir())}
 
 
 def mixed():
@@ -82,18 +95,21 @@ def test_equal_jobs_give_equal_bytes_of_tar_index_and_record(tmp_path):
     other = write(tmp_path / "other", *mixed())
     assert one == other
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
-    assert sorted(contents(tmp_path / "one")) == [
-        f"{one.name}.json",
-        f"{one.name}.parquet",
-        f"{one.name}.tar",
-    ]
+    assert set(contents(tmp_path / "one")) == {one.file, one.tar.file, one.index.file}
+
+
+def test_tar_and_index_are_named_by_job_and_content(tmp_path):
+    record = write(tmp_path, *mixed())
+    assert record.file == f"00007-{record.job[:12]}.json"
+    for part, suffix in ((record.tar, ".tar"), (record.index, ".parquet")):
+        assert part.file == f"{record.name}-{part.sha256[:8]}{suffix}"
 
 
 def test_the_record_tells_size_and_digest_of_both_files_and_counts_every_clip(tmp_path):
     record = write(tmp_path, *mixed())
-    for suffix, (size, digest) in ((".tar", record.tar), (".parquet", record.index)):
-        content = (tmp_path / f"{record.name}{suffix}").read_bytes()
-        assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
+    for part in (record.tar, record.index):
+        content = (tmp_path / PLACE / part.file).read_bytes()
+        assert (part.size, part.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert record.counts == {"sample": 3, "absent": 1, "quarantined": 1}
     assert record.faults == {"corrupt": 1}
     assert (record.shard, record.spec) == (7, SPEC.digest)
@@ -101,25 +117,24 @@ def test_the_record_tells_size_and_digest_of_both_files_and_counts_every_clip(tm
 
 def test_the_record_is_read_back_as_it_was_written(tmp_path):
     record = write(tmp_path, *mixed())
-    assert read_record(tmp_path, 7, record.job) == record
-    assert read_record(tmp_path, 8, record.job) is None
-    assert read_record(tmp_path, 7, "0" * 64) is None
+    assert read(tmp_path, 7, record.job) == record
+    assert read(tmp_path, 8, record.job) is None
+    assert read(tmp_path, 7, "0" * 64) is None
 
 
 def test_a_record_of_another_job_or_format_is_refused(tmp_path):
     record = write(tmp_path, *mixed())
     twin = record.job[:12] + "0" * 52
     with pytest.raises(ValueError, match="belongs to job"):
-        read_record(tmp_path, 7, twin)
-    newer = record.to_bytes().replace(b'"format":1', b'"format":2')
-    with pytest.raises(ValueError, match="reads format 1"):
-        Record.from_bytes(newer)
+        read(tmp_path, 7, twin)
+    with pytest.raises(ValueError, match="format 3, this code reads 2"):
+        Record.from_json({**record.to_json(), "format": 3})
 
 
 def test_the_index_holds_every_clip_in_the_plans_order(tmp_path):
     clips, outcomes = mixed()
     record = write(tmp_path, clips, outcomes)
-    rows = read_index(tmp_path / f"{record.name}.parquet")
+    rows = rows_of(tmp_path, record)
     assert [row.key for row in rows] == [each.key for each in clips]
     assert [(row.state, row.fault, row.message, row.steps) for row in rows] == [
         ("sample", None, "", 3),
@@ -139,7 +154,7 @@ def test_plain_webdataset_reads_the_features_and_merges_no_keys(tmp_path):
 
     clips, outcomes = shard_of()
     record = write(tmp_path, clips, outcomes)
-    url = str(tmp_path / f"{record.name}.tar")
+    url = str(tmp_path / PLACE / record.tar.file)
     found = list(webdataset.WebDataset(url, shardshuffle=False, empty_check=False).decode())
     assert [sample["__key__"] for sample in found] == [each.key for each in clips]
     for sample, made, outcome in zip(found, clips, outcomes, strict=True):
@@ -152,7 +167,7 @@ def test_plain_webdataset_reads_the_features_and_merges_no_keys(tmp_path):
 def test_a_feature_without_steps_is_kept_too(tmp_path):
     outcome = Outcome(state="sample", feature=feature(0, steps=0))
     record = write(tmp_path, [clip("a")], [outcome])
-    (row,) = read_index(tmp_path / f"{record.name}.parquet")
+    (row,) = rows_of(tmp_path, record)
     assert (row.state, row.steps, sorted(row.members)) == ("sample", 0, ["meta", "times", "values"])
 
 
@@ -160,7 +175,7 @@ def test_nothing_of_time_host_or_path_is_in_the_files(tmp_path):
     import tarfile
 
     record = write(tmp_path / "secret-place", *mixed())
-    with tarfile.open(tmp_path / "secret-place" / f"{record.name}.tar") as tar:
+    with tarfile.open(tmp_path / "secret-place" / PLACE / record.tar.file) as tar:
         for member in tar:
             assert member.mtime == 0
     for content in contents(tmp_path / "secret-place").values():
@@ -189,19 +204,19 @@ def test_a_crash_while_writing_leaves_nothing_under_a_final_name(tmp_path, error
     clips, outcomes = shard_of()
     with pytest.raises(type(error)):
         write(tmp_path, clips, Dying(outcomes, error))
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    assert [name for name in contents(tmp_path) if not name.startswith(".")] == []
     write(tmp_path / "after", clips, outcomes)
     record = write(tmp_path, clips, outcomes)
     whole = contents(tmp_path / "after")
-    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
-    assert read_record(tmp_path, 7, record.job) == record
+    assert contents(tmp_path) == whole
+    assert read(tmp_path, 7, record.job) == record
 
 
 def test_without_its_record_a_shard_is_not_finished(tmp_path):
     clips, outcomes = shard_of()
     record = write(tmp_path, clips, outcomes)
-    (tmp_path / f"{record.name}.json").unlink()
-    assert read_record(tmp_path, 7, record.job) is None
+    (tmp_path / PLACE / record.file).unlink()
+    assert read(tmp_path, 7, record.job) is None
     assert write(tmp_path, clips, outcomes) == record
 
 
@@ -212,12 +227,12 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from tests import test_shards
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 clips, outcomes = test_shards.shard_of()
-from featurizers import dataset
+from featurizers import store
 import webdataset, pyarrow.parquet
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     test_shards.write(folder, clips, outcomes)
-except dataset.StorageError as error:
+except store.StorageError as error:
     print(error)
 """
 
@@ -238,23 +253,64 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, limit, file
     assert str(tmp_path / "column") in done.stdout
     assert f"{file}: a shard of 5 clips could not be written" in done.stdout
     assert "run the same command again" in done.stdout
-    assert list((tmp_path / "column").iterdir()) == []
+    assert contents(tmp_path / "column") == {}
 
 
 def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path):
-    (tmp_path / "column").write_text("a file is in the way")
-    with pytest.raises(StorageError, match=r"column/00007-[0-9a-f]{12}\.tar: .*make room or"):
-        write(tmp_path / "column", *shard_of())
+    (tmp_path / "columns").write_text("a file is in the way")
+    with pytest.raises(StorageError, match=r"/00007-[0-9a-f]{12}\.tar: .*make room or"):
+        write(tmp_path, *shard_of())
 
 
 def test_an_index_that_cannot_be_written_leaves_no_record(tmp_path):
     clips, outcomes = shard_of()
-    name = shard_name(7, job_id(SPEC, clips))
-    (tmp_path / f"{name}.parquet").mkdir(parents=True)
-    with pytest.raises(StorageError, match=rf"{name}\.parquet: \d+ bytes could not be written"):
+    record = write(tmp_path / "elsewhere", clips, outcomes)
+    (tmp_path / PLACE / record.index.file).mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{record.index.file}: \d+ bytes could not be"):
         write(tmp_path, clips, outcomes)
-    assert read_record(tmp_path, 7, job_id(SPEC, clips)) is None
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert read(tmp_path, 7, record.job) is None
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+def names(folder):
+    return [path.name for path in (folder / PLACE).iterdir()]
+
+
+# Two workers at the same job
+
+
+def other_outcomes():
+    """What a worker on another machine may find: one clip timed out there."""
+    clips, outcomes = shard_of()
+    outcomes[2] = Outcome(state="quarantined", fault="timed_out", message="twice")
+    return clips, outcomes
+
+
+def test_a_slow_worker_that_was_given_up_does_not_publish_over_its_successor(tmp_path):
+    clips, outcomes = shard_of()
+    successor = write(tmp_path, clips, outcomes)
+    before = contents(tmp_path)
+    late = write(tmp_path, *other_outcomes())
+    assert late == successor
+    assert {name: contents(tmp_path)[name] for name in before} == before
+    assert [row.state for row in rows_of(tmp_path, late)] == ["sample"] * 5
+
+
+def test_a_record_whose_files_are_gone_does_not_win(tmp_path):
+    clips, outcomes = shard_of()
+    first = write(tmp_path, clips, outcomes)
+    (tmp_path / PLACE / first.tar.file).unlink()
+    second = write(tmp_path, *other_outcomes())
+    assert second != first
+    assert read(tmp_path, 7, first.job) == second
+
+
+def test_a_job_that_is_done_anew_on_purpose_takes_the_place_of_the_record(tmp_path):
+    first = write(tmp_path, *other_outcomes())
+    second = write(tmp_path, *shard_of(), instead=True)
+    assert read(tmp_path, 7, first.job) == second
+    assert second.faults == {}
+    assert (tmp_path / PLACE / first.tar.file).exists()
 
 
 READS = {

@@ -12,7 +12,8 @@ from featurizers.shards import job_id
 from featurizers.skeletal import read_numbers
 from pipelines.executors import InProcess
 from pipelines.experiment import parse
-from pipelines.featurize import featurize, ingest
+from pipelines.featurize import featurize
+from pipelines.ingest import ingest
 from pipelines.score import row_of
 from pipelines.sources import ask, read_rows
 from pipelines.start import init

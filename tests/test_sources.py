@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from featurizers.clip import Clip
-from featurizers.dataset import StorageError
 from featurizers.media import encode
+from featurizers.store import StorageError
 from pipelines.executors import InProcess
 from pipelines.experiment import InputError, parse
-from pipelines.featurize import featurize, ingest
+from pipelines.featurize import featurize
+from pipelines.ingest import ingest
 from pipelines.sources import SPLITS, ask, group_of, read_rows, split
 from pipelines.staging import Stage, inside
 from training.recipe import Task

@@ -19,6 +19,7 @@ from featurizers import dataset, manifest
 from featurizers.align import cells, pool, word_times
 from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
+from featurizers.store import Root
 from training.batch import FusionBatch, Sample, collate
 from training.recipe import Pooling, Recipe, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
@@ -346,7 +347,7 @@ class Data:
 
 
 def load(
-    root: Path, columns: Mapping[str, str], recipe: Recipe, *, cache_bytes: int = 1 << 30
+    root: Root, columns: Mapping[str, str], recipe: Recipe, *, cache_bytes: int = 1 << 30
 ) -> Data:
     """Join columns with labels and splits, and measure the normaliser on "train".
 
@@ -356,7 +357,7 @@ def load(
     comparable.
 
     Args:
-        root: The dataset's folder.
+        root: Where the dataset lies: a folder or the URL of an object store's prefix.
         columns: The fingerprint of each stream that the recipe names.
         recipe: Names the streams, the task and the pooling.
         cache_bytes: Samples of a split that are kept in memory.
@@ -402,7 +403,7 @@ def load(
     )
 
 
-def _open(root: Path, columns: Mapping[str, str], recipe: Recipe) -> dict[str, manifest.Column]:
+def _open(root: Root, columns: Mapping[str, str], recipe: Recipe) -> dict[str, manifest.Column]:
     if unknown := [name for name in recipe.model.streams if name not in columns]:
         raise ValueError(
             f"recipe {recipe.name!r} wants stream {unknown[0]!r}, which has no column; "

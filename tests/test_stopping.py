@@ -1,0 +1,254 @@
+"""What Ctrl-C and SIGTERM do: a clean end, one line, the right exit code, nobody left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.stopping import GO_ON, Stopped, check, listen, stoppable
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 60
+
+# Works on items that take long, each with a child as a decoder is one; tells when it has begun.
+WORK = """
+import subprocess, sys, time
+from pathlib import Path
+from pipelines.executors import executor, stop_ray
+from pipelines.stopping import stoppable
+
+def slow():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    def work(item):
+        Path("begun").touch()
+        time.sleep(0.05 if item == 0 else 600)
+    return work
+
+def work():
+    for answer in executor(WORKERS).run(slow, range(100)):
+        print(answer.number, flush=True)
+    return 0
+
+sys.exit(stoppable(work, stop_ray if WORKERS else lambda: None))
+"""
+
+INSIDE_RAY = """
+import sys, time
+from pathlib import Path
+from pipelines.executors import start_ray, stop_ray
+from pipelines.stopping import stoppable
+
+def work():
+    start_ray(1)
+    import ray
+    waiting = ray.remote(time.sleep).remote(600)
+    Path("begun").touch()
+    ray.get(waiting)
+    return 0
+
+sys.exit(stoppable(work, stop_ray))
+"""
+
+STARTING_RAY = """
+import sys
+from pathlib import Path
+from pipelines.executors import start_ray, stop_ray
+from pipelines.stopping import stoppable
+
+def work():
+    Path("begun").touch()
+    start_ray(1)
+    import time
+    time.sleep(600)
+
+sys.exit(stoppable(work, stop_ray))
+"""
+
+SLOW_END = """
+import sys, time
+from pathlib import Path
+from pipelines.stopping import stoppable
+
+def work():
+    Path("begun").touch()
+    time.sleep(600)
+
+def end():
+    Path("ending").touch()
+    time.sleep(600)
+
+sys.exit(stoppable(work, end))
+"""
+
+
+class Script:
+    """A program in a session of its own, as a terminal would have it."""
+
+    def __init__(self, text, folder):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("RAY_ADDRESS", None)
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def wait_for(self, name):
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.folder / name).exists():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, name
+            time.sleep(0.02)
+
+    def family(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self):
+        """Exit code, output and errors."""
+        try:
+            out, err = self.process.communicate(timeout=PATIENCE_S)
+        finally:
+            self.process.kill()
+        return self.process.returncode, out, err
+
+
+def all_gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])], ids=["here", "ray"]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_work_with_its_code_and_one_line(tmp_path, workers, number):
+    script = Script(WORK.replace("WORKERS", str(workers)), tmp_path)
+    script.wait_for("begun")
+    family = script.family()
+    assert family
+    # Ctrl-C in a terminal reaches every process of the session's foreground; SIGTERM one.
+    send = os.killpg if number == signal.SIGINT else os.kill
+    send(script.process.pid, number)
+    code, _, err = script.end()
+    assert (code, err) == (128 + number, f"{GO_ON}\n")
+    assert all_gone(family)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_inside_a_call_of_ray_is_not_lost(tmp_path, number):
+    script = Script(INSIDE_RAY, tmp_path)
+    script.wait_for("begun")
+    time.sleep(0.5)  # it must be inside the call
+    family = script.family()
+    script.process.send_signal(number)
+    code, _, err = script.end()
+    assert (code, err) == (128 + number, f"{GO_ON}\n")
+    assert all_gone(family)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.8, 1.6, 2.4])
+def test_a_signal_while_ray_starts_ends_the_work(tmp_path, after_s):
+    script = Script(STARTING_RAY, tmp_path)
+    script.wait_for("begun")
+    time.sleep(after_s)  # somewhere in its start, which takes some seconds
+    family = script.family()
+    script.process.send_signal(signal.SIGTERM)
+    code, _, err = script.end()
+    assert (code, err.count("Traceback"), err.splitlines()[-1:]) == (143, 0, [GO_ON])
+    assert all_gone(family)
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    script = Script(SLOW_END, tmp_path)
+    script.wait_for("begun")
+    script.process.send_signal(signal.SIGINT)
+    script.wait_for("ending")
+    time.sleep(0.7)  # what comes sooner may be an echo of the first
+    script.process.send_signal(signal.SIGTERM)
+    assert script.end() == (143, "", f"{GO_ON}\n")
+
+
+def test_an_echo_of_the_first_signal_does_not_cut_the_end_short(tmp_path):
+    script = Script(SLOW_END.replace("time.sleep(600)\n\nsys", "time.sleep(0.5)\n\nsys"), tmp_path)
+    script.wait_for("begun")
+    script.process.send_signal(signal.SIGTERM)
+    script.process.send_signal(signal.SIGINT)
+    code, _, err = script.end()
+    assert (code in (130, 143), err) == (True, f"{GO_ON}\n")
+    assert (tmp_path / "ending").exists()
+
+
+def test_work_that_nobody_stops_keeps_its_exit_code(capsys):
+    ended = []
+    assert [stoppable(lambda code=code: code, lambda: ended.append(1)) for code in (0, 1, 2)] == [
+        0,
+        1,
+        2,
+    ]
+    assert len(ended) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_is_raised_and_the_end_is_called():
+    ended = []
+
+    def work():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stoppable(work, lambda: ended.append(1))
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_whatever_a_stopped_library_raises_the_exit_code_tells_the_signal(capsys, error):
+    def work():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:
+            raise error from None
+
+    assert stoppable(work, lambda: None) == 143
+    assert capsys.readouterr().err == f"{GO_ON}\n"
+
+
+def test_a_signal_that_was_let_drop_is_raised_at_the_next_check():
+    with listen() as ear:
+        check()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            assert ear.heard == signal.SIGINT
+        with pytest.raises(Stopped):
+            check()
+    check()
+
+
+def test_the_answers_of_before_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with listen():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listen():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

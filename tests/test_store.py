@@ -1,0 +1,271 @@
+"""The promises of a store, kept by a local folder and by an object store alike."""
+
+import errno
+import os
+import stat
+import threading
+
+import pytest
+import s3fs
+
+from featurizers import store as stores
+from featurizers import transient
+from featurizers.store import LocalStore, ObjectStore, StorageError, sha256, store_at
+from featurizers.transient import passes, patiently
+from tests.object_store import BUCKET, s3_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    if request.param == "local":
+        return store_at(tmp_path / "dataset")
+    request.getfixturevalue("server")
+    return store_at(f"s3://{BUCKET}/{tmp_path.name}/dataset")
+
+
+def test_a_url_is_an_object_store_and_all_else_a_folder(server, tmp_path):
+    assert isinstance(store_at("s3://bucket/x"), ObjectStore)
+    assert isinstance(store_at(str(tmp_path)), LocalStore)
+    assert store_at("s3://bucket/x/").where("a/b") == "s3://bucket/x/a/b"
+
+
+def test_what_was_written_is_read(store):
+    store.replace("a/b.json", b"one")
+    store.replace("a/b.json", b"three")
+    assert store.read("a/b.json") == b"three"
+    opened = store.open("a/b.json")
+    assert (opened.read_at(1, 2), opened.read_at(3, 9)) == (b"hr", b"ee")
+    opened.close()
+
+
+def test_what_is_not_there_is_not_found(store):
+    with pytest.raises(FileNotFoundError):
+        store.read("nothing")
+    with pytest.raises(FileNotFoundError):
+        store.open("nothing").read_at(0, 1)
+    assert store.sizes("nothing") == {}
+    store.delete("nothing")
+
+
+def test_sizes_tell_all_files_below_a_folder_by_their_whole_names(store):
+    for name in ("a/one", "a/b/two", "ab/three", "four"):
+        store.replace(name, name.encode())
+    assert store.sizes("a") == {"a/one": 5, "a/b/two": 7}
+    assert set(store.sizes()) == {"a/one", "a/b/two", "ab/three", "four"}
+    store.delete("a/one")
+    assert store.sizes("a") == {"a/b/two": 7}
+
+
+def test_only_the_first_creates_and_the_others_are_told(store):
+    assert store.create("record.json", b"first")
+    assert not store.create("record.json", b"second")
+    assert store.read("record.json") == b"first"
+    store.delete("record.json")
+    assert store.create("record.json", b"third")
+
+
+def test_of_many_that_create_at_once_one_wins(store):
+    won, start = [], threading.Barrier(8)
+
+    def create(number):
+        start.wait()
+        if store.create("race.json", b"%d" % number):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("race.json") == b"%d" % won[0]
+
+
+def test_a_draft_has_no_name_until_it_is_published(store):
+    with store.draft("a/x.tar", "a shard") as draft:
+        draft.file.write(b"12345")
+        assert store.sizes("a") == {}
+        draft.publish("a/x-digest.tar")
+    assert store.sizes("a") == {"a/x-digest.tar": 5}
+    assert sha256(store, "a/x-digest.tar", 5, piece=2) == (
+        "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
+    )
+
+
+def test_a_draft_that_breaks_off_leaves_nothing(store):
+    def breaks_off():
+        with store.draft("a/x.tar", "a shard") as draft:
+            draft.file.write(b"12345")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks_off()
+    assert store.sizes("a") == {}
+    assert store.unfinished("a") == []
+
+
+def test_logs_grow_or_become_parts(store):
+    store.append("logs/run.jsonl", 0, b"one\n")
+    store.append("logs/run.jsonl", 1, b"two\n")
+    names = sorted(store.sizes("logs"))
+    assert b"".join(store.read(name) for name in names) == b"one\ntwo\n"
+
+
+# Local folders
+
+
+def test_what_a_killed_writer_left_is_told_from_what_is_being_written(tmp_path):
+    store = LocalStore(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".x.tar.k2j4").write_bytes(b"half")
+    with store.draft("a/y.tar", "a shard") as draft:
+        draft.file.write(b"123")
+        assert store.unfinished("a") == ["a/.x.tar.k2j4"]
+        assert store.sweep("a") == ["a/.x.tar.k2j4"]
+        draft.publish("a/y.tar")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["y.tar"]
+
+
+def test_a_write_that_fails_names_path_bytes_and_reason(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "fsync", full)
+    with pytest.raises(StorageError, match=r"a/b: 3 bytes could not be written \(No space") as told:
+        LocalStore(tmp_path).replace("a/b", b"123")
+    assert not told.value.transient
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_every_byte_is_synced_before_it_gets_its_name_and_the_name_after(tmp_path, monkeypatch):
+    steps = []
+    real_sync, real_link = os.fsync, os.link
+
+    def sync(handle):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        real_sync(handle)
+
+    def link(source, target):
+        steps.append("name")
+        real_link(source, target)
+
+    monkeypatch.setattr(stores.os, "fsync", sync)
+    monkeypatch.setattr(stores.os, "link", link)
+    assert LocalStore(tmp_path).create("record.json", b"{}")
+    assert steps == ["file", "name", "folder"]
+
+
+# Faults that pass
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    slept = []
+    monkeypatch.setattr(transient.time, "sleep", slept.append)
+    return slept
+
+
+class ThrottledError(Exception):
+    status = 503
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "I/O"), OSError(errno.EBUSY, "SlowDown"), TimeoutError(), ThrottledError()],
+    ids=repr,
+)
+def test_a_fault_that_passes_is_tried_again_with_growing_waits(waits, error):
+    left = [error, error, error]
+
+    def call():
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert patiently(call) == "done"
+    assert len(waits) == 3
+    assert waits[0] < waits[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        PermissionError(errno.EACCES, "no"),
+        FileNotFoundError(),
+        ValueError(),
+    ],
+    ids=repr,
+)
+def test_a_fault_that_stays_is_raised_at_once(waits, error):
+    with pytest.raises(type(error)):
+        patiently(lambda: (_ for _ in ()).throw(error))
+    assert waits == []
+    assert not passes(error)
+
+
+def test_patience_ends(waits):
+    tries = []
+
+    def call():
+        tries.append(1)
+        raise OSError(errno.EIO, "I/O")
+
+    with pytest.raises(OSError, match="I/O"):
+        patiently(call, tries=4)
+    assert len(tries) == 4
+    assert len(waits) == 3
+
+
+class Flaky:
+    """The first uploads fail: once before they arrive, once after."""
+
+    def __init__(self, system):
+        self._system, self.faults = system, ["before", "after"]
+
+    def __getattr__(self, name):
+        return getattr(self._system, name)
+
+    def pipe_file(self, path, content, **how):
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "before":
+            raise OSError(errno.EBUSY, "SlowDown")
+        self._system.pipe_file(path, content, **how)
+        if fault == "after":
+            raise TimeoutError
+
+
+def test_a_throttled_upload_is_repeated_and_one_whose_answer_was_lost_does_no_harm(server, waits):
+    store = store_at(f"s3://{BUCKET}/flaky")
+    store._system = Flaky(store._system)
+    # It did arrive, but nobody may take that for a win: whoever is told False looks what is there.
+    assert not store.create("record.json", b"mine")
+    assert store.read("record.json") == b"mine"
+    assert len(waits) == 2
+
+
+def test_a_store_that_cannot_be_reached_is_a_storage_error_in_one_line(server, waits, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = ObjectStore("s3://nowhere/x")
+    with pytest.raises(StorageError, match=r"s3://nowhere/x/clips.parquet: .*run the same command"):
+        store.read("clips.parquet")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_that_is_not_there_is_a_storage_error(server):
+    store = store_at("s3://no-such-bucket/x")
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/x/a: .*does not exist"):
+        store.replace("a", b"1")
+
+
+def test_an_unknown_kind_of_store_is_an_error_that_says_so():
+    with pytest.raises(StorageError, match="nosuch://a/b: "):
+        store_at("nosuch://a/b")

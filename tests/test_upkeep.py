@@ -1,0 +1,349 @@
+"""Growing, mending, retrying and forgetting: only what a change touches is touched."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from featurizers import catalog
+from featurizers.clip import BadClipError
+from featurizers.dataset import COLUMNS, LOGS, read_clips, read_forgotten
+from featurizers.lexical import HashedWords
+from featurizers.manifest import open_column
+from featurizers.verify import verify
+from pipelines.executors import InProcess
+from pipelines.experiment import InputError
+from pipelines.featurize import TooManyDroppedError, featurize, finished
+from pipelines.forecast import forecast
+from pipelines.ingest import ingest, read_plan
+from pipelines.upkeep import forget, retry
+from tests.test_featurize import again, digests, experiment, film, make, rows_of_words
+
+TEXT = {"text": {"featurizer": "hashed-words"}}
+BOTH = {**TEXT, "audio": {"featurizer": "logmel", "hop_ms": 20}}
+
+
+def quiet(sentence):
+    """Tell nobody."""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Seven films of one second, with words."""
+    return rows_of_words(tmp_path_factory.mktemp("media"), 7)
+
+
+class Faulty:
+    """Makes a featurizer refuse some clips, as a decoder does on a bad day."""
+
+    def __init__(self, monkeypatch):
+        self.refused, self.computed = {}, []
+        begin = HashedWords.begin
+
+        def sometimes(featurizer, clip):
+            self.computed.append(clip.id)
+            if clip.id in self.refused:
+                raise BadClipError(self.refused[clip.id], "on a bad day")
+            return begin(featurizer, clip)
+
+        monkeypatch.setattr(HashedWords, "begin", sometimes)
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    return Faulty(monkeypatch)
+
+
+# Retry
+
+
+def test_retry_computes_quarantined_clips_alone_and_ends_in_the_undisturbed_bytes(
+    tmp_path, rows, faulty
+):
+    clean, _ = make(tmp_path / "clean", rows, features=TEXT)
+    faulty.refused = {"who1": "timed_out", "who5": "crashed"}
+    made, columns = make(tmp_path / "made", rows, features=TEXT, max_dropped=0.5)
+    assert {k for k, row in columns["text"].rows.items() if row.fault} == {"who1", "who5"}
+    faulty.refused, faulty.computed = {}, []
+    found = retry(made, [], InProcess(), lambda done: None, quiet)
+    assert sorted(faulty.computed) == ["who1", "who5"]
+    assert found.clips == {columns["text"].spec.fingerprint: 2}
+    assert found.left == {columns["text"].spec.fingerprint: 0}
+    now, undisturbed = digests(made.root), digests(clean.root)
+    assert {name: now[name] for name in undisturbed} == undisturbed
+    assert verify(made.root) == []
+    assert finished(made)["text"].digest == found.columns["text"].digest
+
+
+def test_retry_of_a_reason_leaves_other_quarantined_clips_alone(tmp_path, rows, faulty):
+    faulty.refused = {"who1": "timed_out", "who5": "crashed"}
+    made, _ = make(tmp_path, rows, features=TEXT, max_dropped=0.5)
+    faulty.refused, faulty.computed = {}, []
+    found = retry(made, ["crashed"], InProcess(), lambda done: None, quiet)
+    assert faulty.computed == ["who5"]
+    rows_now = found.columns["text"].rows
+    assert (rows_now["who1"].fault, rows_now["who5"].state) == ("timed_out", "sample")
+
+
+def test_retry_that_fails_again_counts_what_is_left_and_changes_no_byte(tmp_path, rows, faulty):
+    faulty.refused = {"who1": "timed_out"}
+    made, _ = make(tmp_path, rows, features=TEXT, max_dropped=0.5)
+    before = digests(made.root)
+    found = retry(made, [], InProcess(), lambda done: None, quiet)
+    assert list(found.left.values()) == [1]
+    assert digests(made.root) == before
+
+
+def test_after_a_retry_a_column_that_lost_too_much_is_committed(tmp_path, rows, faulty):
+    made = experiment(tmp_path, rows, features=TEXT, max_dropped=0.05)
+    ingest(made, InProcess(), lambda count: None)
+    faulty.refused = {"who1": "timed_out"}
+    with pytest.raises(TooManyDroppedError):
+        featurize(made, InProcess(), lambda done: None)
+    faulty.refused = {}
+    assert retry(made, [], InProcess(), lambda done: None, quiet).columns["text"].rows["who1"].steps
+
+
+def test_one_column_that_lost_too_much_does_not_keep_the_others_from_being_committed(
+    tmp_path, rows, faulty
+):
+    made = experiment(tmp_path, rows, features=BOTH, max_dropped=0.05)
+    ingest(made, InProcess(), lambda count: None)
+    faulty.refused = {"who1": "timed_out"}
+    with pytest.raises(TooManyDroppedError, match="1 of 7 clips"):
+        featurize(made, InProcess(), lambda done: None)
+    audio = made.featurizers()["audio"].spec.fingerprint
+    assert len(open_column(made.root, audio).rows) == 7
+
+
+def test_an_unknown_reason_is_refused(tmp_path, rows):
+    made, _ = make(tmp_path, rows[:2], features=TEXT)
+    with pytest.raises(InputError, match="--reason gremlins: there is none; there are missing"):
+        retry(made, ["gremlins"], InProcess(), lambda done: None, quiet)
+
+
+# Forget
+
+
+def holds(root, text):
+    """The files below a folder in which a text occurs."""
+    return [path for path in root.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def test_a_forgotten_clip_is_in_no_file_and_the_others_are_as_if_it_had_never_been_there(
+    tmp_path, rows, faulty
+):
+    made, columns = make(tmp_path / "made", rows, features=BOTH)
+    kept = {key: columns["audio"].read(key) for key in columns["audio"].rows if key != "who3"}
+    faulty.computed = []
+    found = forget(made.root, ["who3"], quiet)
+    assert (found.clips, found.shards) == (1, 2)
+    assert faulty.computed == []
+    assert holds(made.root, b"who3") == []
+    assert [clip.key for clip in read_clips(made.root)] == [
+        "who0",
+        "who1",
+        "who2",
+        "who4",
+        "who5",
+        "who6",
+    ]
+    assert verify(made.root) == []
+    after = finished(made)
+    assert set(after["audio"].rows) == set(kept)
+    for key, feature in kept.items():
+        assert after["audio"].read(key).values.tobytes() == feature.values.tobytes()
+    without = [row for row in rows if row["id"] != "who3"]
+    _, log = again(tmp_path / "made", without, features=BOTH)
+    assert log == []
+
+
+def test_a_later_ingest_passes_forgotten_clips_over(tmp_path, rows):
+    made, _ = make(tmp_path, rows, features=TEXT)
+    forget(made.root, ["who3"], quiet)
+    found = ingest(made, InProcess(), lambda count: None)
+    assert found.forgotten == 1
+    assert "who3" not in {clip.key for clip in found.clips}
+    assert featurize(made, InProcess(), lambda done: None)["text"].rows.keys() == {
+        clip.key for clip in found.clips
+    }
+
+
+def test_forgetting_reaches_shards_of_older_inputs_and_what_was_never_committed(tmp_path, rows):
+    make(tmp_path, rows, features=TEXT)
+    other = [{**row, "transcript": "mended"} if row["id"] == "who3" else row for row in rows]
+    made, _ = make(tmp_path, other, features=TEXT)
+    column = made.root / COLUMNS / made.featurizers()["text"].spec.fingerprint
+    (column / "00000-0123456789ab-01234567.tar").write_bytes(b"who3.hashed-words.npy")
+    assert holds(column, b"who3")
+    forget(made.root, ["who3"], quiet)
+    assert holds(made.root, b"who3") == []
+    assert verify(made.root) == []
+
+
+@pytest.mark.parametrize("step", range(1, 24))
+def test_forgetting_that_breaks_off_is_finished_by_calling_it_again(
+    tmp_path, rows, monkeypatch, step
+):
+    from featurizers.store import LocalStore
+
+    made, _ = make(tmp_path, rows[:4], features=TEXT)
+
+    class BrokenOffError(BaseException):
+        """The machine went away."""
+
+    left = [step]
+
+    def counted(real):
+        def wrapped(store, *arguments, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                raise BrokenOffError
+            return real(store, *arguments, **named)
+
+        return wrapped
+
+    with monkeypatch.context() as broken:
+        for name in ("replace", "create", "draft", "delete", "append"):
+            broken.setattr(LocalStore, name, counted(getattr(LocalStore, name)))
+        try:
+            forget(made.root, ["who1"], quiet)
+        except BrokenOffError:
+            pass
+        else:
+            pytest.skip("it has fewer steps")
+    forget(made.root, ["who1"], quiet)
+    assert holds(made.root, b"who1") == []
+    assert verify(made.root) == []
+    assert set(finished(made)["text"].rows) == {"who0", "who2", "who3"}
+
+
+def test_logs_forget_too_and_stay_readable(tmp_path, rows):
+    made, _ = make(tmp_path, rows, features=BOTH)
+    logs = made.root / LOGS
+    assert holds(logs, b'"who3"')
+    forget(made.root, ["who3"], quiet)
+    lines = [
+        json.loads(line) for path in logs.glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    slowest = {each["key"] for line in lines for each in line.get("slowest", ())}
+    assert slowest
+    assert "who3" not in slowest
+
+
+def test_an_unknown_clip_is_refused_with_the_nearest_name_and_nothing_is_lost(tmp_path, rows):
+    made, _ = make(tmp_path, rows[:3], features=TEXT)
+    before = digests(made.root)
+    with pytest.raises(InputError, match="there is no clip 'who11'; did you mean 'who1'"):
+        forget(made.root, ["who0", "who11"], quiet)
+    assert digests(made.root) == before
+    assert read_forgotten(made.root) == frozenset()
+
+
+def test_a_shard_that_a_late_worker_wrote_with_a_forgotten_clip_is_told(tmp_path, rows):
+    made, _ = make(tmp_path / "made", rows[:3], features=TEXT)
+    late, _ = make(tmp_path / "late", rows[:3], features=TEXT)
+    forget(made.root, ["who1"], quiet)
+    fingerprint = made.featurizers()["text"].spec.fingerprint
+    for path in (late.root / COLUMNS / fingerprint).glob("0*"):
+        (made.root / COLUMNS / fingerprint / path.name).write_bytes(path.read_bytes())
+    (problem,) = verify(made.root)
+    assert (problem.what, problem.clips) == ("forgotten", ("who1",))
+    forget(made.root, ["who1"], quiet)
+    assert verify(made.root) == []
+
+
+# What is going to be done
+
+
+def told(made, **how):
+    return forecast(made, InProcess(), lambda count: None, **{"read_table": True, **how})
+
+
+def counts(found, stream):
+    column = next(each for each in found.columns if each.stream == stream)
+    return [(share.shards, share.clips) for share in column.shares()]
+
+
+def test_the_plan_says_what_is_new_redone_and_kept_before_anything_is_done(tmp_path, rows):
+    made = experiment(tmp_path, rows[:3], features=BOTH)
+    first = told(made)
+    assert first.changes == {"new": 3, "changed": 0, "gone": 0, "as before": 0}
+    assert counts(first, "audio") == [(1, 3), (0, 0), (0, 0)]
+    assert first.seconds is None
+    assert not (made.root / "clips.parquet").exists()
+    make(tmp_path, rows[:3], features=BOTH)
+    mended = [{**rows[0], "transcript": "other words"}, *rows[1:6]]
+    made = experiment(tmp_path, mended, features=BOTH)
+    second = told(made)
+    assert second.changes == {"new": 3, "changed": 1, "gone": 0, "as before": 2}
+    assert counts(second, "text") == [(1, 3), (1, 3), (0, 0)]
+    assert counts(second, "audio") == [(1, 3), (0, 0), (1, 3)]
+    assert second.seconds > 0
+    assert second.media_hours == pytest.approx(3 / 3600, rel=0.1)
+    _, log = again(tmp_path, mended, features=BOTH)
+    assert len(log) == second.jobs
+    third = told(made)
+    assert (third.jobs, third.seconds) == (0, 0.0)
+    assert counts(third, "text") == [(0, 0), (0, 0), (2, 6)]
+
+
+def test_the_plan_of_changed_splits_and_labels_is_to_keep_everything(tmp_path, rows):
+    make(tmp_path, rows, features=TEXT)
+    other = [{**row, "mood": -row["mood"], "split": "test"} for row in rows]
+    found = told(experiment(tmp_path, other, features=TEXT))
+    assert found.changes["as before"] == 7
+    assert found.jobs == 0
+
+
+def test_the_plan_of_what_was_ingested_reads_no_table(tmp_path, rows):
+    made, _ = make(tmp_path, rows[:3], features=TEXT)
+    made.table.unlink()
+    found = told(made, read_table=False)
+    assert found.changes is None
+    assert counts(found, "text") == [(0, 0), (0, 0), (1, 3)]
+
+
+def test_a_raised_version_of_a_featurizer_redoes_its_own_column_alone(tmp_path, rows, monkeypatch):
+    make(tmp_path, rows[:3], features=BOTH)
+    init = HashedWords.__init__
+
+    def raised(self, *, dims: int = 64):
+        init(self, dims=dims)
+        self.spec = replace(self.spec, version=99)
+
+    monkeypatch.setattr(HashedWords, "__init__", raised)
+    assert catalog.build("hashed-words").spec.version == 99
+    found = told(experiment(tmp_path, rows[:3], features=BOTH))
+    assert counts(found, "text") == [(1, 3), (0, 0), (0, 0)]
+    assert counts(found, "audio") == [(0, 0), (0, 0), (1, 3)]
+
+
+def test_clips_that_grow_and_change_again_and_again_end_where_a_fresh_start_does(tmp_path, rows):
+    """Ingests in any steps: no clip is lost or doubled, and columns hold the same features."""
+    for step in (2, 3, 7):
+        made, columns = make(tmp_path / "grown", rows[:step], features=TEXT)
+    _, fresh = make(tmp_path / "fresh", rows, features=TEXT)
+    places = [place.key for place in read_plan(made.root)]
+    assert sorted(places) == sorted(set(places)) == sorted(row["id"] for row in rows)
+    for key in places:
+        one, other = columns["text"].read(key), fresh["text"].read(key)
+        assert one.values.tobytes() == other.values.tobytes()
+
+
+def test_a_film_whose_bytes_changed_redoes_what_reads_it_and_not_the_words(tmp_path, rows):
+    copy = tmp_path / "copy.mp4"
+    film(copy, 50)
+    mine = [*rows[:2], {**rows[2], "media": str(copy)}]
+    changes = {
+        "features": BOTH,
+        "source": {
+            "table": "clips.jsonl",
+            "label": "mood",
+            "media_root": [str(tmp_path), str(copy.parent), rows[0]["media"].rsplit("/", 1)[0]],
+        },
+    }
+    make(tmp_path / "made", mine, **changes)
+    film(copy, 51)
+    columns, log = again(tmp_path / "made", mine, **changes)
+    assert set(log.columns) == {columns["audio"].spec.digest}
