@@ -17,8 +17,8 @@ from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
 from featurizers.manifest import commit
 from featurizers.shards import job_id, write_shard
-from featurizers.store import LocalStore
 from featurizers.spec import Dim, Feature, FeatureSpec
+from featurizers.store import LocalStore
 from tracking.run import MemoryRun
 from training.data import load
 from training.loop import best_epoch, fit, learning_rate, step_seed

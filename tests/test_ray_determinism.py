@@ -1,6 +1,8 @@
-"""Law 2: equal inputs give equal bytes, in process and on one or two Ray workers."""
+"""Law 2: equal inputs give equal bytes: workers, order of rows, time and host do not matter."""
 
 import hashlib
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -37,16 +39,26 @@ def folder(tmp_path_factory):
         )
         lines.append(f"c{number},{number}.mp4,word number {number},{number - 3.5}")
     (folder / "broken.mp4").write_bytes(b"no film")
-    (folder / "clips.csv").write_text("\n".join([*lines, "broken,broken.mp4,so what,1"]) + "\n")
+    lines.append("broken,broken.mp4,so what,1")
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    order = np.random.default_rng(5).permutation(len(lines) - 1)
+    shuffled = [lines[0], *(lines[1 + number] for number in order)]
+    (folder / "shuffled.csv").write_text("\n".join(shuffled) + "\n")
     return folder
 
 
-def made_by(executor, folder, name, *, taken_in_by=None):
+@pytest.fixture(scope="module")
+def here(folder):
+    """The bytes that are made in this process."""
+    return made_by(InProcess(), folder, "here")
+
+
+def made_by(executor, folder, name, *, taken_in_by=None, table="clips.csv"):
     """sha256 of every file of a dataset that is made anew, the logs apart."""
     experiment = parse(
         {
             "dataset": name,
-            "source": {"table": "clips.csv", "label": "mood"},
+            "source": {"table": table, "label": "mood"},
             "features": {
                 "text": {"featurizer": "hashed-words"},
                 "audio": {"featurizer": "logmel"},
@@ -67,9 +79,23 @@ def made_by(executor, folder, name, *, taken_in_by=None):
     }
 
 
-def test_the_bytes_are_the_same_in_process_and_on_one_or_two_workers(cluster, folder):
-    here = made_by(InProcess(), folder, "here")
+def test_the_bytes_are_the_same_in_process_and_on_one_or_two_workers(cluster, folder, here):
     assert len([name for name in here if name.endswith(".tar")]) == 3 * 5
     assert {"clips.parquet", "plan.parquet"} <= set(here)
     assert made_by(OnRay(1), folder, "one", taken_in_by=InProcess()) == here
     assert made_by(OnRay(2), folder, "two") == here
+
+
+def test_the_bytes_are_the_same_on_eight_workers_and_with_shuffled_rows(cluster, folder, here):
+    assert made_by(OnRay(8), folder, "eight", table="shuffled.csv") == here
+
+
+def test_the_bytes_are_the_same_at_another_time_on_a_host_of_another_name(
+    folder, here, monkeypatch
+):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 400_000_000)
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    assert made_by(InProcess(), folder, "later", table="shuffled.csv") == here

@@ -16,7 +16,6 @@ from featurizers.shards import (
     job_id,
     read_index,
     read_record,
-    shard_name,
     write_shard,
 )
 from featurizers.spec import Dim, Feature, FeatureSpec
