@@ -176,6 +176,37 @@ def forget_command(
     )
 
 
+@app.command("report", rich_help_panel=DATA)
+def report_command(
+    dataset: Dataset,
+    *,
+    page: Annotated[
+        Path | None, typer.Option(help="Write one HTML file too, that needs nothing else.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The ledger: what became of every clip and why, durations, speed by stage, slowest clips."""
+    from featurizers.store import publish
+    from pipelines.pages.ledger import page as drawn
+    from pipelines.pages.ledger import sentences, tables
+    from pipelines.report import report
+    from pipelines.show import Show
+
+    made = report(dataset)
+    if page is not None:
+        publish(page, drawn(made).encode())
+    if as_json:
+        print(json.dumps(made.to_json()))
+    else:
+        show = Show()
+        for title, rows in tables(made):
+            show.rows(title, rows)
+        for sentence in sentences(made):
+            show.say(sentence)
+    if not made.balanced:
+        raise typer.Exit(1)
+
+
 @app.command("verify", rich_help_panel=DATA)
 def verify_command(
     dataset: Dataset,

@@ -14,7 +14,7 @@ from featurizers.dataset import read_clips
 from featurizers.manifest import Column
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
-from pipelines.experiment import Experiment, InputError, parse
+from pipelines.experiment import Experiment, InputError, parse, save
 from pipelines.featurize import featurize, jobs, ledger
 from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
@@ -64,6 +64,7 @@ def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
 def featurize_all(experiment: Experiment, show: Show) -> dict[str, Column]:
     """Compute and commit the columns, with a progress bar."""
     show.head("featurize")
+    save(experiment)  # also where --set changed the columns: a report must know which are meant
     specs = [each.spec for each in experiment.featurizers().values()]
     todo = jobs(experiment.root, specs).todo
     speed: list[str] = []

@@ -8,8 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from pipelines.pages import printable
 
 if TYPE_CHECKING:
     from pipelines.featurize import Balance
@@ -117,7 +120,7 @@ class Show:
         for each in balances:
             faults = ", ".join(f"{name} {count}" for name, count in sorted(each.faults.items()))
             numbers = (each.clips, each.sample, each.absent, each.quarantined)
-            table.add_row(each.stream, each.column, *map(str, numbers), faults)
+            table.add_row(_plain(each.stream), each.column, *map(str, numbers), faults)
         self.console.print(table)
 
     def forecast(self, found: "Forecast") -> None:
@@ -159,10 +162,11 @@ class Show:
         self.say(_outcome(promotion))
 
     def rows(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Any rows of equal keys."""
-        table = Table(title=title)
-        for name in rows[0] if rows else ():
-            table.add_column(str(name))
+        """Any rows of equal keys; numbers stand on the right."""
+        table = Table(title=_plain(title))
+        for name, value in rows[0].items() if rows else ():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            table.add_column(_plain(str(name)), justify="right" if number else "left")
         for row in rows:
             table.add_row(*(_cell(value) for value in row.values()))
         self.console.print(table)
@@ -182,7 +186,12 @@ def _outcome(promotion: "Promotion") -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """What users wrote, as it is: no markup, and nothing that a terminal would obey."""
+    return escape(printable(text))
 
 
 class _Lines:

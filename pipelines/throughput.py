@@ -17,8 +17,7 @@ WAIT = "wait"
 SLOWEST = 20
 
 MEANINGS: Mapping[str, str] = {
-    "fetch": "getting media onto the machine",
-    "check": "holding inputs against the digests that were ingested",
+    "fetch": "getting media onto the machine, and holding them against their digests",
     "decode": "decoding sound and pictures in a child beside the worker",
     WAIT: "the worker waiting for decoded media",
     "write": "packing and writing shards",
@@ -27,13 +26,10 @@ FEATURIZER = "computing this feature"
 
 _CURES: Mapping[str, str] = {
     "fetch": "a faster store, media on local disks or more workers would help",
-    "check": "faster disks or more workers would help",
     "decode": "more workers on more cores, or smaller media, would help",
     "write": "faster disks for the dataset or larger shards would help",
 }
-_CURE_OF_FEATURIZERS = (
-    "more workers or cheaper settings of this featurizer would help; decoding is no brake"
-)
+_CURE_OF_FEATURIZERS = "more workers or cheaper settings of this featurizer would help"
 _CLOSE = 0.7  # of the bottleneck's seconds: speeding that up alone would gain little
 _MOSTLY_WAITING = 0.5  # less CPU than this share of its time: a stage waits rather than works
 
@@ -340,7 +336,7 @@ def _why(first: StageSpeed, stages: Sequence[StageSpeed], busy_seconds: float) -
     if second is not None and second.seconds > _CLOSE * first.seconds:
         parts.append(f"{second.name} comes close to it with {span(second.seconds)}")
     cpu = _ratio(first.cpu_seconds, first.seconds)
-    if first.name not in {"fetch", "check"} and cpu and cpu < _MOSTLY_WAITING:
+    if first.name != "fetch" and cpu and cpu < _MOSTLY_WAITING:
         parts.append(f"only {share(cpu)} of it was CPU time, the rest waiting for cores or disks")
     return "; ".join([*parts, _CURES.get(first.name, _CURE_OF_FEATURIZERS)])
 

@@ -90,6 +90,7 @@ class Done:
         peak_bytes, decoder_peak_bytes: The most resident memory that the worker and its decoding
             child ever took.
         slowest: Keys and seconds of the clips that took longest.
+        notes: What an encoder that ran out of memory did about it.
     """
 
     shard: int
@@ -106,6 +107,7 @@ class Done:
     decoder_peak_bytes: int
     stages: Mapping[str, Mapping[str, Any]]
     slowest: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A line of the log."""
@@ -128,6 +130,7 @@ class Done:
             "stages": dict(self.stages),
             "slowest": [{"key": key, "seconds": round(s, 4)} for key, s in self.slowest],
             "faults": faults,
+            "notes": list(self.notes),
         }
 
 
@@ -155,7 +158,8 @@ class ShardWorker:
         began = time.perf_counter()
         stages, inputs = Stages(), Inputs(self._stage, job.reads)
         spans: list[tuple[str, float]] = []
-        outcomes = self._outcomes(job, inputs, stages, spans)
+        notes: list[str] = []
+        outcomes = self._outcomes(job, inputs, stages, spans=spans, notes=notes)
         records = tuple(
             self._write(job, part, [each[number] for each in outcomes], stages)
             for number, part in enumerate(job.parts)
@@ -175,10 +179,17 @@ class ShardWorker:
             decoder_peak_bytes=self._decoder.peak_bytes,
             stages=stages.to_json(),
             slowest=tuple(sorted(spans, key=lambda each: (-each[1], each[0]))[:SLOWEST]),
+            notes=tuple(notes),
         )
 
     def _outcomes(
-        self, job: Job, inputs: "Inputs", stages: Stages, spans: list[tuple[str, float]]
+        self,
+        job: Job,
+        inputs: "Inputs",
+        stages: Stages,
+        *,
+        spans: list[tuple[str, float]],
+        notes: list[str],
     ) -> list[list[Outcome]]:
         """For each clip an outcome of each part: taken from a standing shard, or computed."""
         taken = [taken_from(self._store, part, job) for part in job.parts]
@@ -186,7 +197,9 @@ class ShardWorker:
         for clip in todo:
             inputs.check_streams(clip)
         featurizers = [self._featurizer(part.spec) for part in job.parts]
-        computed = extract_all(todo, inputs.fetch, featurizers, self._decoder, stages, spans=spans)
+        computed = extract_all(
+            todo, inputs.fetch, featurizers, self._decoder, stages, spans=spans, notes=notes
+        )
         fresh = dict(zip((clip.key for clip in todo), computed, strict=True))
         return [
             [

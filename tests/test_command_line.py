@@ -414,6 +414,18 @@ def test_plan_says_what_is_kept_and_what_would_be_redone(dataset, called):
 
 
 @pytest.mark.media
+def test_report_is_a_table_json_and_one_page(dataset, called, tmp_path):
+    root, page = load(dataset).root, tmp_path / "ledger.html"
+    code, out, _ = called("report", root, "--page", page)
+    assert code == 0
+    assert "6 clips" in out
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    code, out, _ = called("report", root, "--json")
+    assert code == 0
+    assert json.loads(out)["balanced"] is True
+
+
+@pytest.mark.media
 def test_retry_says_that_nothing_is_left_to_try(dataset, called, refused):
     code, out, _ = called("retry", dataset, "--json")
     assert code == 0

@@ -41,3 +41,13 @@ def test_a_notebook_gets_bars_where_it_can_draw_them_and_else_lines(monkeypatch,
 
 def test_a_machine_gets_nothing_but_its_json():
     assert counted(Show(quiet=True)) == ""
+
+
+@pytest.mark.parametrize("text", ["a[/red]b", "[bold]x[/bold]", "\x1b[31mred"])
+def test_what_users_wrote_is_shown_as_it_is_and_obeyed_by_nobody(text):
+    shown = Show()
+    shown.console.file = io.StringIO()
+    shown.rows(text, [{text: text, "number": 1.5}])
+    told = shown.console.file.getvalue()
+    assert "\x1b" not in told
+    assert told.count(text.replace("\x1b", "")) >= 2 or "\x1b" in text

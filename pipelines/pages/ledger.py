@@ -214,11 +214,11 @@ def _cut(caption: str, rows: Rows) -> Table:
 
 
 def _ledger_rows(lines: Sequence[Line]) -> Rows:
+    folders = any(line.part == ALL and line.column != line.stream for line in lines)
     return [
         {
             **({} if line.part == ALL else {line.part.removeprefix(LABEL): line.value}),
             "column": line.stream,
-            **({"folder": line.column} if line.part == ALL and line.column != line.stream else {}),
             "clips": line.clips,
             "sample": line.sample,
             "absent": line.absent,
@@ -226,6 +226,7 @@ def _ledger_rows(lines: Sequence[Line]) -> Rows:
             **({"not done": line.unknown} if any(each.unknown for each in lines) else {}),
             "lost": share(line.lost),
             **({"faults": _told(line.faults)} if any(each.faults for each in lines) else {}),
+            **({"folder": line.column} if folders else {}),
         }
         for line in lines
     ]
@@ -334,7 +335,10 @@ def _runs(made: Report) -> dict[str, object] | None:
             "Runs",
             [{"": fact, **{name: told[fact] for name, told in facts.items()}} for fact in first],
         ),
-        "stages": [Table(f"Stages, {name}", stage_rows(run)) for name, run in shown.items()],
+        "stages": [
+            Table(f"Stages, {name}" if several else "Stages", stage_rows(run))
+            for name, run in shown.items()
+        ],
     }
 
 

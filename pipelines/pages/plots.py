@@ -74,6 +74,8 @@ def bars(
             axes.barh(places, lengths, height=0.3, color=BLUE, label=legend[1])
             _legend(figure, axes)
         _named(axes, list(values), unit)
+        if all(isinstance(value, int) for value in values.values()):
+            _whole_ticks(axes.xaxis)
         _ends(axes, list(values.values()), [(notes or {}).get(each, "") for each in values])
         return _svg(figure, name, title)
 
@@ -82,21 +84,21 @@ def stacks(
     name: str,
     title: str,
     unit: str,
-    parts: Mapping[str, Sequence[float]],
+    parts: Mapping[str, Sequence[int]],
     *,
     names: Sequence[str],
     colours: Sequence[str] = PALETTE,
 ) -> "Markup":
     """Lying bars of several parts, the first on top; `name`, `title` and `unit` as for `bars`.
 
-    `parts` has lengths by part, one for each of `names`, and `colours` one for each part.
+    `parts` has counts by part, one for each of `names`, and `colours` one for each part.
     """
     with _drawing(name, len(names) + 1) as (figure, axes):
-        begin = [0.0] * len(names)
-        for number, (part, lengths) in enumerate(parts.items()):
+        begin = [0] * len(names)
+        for number, (part, counts) in enumerate(parts.items()):
             axes.barh(
                 range(len(names)),
-                lengths,
+                counts,
                 left=begin,
                 height=0.66,
                 label=part,
@@ -105,10 +107,11 @@ def stacks(
                 edgecolor=_INK,
                 linewidth=0.4,
             )
-            begin = [a + b for a, b in zip(begin, lengths, strict=True)]
+            begin = [a + b for a, b in zip(begin, counts, strict=True)]
         _legend(figure, axes)
         _named(axes, names, unit)
-        _ends(axes, begin, [units.amount(round(each)) for each in begin])
+        _whole_ticks(axes.xaxis)
+        _ends(axes, begin, [units.amount(each) for each in begin])
         return _svg(figure, name, title)
 
 
