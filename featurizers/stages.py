@@ -1,8 +1,8 @@
 """Where the seconds of a job went: small histograms by stage that can be added up.
 
-The stages of a job are "fetch" (getting media onto this machine), "check" (digesting inputs),
-"decode" (the decoding child's busy time), "wait" (our side waiting for decoded chunks), one for
-each featurizer under its name, and "write" (shards, indexes and records).
+The stages of a job are "fetch" (getting media onto this machine, and digesting them), "decode" (the
+decoding child's busy time), "wait" (our side waiting for decoded chunks), one for each featurizer
+under its name, and "write" (tar, index and record).
 """
 
 import math

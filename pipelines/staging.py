@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from featurizers.store import StorageError
+from featurizers.transient import patiently
 
 _FETCHING = ".fetch."
 # An address that was quoted this often hides something.
@@ -52,7 +53,7 @@ class Stage:
 
         try:
             system, name = fsspec.core.url_to_fs(url)
-            facts = system.info(name)
+            facts = patiently(lambda: system.info(name))
         except FileNotFoundError:
             return None
         except (ImportError, ValueError, OSError) as error:
@@ -72,7 +73,7 @@ class Stage:
             )
         try:
             self._make_room(size)
-            self._copy(system, name, target)
+            patiently(lambda: self._copy(system, name, target))
         except OSError as error:
             raise StorageError(f"{url} could not be copied to {target}: {error}") from None
         return target

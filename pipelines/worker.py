@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurizers.stages import Stages
-
 from featurizers import catalog
 from featurizers.clip import Clip
 from featurizers.decoder import Decoder
@@ -19,6 +17,7 @@ from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError, index_rows
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import FeatureSpec, Featurizer
+from featurizers.stages import Stages
 from featurizers.store import Root, Store, store_at
 from featurizers.transient import patiently
 from pipelines.executors import Need

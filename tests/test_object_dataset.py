@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,18 @@ def test_settings_and_speed_lie_beside_the_columns(tmp_path, rows, place):
     assert b"hashed-words" in store.read("experiment.resolved.yaml")
     (name,) = [each for each in store.sizes("logs") if "throughput" in each]
     assert json.loads(store.read(name))
+
+
+def test_media_of_an_object_store_give_the_bytes_of_local_ones(tmp_path, rows, place, undisturbed):
+    bucket = store_at(f"{place}/media")
+    remote = []
+    for row in rows:
+        name = row["media"].rsplit("/", 1)[1]
+        bucket.replace(name, Path(row["media"]).read_bytes())
+        remote.append({**row, "media": f"{place}/media/{name}"})
+    source = {"table": "clips.jsonl", "label": "mood", "media_root": [f"{place}/media"]}
+    made, _ = make(tmp_path, remote, features=FEATURES, dataset=f"{place}/data", source=source)
+    assert objects(made.root) == undisturbed
 
 
 @pytest.mark.slow

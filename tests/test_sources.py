@@ -591,3 +591,27 @@ def test_an_address_of_an_unknown_kind_is_told(tmp_path):
     stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
     with pytest.raises(StorageError, match=r"xyz://a/b\.mp4 cannot be fetched"):
         stage.local("xyz://a/b.mp4")
+
+
+@pytest.mark.parametrize("step", ["info", "get_file"])
+def test_a_fault_of_the_network_that_passes_is_waited_for(tmp_path, remote, monkeypatch, step):
+    import errno
+
+    from fsspec.implementations.local import LocalFileSystem
+
+    from featurizers import transient
+
+    waits, faults = [], [OSError(errno.EBUSY, "SlowDown"), TimeoutError()]
+    real = getattr(LocalFileSystem, step)
+
+    def flaky(system, *arguments, **named):
+        if faults:
+            raise faults.pop()
+        return real(system, *arguments, **named)
+
+    monkeypatch.setattr(LocalFileSystem, step, flaky)
+    monkeypatch.setattr(transient.time, "sleep", waits.append)
+    stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
+    assert stage.local(remote[0]).read_bytes() == b"\0" * 100
+    assert len(waits) == 2
+    assert list(stage.folder.glob(".*")) == []
