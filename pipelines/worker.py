@@ -145,6 +145,10 @@ class ShardWorker:
     """Does jobs; holds one decoding child and the featurizers that it has made."""
 
     def __init__(self, root: Root, stage: Stage) -> None:
+        # Imported here, a second and 200 MB (WebDataset loads torch): no job is billed for it.
+        import pyarrow.parquet  # noqa: F401 - loaded ahead of use
+        import webdataset  # noqa: F401 - loaded ahead of use
+
         self._store, self._stage, self._decoder = store_at(root), stage, Decoder()
         self._featurizers: dict[str, Featurizer] = {}
 
