@@ -125,7 +125,8 @@ class Batches:
             )
         encoder.batch = count // 2
         self._notes.append(
-            f"{name} ran out of memory with {count} items at a time; takes {encoder.batch} from now"
+            f"{name} ran out of memory with {count} items at a time; "
+            f"takes {encoder.batch} from now on"
         )
 
     def _need(self) -> Encoder:

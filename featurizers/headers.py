@@ -14,6 +14,7 @@ HEAD_BYTES = 1 << 16
 _UNKNOWN_FROM, _UNKNOWN_TO = (1 << 31) - (1 << 20), (1 << 31) + 1
 _ALL_ONES = 0xFFFFFFFF
 _MANY_CHUNKS = 1000
+_UNCOMPRESSED = (1, 3, 0xFFFE)  # whole numbers, floats, and both in the extended form
 
 
 def told_seconds(file: BinaryIO) -> list[float | None]:
@@ -45,17 +46,43 @@ def counts_its_frames(file: BinaryIO) -> bool:
     return found is not None and bool(found[1][0] & 1)
 
 
+def lacks_index(file: BinaryIO) -> bool:
+    """Whether an MP4 or QuickTime file has no index: it was cut, or its writer never closed it."""
+    try:
+        names = _boxes(file)
+        return next(names) == b"ftyp" and b"moov" not in names
+    finally:
+        file.seek(0)
+
+
+def _boxes(file: BinaryIO) -> Iterator[bytes]:
+    """The names of the outermost boxes."""
+    at = 0
+    for _ in range(_MANY_CHUNKS):
+        file.seek(at)
+        head = file.read(16).ljust(16, b"\0")
+        size, name, large = struct.unpack(">I4sQ", head)
+        yield name
+        size = large if size == 1 else size
+        at += size
+        if size < 8 or at >= 1 << 62:  # the file's last one, or no box at all
+            return
+
+
 def _wav_seconds(file: BinaryIO) -> float | None:
+    """From the size of the samples; None where they are compressed."""
     bytes_per_second, large = 0, 0
     for name, size in _chunks(file):
         if name == b"ds64":
-            large = struct.unpack("<Q", file.read(16).ljust(16, b"\0")[8:])[0]
+            large = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         if name == b"fmt ":
-            bytes_per_second = struct.unpack("<I", file.read(12).ljust(12, b"\0")[8:])[0]
+            form, bytes_per_second = struct.unpack("<H6xI", file.read(12).ljust(12, b"\0"))
+            if form not in _UNCOMPRESSED:
+                return None
         if name == b"data":
-            size = large if size == _ALL_ONES and large else size
-            known = size and size != _ALL_ONES and not _UNKNOWN_FROM <= size < _UNKNOWN_TO
-            return size / bytes_per_second if known and bytes_per_second else None
+            told = large if size == _ALL_ONES else size
+            is_known = told and not _UNKNOWN_FROM <= told < _UNKNOWN_TO
+            return told / bytes_per_second if is_known and bytes_per_second else None
     return None
 
 

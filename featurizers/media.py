@@ -36,7 +36,9 @@ SEEK_FROM_S = 10.0
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav")
 SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sample
 GAP_S = 0.1
+MAX_RATE_HZ = 1000  # of pictures
 SHUFFLED = ("h264", "hevc")
+FLOAT_CODECS = ("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be")
 CHUNK_PICTURES = 32
 MAX_DAMAGED = 0.2  # share of a stream's packets
 MIN_THERE = 0.5  # share of what the header promises
@@ -47,6 +49,7 @@ SLACK_SHARE = 0.01
 STREAM_IS_TOLD = ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "aiff", "au")
 FILE_IS_TOLD = ("matroska,webm", "flv", "asf")
 LFS_POINTER = b"version https://git-lfs"
+LISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\no=", b"v=0\r\no=")
 
 Kind: TypeAlias = Literal["audio", "video"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -144,14 +147,17 @@ def decode(
     """
     _check_span(start, end)
     with _Opened(path) as opened:
-        _check_limits(opened, start, end, limits)
+        _check_streams(opened, limits)
+        there = {kind for kind in KINDS if _stream(opened.container, kind)}
+        absent = {i: _kind(want) for i, want in enumerate(wants) if _kind(want) not in there}
+        yield from ((index, NoStream(kind)) for index, kind in absent.items())
+        if len(absent) == len(wants):
+            return
+        _check_times(opened, start, end, limits)
         # Before the takers are made: a file that cannot do it is opened anew.
         if start > SEEK_FROM_S and opened.container.format.name in INDEXED:
             opened.seek(start - SEEK_MARGIN_S)
         takers = _takers(opened, wants, start, end, limits)
-        yield from ((i, NoStream(_kind(want))) for i, want in enumerate(wants) if i not in takers)
-        if not takers:
-            return
         reach = _Reach(opened)
         for packet in opened.packets():
             reach.see(packet)
@@ -288,7 +294,8 @@ class _Opened:
                 metadata_errors="replace",
             )
         except (FFmpegError, ValueError, OSError) as error:
-            raise BadClipError("unreadable", _reason(error)) from None
+            text = f"no media, or cut in the header: {_reason(error)}"
+            raise BadClipError("unreadable", text) from None
         if not any(_stream(self.container, kind) for kind in KINDS):
             self.container.close()
             raise BadClipError("unreadable", "neither sound nor pictures")
@@ -311,6 +318,8 @@ class _Opened:
             yield from self.container.demux()
         except FFmpegError as error:
             self.stopped = _reason(error)
+        except IndexError:  # PyAV's own, after all else: a stream that began on the way has no end
+            pass
 
     def seek(self, seconds: float) -> None:
         """Go to a point at or before this one; to the beginning when the file cannot do that.
@@ -372,8 +381,10 @@ class _Reach:
         last = math.inf if span.seconds is None else span.start + span.seconds
         if end is None or min(end, last) <= span.start:
             return None
-        there = min(last, max(self._end(stream) for stream in streams))
-        return _Told(min(end, last) - span.start, max(0.0, there - span.start))
+        there = min(last, max(self._end(stream) for stream in streams)) - span.start
+        if len(streams) == 1:
+            there = min(there, taker.reached())
+        return _Told(min(end, last) - span.start, max(0.0, there))
 
     def _end(self, stream: AvStream) -> float:
         if stream.index not in self._ends:
@@ -388,8 +399,9 @@ def _told_seconds(opened: _Opened) -> float:
 
 def _told_end(opened: _Opened, stream: AvStream) -> float | None:
     """When a stream ends by the header, in seconds from time 0; None where none tells that."""
-    if opened.told:
-        return opened.told[stream.index] if stream.index < len(opened.told) else None
+    if stream.index < len(opened.told):
+        seconds: float | None = opened.told[stream.index]
+        return seconds
     name = opened.container.format.name
     if name in STREAM_IS_TOLD or (name == "mp3" and opened.is_counted):
         end = (stream.start_time or 0) + (stream.duration or 0)
@@ -411,12 +423,25 @@ def _tagged_seconds(text: str) -> float | None:
 
 def _check_start(file: BinaryIO) -> None:
     """Name what is often found in the place of media; FFmpeg would only call it invalid."""
-    start = file.read(len(LFS_POINTER))
+    start = file.read(4096)
     file.seek(0)
     if not start:
         raise BadClipError("empty", "the file has 0 bytes")
-    if start == LFS_POINTER:
+    if start.startswith(LFS_POINTER):
         raise BadClipError("missing", "a Git LFS pointer; fetch the media with git lfs pull")
+    if _is_list(start):
+        raise BadClipError("unreadable", "a list of other files, which are not opened")
+    if headers.lacks_index(file):
+        text = "its index (the box moov) is missing, the file was cut"
+        raise BadClipError("unreadable", text)
+
+
+def _is_list(start: bytes) -> bool:
+    """Whether this begins a playlist of one of the common forms.
+
+    What is not known here is refused when FFmpeg asks to open the other file.
+    """
+    return start.startswith(LISTS) or b"<MPD" in start
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -491,11 +516,14 @@ def _check_span(start: float, end: float | None) -> None:
         raise BadClipError("bad_span", f"from {start} s to {end} s")
 
 
-def _check_limits(opened: _Opened, start: float, end: float | None, limits: Limits) -> None:
-    """Refuse what the header says and the file bears out, before anything is decoded."""
+def _check_streams(opened: _Opened, limits: Limits) -> None:
     count = len(opened.container.streams)
     if count > limits.streams:
         raise BadClipError("too_large", f"{count} streams, at most {limits.streams} are taken")
+
+
+def _check_times(opened: _Opened, start: float, end: float | None, limits: Limits) -> None:
+    """Refuse what the header says and the file bears out, before anything is decoded."""
     known = _told_seconds(opened)
     if known and start >= known:
         raise BadClipError("bad_span", f"starts at {start} s, but the media have {known:.3f} s")
@@ -591,7 +619,7 @@ class _Told:
         slack = max(SLACK_S, SLACK_SHARE * self.promised)
         if self.there < self.promised - slack or self.much_is_missing:
             there = f"{self.there:.2f} of {self.promised:.2f} s are there"
-            return [f"{there}, the file is cut or its header is wrong"]
+            return [f"{there}, the file is cut or damaged or its header is wrong"]
         if self.there > self.promised + 4 * slack:
             return [f"the header says {self.promised:.2f} s, but {self.there:.2f} s are there"]
         return []
@@ -610,7 +638,7 @@ def _verdict(taker: "_Taker", stopped: str, told: _Told | None) -> str:
         raise BadClipError("empty", f"{kind}: nothing lies in the span")
     if not taker.given and taker.untimed:
         raise BadClipError("unreadable", f"{text}; bare streams need a container such as MP4")
-    if not taker.given or taker.is_spoilt or (told is not None and told.much_is_missing):
+    if not taker.given or taker.is_spoilt() or (told is not None and told.much_is_missing):
         raise BadClipError("corrupt", text)
     return text if remarks else ""
 
@@ -664,7 +692,7 @@ class _Taker:
         self.stream, self.span, self.limits = stream, span, limits
         self.done = self.given = False
         self.packets = self.bad = self.untimed = 0
-        self._damaged = self._passed = 0
+        self._damaged = self._passed = self._late = 0
         self._waiting: tuple[float, AvFrame] | None = None
         self._last = self._due = -math.inf
 
@@ -674,8 +702,17 @@ class _Taker:
         return not self.done and packet.stream.index == self.stream.index
 
     def hear(self, packet: AvPacket) -> None:
-        """Take note of a packet before it is decoded."""
+        """Take note of a packet before it is decoded.
+
+        Raises:
+            BadClipError: "too_long": a second one lies behind the limit; one may have a wrong time.
+        """
         self.packets += bool(packet.size)
+        if self.span.seconds is None and packet.pts is not None:
+            time = _seconds(packet.pts, packet.time_base) - self.span.offset
+            self._late += time > self.limits.seconds
+            if self._late > 1:
+                _check_seconds(time, self.limits)
 
     def fail(self, packet: AvPacket) -> None:
         """Take note that it could not be decoded."""
@@ -724,11 +761,16 @@ class _Taker:
             found.append(f"{_counted(self.untimed, self.noun)} without a time and passed over")
         return found
 
-    @property
+    def reached(self) -> float:
+        """How far its frames came where they tell it better than packets, from the span's start."""
+        return math.inf
+
     def is_spoilt(self) -> bool:
         """Whether too much of it is damaged."""
-        wrong = self.bad + self._damaged + self._passed + self.untimed
-        return wrong > MAX_DAMAGED * self.packets
+        return self._wrong() > MAX_DAMAGED * self.packets
+
+    def _wrong(self) -> int:
+        return self.bad + self._damaged + self._passed + self.untimed
 
     def _use(self, time: float, frame: AvFrame) -> Iterator[Chunk]:
         if self.done:
@@ -759,13 +801,16 @@ class _Sound(_Taker):
         super().__init__(stream, span, limits)
         self.rate_hz = want.rate_hz
         self._resampler: AvResampler = None  # until a frame comes, and after a flush
-        self._form: tuple[int, str, str] | None = None
+        self._form: tuple[int, str, str] | None = None  # what follows is placed by its own time
         self._expected = -math.inf
         self._position = 0  # of the next sample, counted from the clip's start
         self._given_to = 0
         self._held: list[NDArray[np.int16]] = []
         self._held_samples = 0
         self._gaps, self._gap_s = 0, 0.0
+        # Numbers of other codecs are always finite.
+        self._holds_floats = stream is not None and stream.codec_context.name in FLOAT_CODECS
+        self._not_finite = 0
 
     def needs(self, packet: AvPacket) -> bool:
         """Whether a packet has to be decoded for it; not what lies long before the span."""
@@ -776,19 +821,32 @@ class _Sound(_Taker):
         stop = packet.pts + (packet.duration or 0)
         return _seconds(stop, packet.time_base) >= self.span.sound_from
 
+    def fail(self, packet: AvPacket) -> None:
+        """Take note that it could not be decoded: what follows must not move up."""
+        super().fail(packet)
+        self._form = None
+
     def remarks(self) -> list[str]:
         """What is to be said of the sound."""
         found = super().remarks()
+        if self._not_finite:
+            counted = _counted(self._not_finite, self.noun)
+            found.append(f"{counted} not finite (NaN or infinity) and passed over")
         if self._gaps:
             gaps = "1 gap" if self._gaps == 1 else f"{self._gaps} gaps"
             found.append(f"{self._gap_s:.2f} s are missing in {gaps}")
         return found
 
     def _place(self, time: float, frame: AvFrame) -> Iterator[Chunk]:
+        if self._holds_floats and not np.isfinite(frame.to_ndarray()).all():
+            self._not_finite += 1
+            self._form = None
+            return
         stop = time + frame.samples / frame.sample_rate
         ahead = time - self._expected
         if ahead < -GAP_S and stop <= self._expected:
             self._passed += 1
+            self._form = None
             return
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
         if form != self._form or abs(ahead) > GAP_S:
@@ -804,6 +862,13 @@ class _Sound(_Taker):
         self.done = self.span.seconds is not None and (
             self._position >= self.span.seconds * self.rate_hz
         )
+
+    def _wrong(self) -> int:
+        return super()._wrong() + self._not_finite
+
+    def reached(self) -> float:
+        """Where the last frame ends, in seconds from the span's start."""
+        return self._expected
 
     def _note_gap(self, time: float) -> None:
         end = math.inf if self.span.seconds is None else self.span.seconds
@@ -870,6 +935,7 @@ class _Pictures(_Taker):
         name = None if stream is None else stream.container.format.name
         self._sorts = name == "avi" and stream.codec_context.name in SHUFFLED
         self._stamps: list[int] = []
+        self._count, self._begin = 0, math.inf
         self._shown: AvFrame | None = None
         self._shown_from = self._gap = 0.0
         self._small: NDArray[np.uint8] | None = None
@@ -902,10 +968,12 @@ class _Pictures(_Taker):
             return
         if self._shown is not None:
             self._gap = time - self._shown_from
+        self._count, self._begin = self._count + 1, min(self._begin, time)
         self._shown, self._shown_from, self._small = frame, time, None
 
     def _rest(self) -> Iterator[Chunk]:
         if self._shown is not None:
+            self._check_rate()
             told = _seconds(self._shown.duration or 0, self._shown.time_base)
             length = told or self._gap or 1 / self.want.fps
             stop = self._shown_from + length
@@ -916,6 +984,12 @@ class _Pictures(_Taker):
                 self._cell = int(max(0.0, self._shown_from) * self.want.fps)
                 self._hold()
         yield from self._emit()
+
+    def _check_rate(self) -> None:
+        seconds = self._shown_from - self._begin
+        if self._count > 10 and self._count > MAX_RATE_HZ * seconds:
+            text = f"video: {self._count} pictures within {seconds:.4f} s, its clock is wrong"
+            raise BadClipError("corrupt", text)
 
     def _middle(self) -> float:
         return (self._cell + 0.5) / self.want.fps

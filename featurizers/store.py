@@ -10,6 +10,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -123,6 +124,10 @@ def publish(path: Path, content: bytes) -> None:
     LocalStore(path.parent).replace(path.name, content)
 
 
+# What `mkstemp` is told to make: other hidden files are not ours to remove.
+_DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
 class LocalStore:
     """A folder of this machine, or one that is mounted like one.
 
@@ -180,7 +185,7 @@ class LocalStore:
         path = self.folder / name
         temporary: Path | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             temporary = Path(made)
             with os.fdopen(handle, "w+b") as file:
@@ -209,7 +214,7 @@ class LocalStore:
     def sweep(self, below: str) -> list[str]:
         """See `Store`."""
         swept: list[str] = []
-        for leftover in sorted((self.folder / below).rglob(".*")):
+        for leftover in self._drafts(below):
             try:
                 with leftover.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +227,7 @@ class LocalStore:
     def unfinished(self, below: str) -> list[str]:
         """See `Store`."""
         found: list[str] = []
-        for leftover in sorted((self.folder / below).rglob(".*")):
+        for leftover in self._drafts(below):
             try:
                 with leftover.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -230,6 +235,10 @@ class LocalStore:
                 continue
             found.append(leftover.relative_to(self.folder).as_posix())
         return found
+
+    def _drafts(self, below: str) -> list[Path]:
+        hidden = (self.folder / below).rglob(".*.*")
+        return sorted(path for path in hidden if _DRAFT.fullmatch(path.name))
 
 
 class _LocalDraft:
@@ -239,7 +248,7 @@ class _LocalDraft:
     def publish(self, name: str) -> None:
         self._sync()
         self._temporary.replace(self._folder / name)
-        self._sync_folder()
+        _sync_folder(self._temporary.parent)
 
     def claim(self, name: str) -> bool:
         """Give it its name unless something has it."""
@@ -248,20 +257,29 @@ class _LocalDraft:
             os.link(self._temporary, self._folder / name)
         except FileExistsError:
             return False
-        self._sync_folder()
+        _sync_folder(self._temporary.parent)
         return True
 
     def _sync(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
         self._temporary.chmod(0o644)
+        os.fsync(self.file.fileno())
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._temporary.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, and sync their names."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        _sync_folder(each.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _LocalFile:

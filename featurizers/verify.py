@@ -83,7 +83,7 @@ def verify(root: Root) -> list[Problem]:
         problems += check.problems()
     problems += [
         Problem(what="unfinished", file=name, where=store.where(name), text="was never finished")
-        for name in store.unfinished(COLUMNS)
+        for name in store.unfinished("")
     ]
     return problems
 
@@ -97,7 +97,7 @@ def clean(root: Root, problems: Sequence[Problem]) -> list[str]:
         The names of the files that were removed.
     """
     store = store_at(root)
-    removed: list[str] = store.sweep(COLUMNS)
+    removed: list[str] = store.sweep("")
     there = store.sizes(COLUMNS)
     for problem in problems:
         useless = problem.what in {"stray", "damaged"}

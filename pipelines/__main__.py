@@ -13,6 +13,7 @@ from featurizers.dataset import DatasetError
 from featurizers.manifest import CorruptShardError
 from featurizers.store import StorageError
 from pipelines.experiment import Experiment, FailedError, InputError, load, save
+from pipelines.stopping import stoppable
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
 from training.checkpoint import CheckpointError
@@ -27,8 +28,6 @@ FAILED = (
     LostRaceError,
     CheckpointError,
 )
-
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -423,22 +422,22 @@ def main() -> None:
     """Run a command; turn what went wrong into one line and an exit code."""
     # Joblib, tokenizers and friends need not tell that they forked.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    code = _called(lambda: app(standalone_mode=True))
-    from pipelines.executors import stop_ray
+    sys.exit(stoppable(lambda: _called(lambda: app(standalone_mode=True)), _leave))
 
+
+def _leave() -> None:
+    """End what was started for the command."""
     if "ray" in sys.modules:
+        from pipelines.executors import stop_ray
+
         stop_ray()
-    sys.exit(code)
 
 
 def _called(call: Callable[[], None]) -> int:
     try:
         call()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        if code == INTERRUPTED:
-            print("fuseline: stopped; the same command goes on where it was", file=sys.stderr)
-        return code
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except WRONG_INPUT as error:
         print(f"fuseline: {_line(error)}", file=sys.stderr)
         return 2

@@ -189,6 +189,7 @@ def commit_all(
             wrong.append(str(error))
             continue
         _commit(root, spec, plan, mine)
+    store_at(root).sweep("")
     if wrong:
         raise TooManyDroppedError("; ".join(wrong))
 
@@ -226,7 +227,6 @@ def _counts(column: Column, wanted: set[bytes], finished: Iterable[Record]) -> b
 def _commit(root: Root, spec: FeatureSpec, plan: str, records: Sequence[Record]) -> None:
     before = committed_digest(root, spec.fingerprint)
     after = commit(root, spec, plan, records)
-    store_at(root).sweep(column_folder(spec.fingerprint))
     if before != after:
         with Logbook(root) as log:
             log.add("manifest", column=spec.fingerprint, digest=after, before=before)

@@ -56,6 +56,7 @@ def ingest(experiment: Experiment, executor: Executor, done: Callable[[int], Non
     write_plan(experiment.root, found.places)
     write_clips(experiment.root, found.clips)
     save(experiment)
+    store_at(experiment.root).sweep("")
     return found
 
 

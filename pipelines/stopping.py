@@ -15,7 +15,7 @@ ECHO_S = 0.5  # a terminal and a program between us may both pass one Ctrl-C on
 GO_ON = "fuseline: stopped; the same command goes on where it was"
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """SIGINT or SIGTERM came.
 
     A KeyboardInterrupt because of Ray (2.60.0): of what a handler raises inside its calls it passes
@@ -96,7 +96,7 @@ def stoppable(work: Callable[[], int], end: Callable[[], None]) -> int:
 def _code(work: Callable[[], int], ear: Ear) -> int:
     try:
         code = work()
-    except (KeyboardInterrupt, Stopped):
+    except KeyboardInterrupt:
         code = INTERRUPTED
     except (Exception, SystemExit):
         # What a signal interrupts may say so by an exception of its own; Ray Train just exits.

@@ -267,7 +267,7 @@ def _commit_without(
 
 def _delete_columns_files(root: Root, store: Store, keys: frozenset[str]) -> int:
     """Delete every file of every column that holds some clips, or may hold them."""
-    removed = len(store.sweep(COLUMNS))
+    removed = len(store.sweep(""))
     sizes = store.sizes(COLUMNS)
     for folder in sorted({"/".join(name.split("/")[:2]) for name in sizes}):
         mine = [name for name in sizes if name.startswith(f"{folder}/")]

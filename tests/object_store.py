@@ -28,7 +28,9 @@ def s3_server():
             import s3fs
 
             s3fs.S3FileSystem.clear_instance_cache()
-            s3fs.S3FileSystem().mkdir(BUCKET)
+            s3fs.S3FileSystem().makedirs(
+                BUCKET, exist_ok=True
+            )  # moto keeps buckets for the process
             yield environment
             s3fs.S3FileSystem.clear_instance_cache()
     finally:

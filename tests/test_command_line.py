@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from featurizers.media import encode
 from pipelines.__main__ import _called, app
 from pipelines.experiment import load
 from pipelines.sources import ask, read_rows
+from pipelines.stopping import stoppable
 from tracking import mlflow_store
 
 SCRIPT = Path(sys.executable).parent / "fuseline"
@@ -33,7 +35,8 @@ def called(capsys):
 
     def call(*arguments):
         capsys.readouterr()
-        code = _called(lambda: app([str(each) for each in arguments], standalone_mode=True))
+        run = partial(_called, lambda: app([str(each) for each in arguments], standalone_mode=True))
+        code = stoppable(run, lambda: None)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -385,7 +388,7 @@ def test_clean_and_featurize_mend_what_verify_found(dataset, called):
     tar = sorted(root.glob("columns/hashed-words-*/*.tar"))[0]
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-600])
-    stray = tar.with_name(".00001-x.tar.k2j4h6")
+    stray = tar.with_name(".00001-x.tar.k2j4h6a1")
     stray.write_bytes(b"half")
     code, out, _ = called("verify", root, "--clean")
     assert code == 1

@@ -17,8 +17,6 @@ import psutil
 import pytest
 
 from featurizers.clip import Clip, Word
-from pipelines import crew
-from pipelines.crew import Backlog
 from pipelines.executors import (
     InProcess,
     Need,
@@ -71,6 +69,10 @@ def unmakeable():
     raise NoGoodError("no worker can be made")
 
 
+def stillborn():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def process_of():
     return lambda item: (item, os.getpid())
 
@@ -98,7 +100,7 @@ def killed_by(folder, killers, always):
     """A worker that kills its own process in the middle of some items: once each, or always."""
 
     def work(item):
-        time.sleep(0.05)  # the result before this one is on its way
+        time.sleep(0.05)  # until the result before this one is on its way
         with (folder / f"{item}").open("a") as tries:
             tries.write(".")
         if item in killers and (always or len((folder / f"{item}").read_text()) == 1):
@@ -232,34 +234,6 @@ def test_a_need_is_told_in_words():
     assert str(Need(2, 0.5, 3 << 30)) == "2 CPU, 0.5 GPU, 3.0 GiB of memory"
 
 
-def test_a_backlog_reads_no_further_than_it_must():
-    items = Numbers(1000)
-    backlog = Backlog(items, lambda item: LARGE if item >= 500 else SMALL)
-    backlog.read(10)
-    assert backlog.needs == [SMALL]
-    assert [backlog.take(SMALL) for _ in range(12)] == list(range(12))
-    assert len(items.made) == 12
-    backlog.put_back(SMALL, 3)
-    assert backlog.take(SMALL) == 3
-    backlog.read(1000)
-    assert backlog.take(LARGE) == 500
-    assert (backlog.left(SMALL), backlog.left(LARGE)) == (488, 499)
-
-
-def test_a_backlog_passes_over_a_limited_number_of_items(monkeypatch):
-    monkeypatch.setattr(crew, "LOOK_AHEAD", 20)
-    items = Numbers(1000)
-    backlog = Backlog(items, lambda item: SMALL if item in (0, 900) else LARGE)
-    backlog.read(1)
-    assert backlog.take(SMALL) == 0
-    assert backlog.take(SMALL) is None
-    assert backlog.left(SMALL) == 0
-    assert len(items.made) == 21
-    while (number := backlog.take(LARGE)) is not None and number < 899:
-        pass
-    assert backlog.take(SMALL) == 900
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 class TestOnRay:
@@ -277,8 +251,11 @@ class TestOnRay:
 
     def test_items_behind_one_that_kills_its_workers_are_finished(self, cluster, tmp_path):
         worker, seen = partial(killed_by, tmp_path, {1, 4}, always=True), []
-        with pytest.raises(WorkerDiedError, match=r"1: its worker died 4 times.* 4: its worker"):
+        with pytest.raises(WorkerDiedError) as raised:
             seen.extend(OnRay(2).run(worker, range(12)))
+        assert {"1: its worker died 4 times", "4: its worker died 4 times"} == set(
+            re.findall(r"\d+: its worker died \d+ times", str(raised.value))
+        )
         assert results(seen) == [(i, 10 * i) for i in range(12) if i not in (1, 4)]
         counted = tries(tmp_path)
         assert counted.pop(1) == counted.pop(4) == 4
@@ -289,6 +266,10 @@ class TestOnRay:
         with pytest.raises(WorkerDiedError, match="other items are left"):
             list(OnRay(2).run(worker, range(50)))
         assert len(tries(tmp_path)) <= 8
+
+    def test_workers_that_die_before_they_are_up_end_the_run(self, cluster):
+        with pytest.raises(WorkerDiedError, match=r"4 workers in a row died before .* \(1 CPU\)"):
+            list(OnRay(2).run(stillborn, range(3)))
 
     def test_a_worker_that_is_killed_from_outside_is_replaced(self, cluster, tmp_path):
         from threading import Thread
@@ -314,6 +295,15 @@ class TestOnRay:
         pids = {each.result for each in OnRay(2).run(partial(with_a_child, tmp_path), range(8))}
         assert pids <= {int(path.name) for path in tmp_path.iterdir()}
         gone_within(10, [int(path.name) for path in tmp_path.iterdir()])
+
+    def test_a_run_that_is_let_go_after_the_cluster_does_not_start_another(self, cluster):
+        import ray
+
+        running = OnRay(1).run(doubler, range(9))
+        assert next(running)
+        stop_ray()
+        running.close()
+        assert not ray.is_initialized()
 
     def test_queued_seconds_are_those_behind_the_item_before(self, cluster):
         first, second, third = sorted(

@@ -325,7 +325,7 @@ def test_temporary_files_of_a_killed_worker_are_gone_after_the_next_run(
     with pytest.raises(RuntimeError):
         featurize(made, Dies(3), lambda done: None)
     column = next((made.root / COLUMNS).iterdir())
-    (column / ".00001-abc.tar.x7").write_bytes(b"half a tar")
+    (column / ".00001-abc.tar.x7y8z9a0").write_bytes(b"half a tar")
     featurize(made, InProcess(), lambda done: None)
     assert verify(made.root) == []
     assert digests(made.root) == undisturbed

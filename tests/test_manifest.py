@@ -248,7 +248,7 @@ def test_verify_finds_a_missing_pointer(tmp_path, column):
     assert "manifest.json is missing" in str(problem)
 
 
-@pytest.mark.parametrize("stray", ["00001-0123456789ab.tar", "notes.txt", ".00000-x.tar.k2j4h6"])
+@pytest.mark.parametrize("stray", ["00001-0123456789ab.tar", "notes.txt", ".00000-x.tar.k2j4h6a1"])
 def test_verify_finds_a_stray_file(tmp_path, column, stray):
     (column[0] / stray).write_bytes(b"x")
     (problem,) = verify(tmp_path)
@@ -337,7 +337,7 @@ def test_clean_removes_strays_leftovers_and_damage_and_nothing_else(tmp_path, co
     folder, records = column
     whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     (folder / "00001-0123456789ab-01234567.tar").write_bytes(b"x")
-    (folder / ".00000-x.tar.k2j4h6").write_bytes(b"half")
+    (folder / ".00000-x.tar.k2j4h6a1").write_bytes(b"half")
     flip(folder / records[1].tar.file, 600)
     removed = clean(tmp_path, verify(tmp_path))
     left = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -123,11 +123,11 @@ def test_logs_grow_or_become_parts(store):
 def test_what_a_killed_writer_left_is_told_from_what_is_being_written(tmp_path):
     store = LocalStore(tmp_path)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".x.tar.k2j4").write_bytes(b"half")
+    (tmp_path / "a" / ".x.tar.k2j4h6a1").write_bytes(b"half")
     with store.draft("a/y.tar", "a shard") as draft:
         draft.file.write(b"123")
-        assert store.unfinished("a") == ["a/.x.tar.k2j4"]
-        assert store.sweep("a") == ["a/.x.tar.k2j4"]
+        assert store.unfinished("a") == ["a/.x.tar.k2j4h6a1"]
+        assert store.sweep("a") == ["a/.x.tar.k2j4h6a1"]
         draft.publish("a/y.tar")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["y.tar"]
 

@@ -85,7 +85,7 @@ def hold_standing(found):
     Whatever has a final name is whole, and names only what is there.
 
     Returns:
-        The shards that are finished: (column, shard) of each record.
+        What is finished: column and name of each record.
     """
     finished = set()
     for name, content in found.items():
@@ -101,7 +101,7 @@ def hold_standing(found):
         elif file.endswith(".json"):
             record = json.loads(content)
             hold_record(found, folder, record)
-            finished.add((folder.removeprefix("columns/"), record["shard"]))
+            finished.add((folder.removeprefix("columns/"), record["name"]))
         else:
             assert _sha256(content)[:8] in file, f"{name} is torn"
     return finished

@@ -1,0 +1,131 @@
+"""Several nodes on this machine: one is killed, one joins late, one alone has what is needed."""
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelines import crew
+from pipelines.executors import Need, NoRoomError, OnRay, stop_ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+GPU = Need(cpus=0.0, gpus=1.0)
+
+
+def node_of(folder):
+    """A worker that tells its node, and in a file when it began on which item."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+
+    def work(item):
+        (folder / f"{item}-{node}-{os.getpid()}").touch()
+        time.sleep(0.15)
+        return item, node
+
+    return work
+
+
+def begun(folder, node):
+    return len(list(folder.glob(f"*-{node}-*")))
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head that does no work, as in cluster.yaml."""
+    from ray.cluster_utils import Cluster
+
+    stop_ray()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+        stop_ray()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(head):
+    """It, without the nodes that the test before added."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
+
+
+def test_the_items_of_a_node_that_is_killed_are_done_elsewhere(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "DEATHS", 1)  # to lose a node is no death of an item's own
+    doomed, other = cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=1)
+    answers = OnRay(3).run(partial(node_of, tmp_path), range(60))
+    seen = [next(answers)]
+    while not begun(tmp_path, doomed.node_id) or not begun(tmp_path, other.node_id):
+        seen.append(next(answers))
+    cluster.remove_node(doomed, allow_graceful=False)
+    seen.extend(answers)
+    assert sorted(each.result[0] for each in seen) == list(range(60))
+    again = {each.number for each in seen if each.attempts > 1}
+    assert 1 <= len(again) <= 2
+    assert {each.result[1] for each in seen if each.number in again} == {other.node_id}
+
+
+def test_a_node_that_joins_late_gets_work(cluster, tmp_path):
+    first = cluster.add_node(num_cpus=1)
+    answers = OnRay(4).run(partial(node_of, tmp_path), range(80))
+    seen = [next(answers) for _ in range(3)]
+    assert {each.result[1] for each in seen} == {first.node_id}
+    late = cluster.add_node(num_cpus=1)
+    seen.extend(answers)
+    assert sorted(each.result[0] for each in seen) == list(range(80))
+    assert begun(tmp_path, late.node_id) >= 10
+
+
+def test_work_for_a_gpu_goes_to_the_node_that_has_one_when_it_comes(cluster, tmp_path):
+    plain, told = cluster.add_node(num_cpus=1), []
+    executor = OnRay(1, told=told.append)
+    answers = executor.run(
+        partial(node_of, tmp_path), range(20), lambda item: GPU if item % 2 else Need()
+    )
+    seen = [next(answers) for _ in range(10)]  # no item for a GPU stands in another's way
+    assert {each.result for each in seen} == {(item, plain.node_id) for item in range(0, 20, 2)}
+    rich = cluster.add_node(num_cpus=1, num_gpus=1)
+    seen.extend(answers)
+    nodes = dict(each.result for each in seen)
+    assert {nodes[item] for item in range(1, 20, 2)} == {rich.node_id}
+
+
+def test_waiting_for_a_node_is_told_and_ends(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "FIRST_TOLD_S", 1.0)
+    cluster.add_node(num_cpus=1)
+    told = []
+    with pytest.raises(NoRoomError, match=r"the work needs 0 CPU, 1 GPU on one node, found after"):
+        list(OnRay(1, patience_s=3, told=told.append).run(partial(node_of, tmp_path), [0], gpu))
+    assert len(told) == 1
+    assert told[0].startswith("waiting for 0 CPU, 1 GPU on one node; there are 2 node(s) with at")
+
+
+def gpu(item):
+    return GPU
+
+
+STRANGER = """
+from pipelines import crew
+from pipelines.executors import resources, start_ray, stop_ray
+start_ray(1)
+print(resources()["CPU"])
+stop_ray()
+"""
+
+
+def test_a_cluster_of_somebody_else_on_this_machine_is_not_joined(cluster, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    del environment["RAY_ADDRESS"]
+    script = [sys.executable, "-W", "ignore", "-c", STRANGER]
+    done = subprocess.run(
+        script, capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
+    assert float(done.stdout) == (os.cpu_count() or 1)
