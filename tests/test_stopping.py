@@ -170,7 +170,7 @@ def test_a_signal_inside_a_call_of_ray_is_not_lost(tmp_path, number):
 
 
 @pytest.mark.ray
-# On a busy machine an agent of Ray outlived its raylet by more than a minute: not in every test run.
+# On a busy machine an agent of Ray outlived its raylet by more than a minute: not in every run.
 @pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [1.2, 2.4])
