@@ -70,7 +70,10 @@ def write(
     with av.open(str(path), "w", format=form, container_options=dict(muxer)) as out:
         streams = []
         if pictures:
-            stream = out.add_stream(video, rate=25, options={"threads": "1", **dict(options)})
+            # With its macroblock tree x264 gives other bytes each time, one thread or not.
+            told = {"x264-params": "mbtree=0"} if video == "libx264" else {}
+            told |= {"threads": "1", **dict(options)}
+            stream = out.add_stream(video, rate=25, options=told)
             stream.height, stream.width = pictures[0][1].shape[:2]
             stream.pix_fmt = pixels or ("yuvj420p" if video == "mjpeg" else "yuv420p")
             stream.codec_context.time_base = Fraction(1, ticks)

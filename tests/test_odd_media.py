@@ -361,7 +361,7 @@ def _(path):
     "cut-at-75-percent.mp4",
     "sample",
     "sample",
-    (r"audio: .*of 4\.00 s are there", r"video: 2\.\d+ of 4\.00 s are there, the file is cut"),
+    (r"audio: .*of 4\.00 s are there", r"video: [23]\.\d+ of 4\.00 s are there, the file is cut"),
 )
 def _(path):
     cut(path, FASTSTART(), 0.75)
@@ -1033,8 +1033,9 @@ def table(rows):
 
 
 def without_numbers(text):
-    """Encoders of another version write files of other sizes."""
-    return re.sub(r"\d+(\.\d+)?", "0", text)
+    """Encoders of another version write files of other sizes; one packet is, two packets are."""
+    text = re.sub(r"\d+(\.\d+)?", "0", text)
+    return re.sub(r"(packet|picture|frame|gap)s?( is| are)?\b", r"\1", text)
 
 
 def test_the_documentation_shows_what_really_becomes_of_them(rows):
