@@ -49,6 +49,7 @@ SLACK_SHARE = 0.01
 STREAM_IS_TOLD = ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "aiff", "au")
 FILE_IS_TOLD = ("matroska,webm", "flv", "asf")
 LFS_POINTER = b"version https://git-lfs"
+NO_MEDIA = "no media, or cut in the header"
 LISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\no=", b"v=0\r\no=")
 
 Kind: TypeAlias = Literal["audio", "video"]
@@ -283,7 +284,7 @@ class _Opened:
 
     def _open(self) -> None:
         import av
-        from av.error import FFmpegError
+        from av.error import FFmpegError, PatchWelcomeError
 
         try:
             # Some playlists do not ask `_refuse`: without any protocol they can open nothing.
@@ -294,8 +295,9 @@ class _Opened:
                 metadata_errors="replace",
             )
         except (FFmpegError, ValueError, OSError) as error:
-            text = f"no media, or cut in the header: {_reason(error)}"
-            raise BadClipError("unreadable", text) from None
+            is_known = isinstance(error, PatchWelcomeError)
+            what = "media of a kind that FFmpeg does not read" if is_known else NO_MEDIA
+            raise BadClipError("unreadable", f"{what}: {_reason(error)}") from None
         if not any(_stream(self.container, kind) for kind in KINDS):
             self.container.close()
             raise BadClipError("unreadable", "neither sound nor pictures")

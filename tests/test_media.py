@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from dataclasses import replace
 from fractions import Fraction
 
@@ -377,6 +378,19 @@ def test_what_is_no_media_is_unreadable(tmp_path, action, content):
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     assert fault_of(action, path) == "unreadable"
+
+
+@pytest.mark.parametrize("action", [probe, Found])
+def test_media_that_ffmpeg_does_not_read_are_not_called_cut(tmp_path, action):
+    path = tmp_path / "extended-and-big-endian.wav"
+    samples = tone(440, 0.5).astype(">i2").tobytes()
+    head = struct.pack(">HHIIHHH", 1, 1, RATE, 2 * RATE, 2, 16, 0)
+    body = b"WAVEfmt " + struct.pack(">I", len(head)) + head
+    body += b"data" + struct.pack(">I", len(samples)) + samples
+    path.write_bytes(b"RIFX" + struct.pack(">I", len(body)) + body)
+    with pytest.raises(BadClipError, match="of a kind that FFmpeg does not read: Not") as caught:
+        action(path)
+    assert caught.value.fault == "unreadable"
 
 
 @pytest.mark.parametrize("action", [probe, Found])
