@@ -15,7 +15,7 @@ PITCH_FFT = 2048
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
 VOICED_FROM = 0.5
 QUIET_DB = -50.0
-BLOCK = 2048  # steps computed at once: bounds the memory of a long clip
+BLOCK = 2048  # steps computed at once
 DECIMALS = 4
 MAX_SECONDS = 4 * 3600
 
@@ -64,70 +64,97 @@ class LogMel:
 
 
 class _LogMel:
+    """One clip's steps in the making.
+
+    Blocks of steps are computed as their sound comes and that sound is let go, so that a long clip
+    takes little more memory than its feature.
+    """
+
     def __init__(self, hop: int, mels: int) -> None:
         self._hop, self._mels = hop, mels
-        self._chunks: list[AudioChunk] = []
+        self._first: int | None = None  # sample of the clip, from which all others are counted
+        self._stop = 0  # of the sound that came
+        self._held: list[NDArray[np.int16]] = []
+        self._held_from = self._held_to = 0
+        self._steps = 0
+        self._energies: list[NDArray[np.float32]] = []
+        self._prosody: list[NDArray[np.float64]] = []
 
     def add(self, chunk: Chunk) -> None:
-        if isinstance(chunk, AudioChunk):
-            self._chunks.append(chunk)
+        if not isinstance(chunk, AudioChunk):
+            return
+        at = round(chunk.start * RATE_HZ)
+        self._first = at if self._first is None else self._first
+        at -= self._first
+        self._stop = max(self._stop, at + len(chunk.samples))
+        if self._stop > MAX_SECONDS * RATE_HZ:
+            return
+        while self._held_to < at:  # silence where there is a gap
+            self._hold(np.zeros(min(at - self._held_to, RATE_HZ), dtype=np.int16))
+        self._hold(chunk.samples[self._held_to - at :])
 
     def finish(self) -> Feature:
-        if not self._chunks:
+        if self._first is None:
             raise BadClipError("empty", "there is no sound in the clip's span")
-        start, samples = _placed(self._chunks)
-        steps = max(1, len(samples) // self._hop)
-        blocks = [
-            _block(samples, first, min(BLOCK, steps - first), self._hop, self._mels)
-            for first in range(0, steps, BLOCK)
-        ]
-        values = np.concatenate(blocks)
-        values[:, self._mels :] = _prosody(values[:, self._mels :], self._hop / RATE_HZ)
-        edges = np.arange(steps, dtype=np.float64)[:, np.newaxis] + np.array([0.0, 1.0])
-        times = start + edges * (self._hop / RATE_HZ)
-        return Feature((np.round(values, DECIMALS) + 0.0).astype(np.float32), times)
+        if self._stop > MAX_SECONDS * RATE_HZ:
+            raise BadClipError("too_long", f"the sound spans {self._stop / RATE_HZ:.0f} s")
+        while left := max(1, self._stop // self._hop) - self._steps:
+            self._compute(min(BLOCK, left))
+        values = np.empty((self._steps, self._mels + len(PROSODY)), dtype=np.float32)
+        np.concatenate(self._energies, out=values[:, : self._mels])
+        prosody = _prosody(np.concatenate(self._prosody), self._hop / RATE_HZ)
+        values[:, self._mels :] = _rounded(prosody)
+        edges = np.arange(self._steps, dtype=np.float64)[:, np.newaxis] + np.array([0.0, 1.0])
+        return Feature(values, self._first / RATE_HZ + edges * (self._hop / RATE_HZ))
+
+    def _hold(self, samples: NDArray[np.int16]) -> None:
+        self._held.append(samples)
+        self._held_to += len(samples)
+        # A block is whole when both its last step and that step's window are there.
+        while self._held_to >= self._window(self._steps + BLOCK - 1) + max(PITCH_WINDOW, self._hop):
+            self._compute(BLOCK)
+
+    def _window(self, step: int) -> int:
+        """The sample at which a step's window begins; below 0 for the first steps."""
+        return step * self._hop + self._hop // 2 - PITCH_WINDOW // 2
+
+    def _compute(self, steps: int) -> None:
+        """The next steps; silence lies before and after the sound that is there."""
+        sound = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
+        begin = self._window(self._steps) - self._held_from
+        block = _block(_frames(sound, begin, steps, self._hop), self._mels)
+        self._energies.append(_rounded(block[:, : self._mels]))
+        self._prosody.append(block[:, self._mels :].copy())
+        self._steps += steps
+        drop = max(0, min(self._window(self._steps) - self._held_from, len(sound)))
+        self._held, self._held_from = [sound[drop:]], self._held_from + drop
 
 
-def _placed(chunks: list[AudioChunk]) -> tuple[float, NDArray[np.int16]]:
-    """All chunks in one array, silence where there is a gap."""
-    first = round(chunks[0].start * RATE_HZ)
-    last = max(round(chunk.start * RATE_HZ) + len(chunk.samples) for chunk in chunks)
-    if last - first > MAX_SECONDS * RATE_HZ:
-        raise BadClipError("too_long", f"the sound spans {(last - first) / RATE_HZ:.0f} s")
-    samples = np.zeros(last - first, dtype=np.int16)
-    for chunk in chunks:
-        at = round(chunk.start * RATE_HZ) - first
-        samples[at : at + len(chunk.samples)] = chunk.samples
-    return first / RATE_HZ, samples
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (np.round(values, DECIMALS) + 0.0).astype(np.float32)
 
 
-def _block(
-    samples: NDArray[np.int16], first: int, steps: int, hop: int, mels: int
-) -> NDArray[np.float64]:
+def _block(frames: NDArray[np.float64], mels: int) -> NDArray[np.float64]:
     """Mel energies, pitch (Hz), 0, 0, voicing and loudness of some steps: [steps, mels + 5]."""
-    frames = _frames(samples, first, steps, hop, PITCH_WINDOW)
     margin = (PITCH_WINDOW - WINDOW) // 2
     short = frames[:, margin : margin + WINDOW]
     power = np.abs(np.fft.rfft(short * _hann(WINDOW), n=WINDOW, axis=1)) ** 2
     energies = power @ mel_filters(mels, WINDOW)
-    out = np.zeros((steps, mels + len(PROSODY)))
+    out = np.zeros((len(frames), mels + len(PROSODY)))
     out[:, :mels] = 10 * np.log10(np.maximum(energies, 1e-10))
     out[:, mels], out[:, mels + 3] = _pitch(frames)
     out[:, mels + 4] = 10 * np.log10(np.maximum((short**2).mean(axis=1), 1e-10))
     return out
 
 
-def _frames(
-    samples: NDArray[np.int16], first: int, steps: int, hop: int, window: int
-) -> NDArray[np.float64]:
-    """Windows centred on steps' middles, [steps, window] in -1..1; silence beyond both ends."""
-    begin = first * hop + hop // 2 - window // 2
-    length = (steps - 1) * hop + window
+def _frames(samples: NDArray[np.int16], begin: int, steps: int, hop: int) -> NDArray[np.float64]:
+    """Windows [steps, PITCH_WINDOW] in -1..1, the first from `begin`; silence beyond both ends."""
+    length = (steps - 1) * hop + PITCH_WINDOW
     part = np.zeros(length)
     low, high = max(0, begin), min(len(samples), begin + length)
     if high > low:
         part[low - begin : high - begin] = samples[low:high] / 32768
-    return np.lib.stride_tricks.sliding_window_view(part, window)[::hop]
+    return np.lib.stride_tricks.sliding_window_view(part, PITCH_WINDOW)[::hop]
 
 
 @functools.cache

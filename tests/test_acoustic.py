@@ -1,5 +1,7 @@
 """Log-mel energies against librosa's, pitch against the sounds that were made."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -214,7 +216,39 @@ def test_the_size_of_the_blocks_does_not_show(monkeypatch, block):
     np.testing.assert_array_equal(parts.times, whole.times)
 
 
+@pytest.mark.parametrize("block", [1, 5, 64])
+@pytest.mark.parametrize("hop_ms", [1, 10, 100])
+def test_blocks_that_are_computed_as_the_sound_comes_are_those_of_the_whole(
+    monkeypatch, hop_ms, block
+):
+    sound = np.concatenate([voice(np.linspace(90, 300, RATE // 2), 0.5), noise(0.53)])
+    silence = np.zeros(12_345, np.int16)
+    whole = feature(np.concatenate([sound, silence, sound]), hop_ms=hop_ms)
+    pieces = [(at, sound[at : at + 1037]) for at in range(0, len(sound), 1037)]
+    pieces += [(len(sound) + len(silence) + at, piece) for at, piece in pieces]
+    monkeypatch.setattr(acoustic, "BLOCK", block)
+    parts = feature(*[(at / RATE, piece) for at, piece in pieces], hop_ms=hop_ms)
+    np.testing.assert_array_equal(parts.values, whole.values)
+    np.testing.assert_array_equal(parts.times, whole.times)
+
+
 @pytest.mark.parametrize("settings", [{"hop_ms": 0}, {"hop_ms": 1001}, {"mels": 7}, {"mels": 129}])
 def test_settings_out_of_range_are_refused_with_the_range(settings):
     with pytest.raises(ValueError, match="wanted 1 to 1000 and 8 to 128"):
         LogMel(**settings)
+
+
+def test_a_long_sound_takes_little_more_memory_than_its_feature(monkeypatch):
+    monkeypatch.setattr(acoustic, "BLOCK", 64)
+    extraction, second = LogMel().begin(CLIP), noise(1.0)
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            extraction.add(AudioChunk(float(number), second.copy()))
+        found = extraction.finish()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.values.shape == (30_000, 45)
+    # The feature in blocks and whole, its times, and some columns of it in float64.
+    assert peak_bytes < 4 * found.values.nbytes
