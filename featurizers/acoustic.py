@@ -11,7 +11,7 @@ from featurizers.spec import AudioChunk, AudioWant, Chunk, Dim, Feature, Feature
 RATE_HZ = 16_000
 WINDOW = 400  # 25 ms
 PITCH_WINDOW = 640  # 40 ms: two periods of the lowest pitch
-PITCH_FFT = 2048
+PITCH_FFT = 960  # at least a window and the longest lag (267): nothing wraps around
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
 VOICED_FROM = 0.5
 QUIET_DB = -50.0
