@@ -32,7 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import FAULTS, BadClipError, Fault
-from featurizers.media import CHUNK_PICTURES, Damage, Event, Limits, NoStream, Probe, decode, probe
+from featurizers.damage import Damage
+from featurizers.limits import Limits
+from featurizers.media import Event, NoStream, Probe, decode, probe
+from featurizers.placing import CHUNK_PICTURES
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 
 _HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload

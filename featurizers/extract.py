@@ -19,9 +19,10 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from featurizers.clip import BadClipError, Clip, Fault
+from featurizers.damage import Damage
 from featurizers.decoder import Decoder, DecoderDiedError, GivenUpError, Spent
 from featurizers.encoding import Batches, Encoding
-from featurizers.media import Damage, NoStream
+from featurizers.media import NoStream
 from featurizers.spec import (
     AudioChunk,
     Chunk,

@@ -7,7 +7,8 @@ import pytest
 
 from featurizers.catalog import build
 from featurizers.clip import BadClipError, Clip
-from featurizers.media import box_mean, probe
+from featurizers.media import probe
+from featurizers.shrink import box_mean
 from featurizers.spec import AudioChunk, VideoChunk
 from featurizers.transcript import read_transcript
 from pipelines.demo import (

@@ -14,7 +14,8 @@ from featurizers import catalog
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.decoder import Decoder
 from featurizers.extract import extract, extract_all
-from featurizers.media import Limits, encode
+from featurizers.limits import Limits
+from featurizers.media import encode
 from featurizers.spec import AudioWant, Dim, Feature, FeatureSpec
 from featurizers.stages import Stages
 from tests.media_maker import stairs, voice, write
@@ -340,7 +341,8 @@ def test_a_featurizer_that_gives_a_clip_up_early_costs_no_other(folder, decoder)
 
 
 DYING_ONCE = """
-from featurizers.media import Damage, NoStream
+from featurizers.damage import Damage
+from featurizers.media import NoStream
 mark = path.with_name("died")
 if not mark.exists():
     mark.touch()

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from featurizers import media
+from featurizers.limits import Limits
 from featurizers.manifest import open_column
-from featurizers.media import Limits, encode
+from featurizers.media import encode
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant
 from pipelines.executors import InProcess
 from pipelines.experiment import load

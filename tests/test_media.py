@@ -11,18 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurizers import media
+from featurizers import media, placing
 from featurizers.clip import BadClipError
-from featurizers.media import (
-    Damage,
-    Limits,
-    NoStream,
-    Probe,
-    box_mean,
-    decode,
-    encode,
-    probe,
-)
+from featurizers.damage import Damage
+from featurizers.limits import Limits
+from featurizers.media import NoStream, Probe, decode, encode, probe
+from featurizers.shrink import box_mean
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant
 from tests.media_maker import flat, number_of, stairs, tone, turn, voice, write
 
@@ -208,7 +202,8 @@ def frame_at(seconds, samples, rate_hz=RATE):
 
 
 def taken(frames, span=None):
-    taker = media._Sound(SOUND, None, media._Span(0.0, 0.0, span), Limits())
+    span = placing.Span(0.0, 0.0, span)
+    taker = placing.Sound(SOUND, None, span, Limits(), media._resampling)
     return [chunk for frame in frames for chunk in taker.take(frame)] + list(taker.finish())
 
 

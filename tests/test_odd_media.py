@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurizers import media
+from featurizers import media, opening
 from featurizers.catalog import build
 from featurizers.clip import BadClipError
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
 from featurizers.intake import RawClip, take_in
-from featurizers.media import Limits
+from featurizers.limits import Limits
 from tests import media_maker as maker
 from tests.media_maker import flat, png, tone, turn, voice, wav, write
 
@@ -988,7 +988,7 @@ def test_whoever_waits_for_the_other_file_would_wait_for_ever(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in REFERRING if "track" not in name])
 def test_a_list_that_is_not_known_as_one_is_refused_by_ffmpeg_itself(tmp_path, name, monkeypatch):
     path = make(name, tmp_path / "kind")
-    monkeypatch.setattr(media, "_is_list", lambda start: False)
+    monkeypatch.setattr(opening, "_is_list", lambda start: False)
     with pytest.raises(BadClipError) as caught:
         list(media.decode(path, 0.0, None, [build("logmel").wants], Limits()))
     assert caught.value.fault == "unreadable"
@@ -999,7 +999,7 @@ def test_a_list_that_is_not_known_as_one_is_refused_by_ffmpeg_itself(tmp_path, n
 def test_nobody_is_called_over_the_network(tmp_path, name, known, monkeypatch):
     path = make(name, tmp_path / "kind")
     if not known:
-        monkeypatch.setattr(media, "_is_list", lambda start: False)
+        monkeypatch.setattr(opening, "_is_list", lambda start: False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/good.mp4"
         content, other = path.read_bytes(), str(path.with_name("good.mp4"))
