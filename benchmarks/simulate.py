@@ -1,0 +1,629 @@
+"""How long ten million clips take on a thousand workers, what saturates first, and when.
+
+A small discrete-event simulation. What our own code costs was measured by `costs.py`; what the
+cluster, the object store and the media are like is assumed, and each assumption is a field of
+`Setting`. It follows the code: the driver is one server with a queue, hears answers in the order in
+which they come and hands over the next job then; a worker has two jobs at most; a job fetches its
+clips one after the other; what was in flight on a node that is lost is done again.
+
+    python benchmarks/simulate.py [--costs FILE] [--quick]
+
+FILE holds what `costs.py` printed; without it the figures in this file are taken.
+"""
+
+import argparse
+import heapq
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from featurizers.clip import Clip
+from pipelines.crew import IN_FLIGHT
+from pipelines.logbook import FLUSH_LINES
+from pipelines.plan import Room, deal
+from tracking.provenance import git_commit
+
+HOME = Path(__file__).resolve().parent.parent
+MEASURED_CLIPS = 128  # of a large job of `costs.py`
+SPREAD = 1.0  # sigma of the logarithm of a clip's duration
+SAMPLE = 500  # shards that are dealt; the others are like them
+PARTS = 10
+COUNTS = (10, 100, 1_000, 5_000, 10_000)
+SHARES = ("media", "latency", "refused", "write", "words", "lost", "idle")
+HALF_A_DAY, HALF_AN_HOUR = math.log(2) / 24, math.log(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What our code costs: CPU seconds and bytes, as `costs.py` prints them.
+
+    The figures: 2 cores of an AMD EPYC, 25 November 2026.
+
+    Attributes:
+        deal_us, write_us: For each clip at ingest: dealing it, writing the table.
+        write_peak_bytes: The most memory that writing the table takes, beside the clips.
+        sources_us, sources_us_for_each_million: Dealing a clip when twenty are cut from a source;
+            how much longer it takes for each million clips that there are.
+        twice_us, twice_bytes, twice_peak_bytes: For each clip: reading table and plan and making
+            the jobs of three columns, twice, as the command line does; what stays in memory of
+            both; the most that it takes meanwhile.
+        digest_us, plan_us: For each clip: the plan's digest, reading the plan.
+        open_us, open_bytes: For each shard of 128 clips of a column that is opened.
+        commit_us, manifest_us, manifest_bytes: For each shard: writing and reading the manifest.
+        log_line_us, log_line_bytes: For each job.
+        small_job_driver_ms, job_driver_ms: The driver's CPU for a job of one clip, of 128 clips.
+        small_job_busy_ms, job_busy_ms: A worker's time for one that computes next to nothing.
+        small_job_clock_ms, job_clock_ms: Of such a job on two workers of one machine, by the clock.
+        actor_driver_ms, actor_start_s: The driver's CPU for an actor; its start by the clock.
+        shard_write_s: A worker's CPU for a shard of 128 clips of 80 log-mel bands.
+        media_per_cpu_s, media_per_cpu_s_1080p: Seconds of media a second, small and large pictures.
+        clip_reads, column_writes, open_reads: Requests to an object store.
+    """
+
+    deal_us: float = 10.4
+    write_us: float = 46.1
+    write_peak_bytes: float = 6_810.0
+    sources_us: float = 2.81
+    sources_us_for_each_million: float = 10.4
+    twice_us: float = 271.0
+    twice_bytes: float = 16_400.0
+    twice_peak_bytes: float = 19_100.0
+    digest_us: float = 1.35
+    plan_us: float = 1.79
+    open_us: float = 2_530.0
+    open_bytes: float = 117_000.0
+    commit_us: float = 33.2
+    manifest_us: float = 22.5
+    manifest_bytes: float = 637.0
+    log_line_us: float = 30.4
+    log_line_bytes: float = 977.0
+    small_job_driver_ms: float = 1.52
+    job_driver_ms: float = 10.4
+    small_job_busy_ms: float = 15.5
+    small_job_clock_ms: float = 9.13
+    job_busy_ms: float = 171.0
+    job_clock_ms: float = 107.0
+    actor_driver_ms: float = 2.79
+    actor_start_s: float = 1.16
+    shard_write_s: float = 0.403
+    media_per_cpu_s: float = 90.1
+    media_per_cpu_s_1080p: float = 13.0
+    clip_reads: float = 2.0
+    column_writes: float = 3.0
+    open_reads: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is asked for, and what is assumed of the world.
+
+    Attributes:
+        clips, clip_s: How many, and their mean duration.
+        media_columns, word_columns: Columns that share the decoding; columns that read words.
+        media_per_s: Seconds of media that a worker takes in a second.
+        spread: By how much jobs of equal media differ in time (standard deviation over mean).
+        cores: Workers of a node.
+        nodes_per_minute, boot_s: How a cluster grows: nodes a minute, after how long the first.
+        reads_per_s, writes_per_s: What one prefix of the store admits (S3's documented 5,500 and
+            3,500).
+        latency_s, latency_spread: Of a request: median, and the sigma of its logarithm (0.7: one in
+            a hundred takes five times the median).
+        losses_per_hour: Of a node, as with spot nodes.
+    """
+
+    workers: int
+    clips: int = 10_000_000
+    clip_s: float = 7.0
+    shard_clips: int = 128
+    media_columns: int = 2
+    word_columns: int = 1
+    media_per_s: float = 60.0
+    spread: float = 0.1
+    cores: int = 16
+    nodes_per_minute: float = 20.0
+    boot_s: float = 120.0
+    reads_per_s: float = 5_500.0
+    writes_per_s: float = 3_500.0
+    latency_s: float = 0.03
+    latency_spread: float = 0.7
+    losses_per_hour: float = 0.0
+    seed: int = 0
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return math.ceil(self.clips / self.shard_clips)
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return self.media_columns + self.word_columns
+
+    @property
+    def mean_latency_s(self) -> float:
+        """Of a request, in the mean."""
+        return self.latency_s * math.exp(self.latency_spread**2 / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job as the simulation knows it."""
+
+    media_s: float
+    clips: int
+    columns: int
+
+
+def service_s(costs: Costs, job: Work) -> float:
+    """The driver's time for a job: what every job costs, and what its clips cost."""
+    return _by_clips(costs.small_job_driver_ms, costs.job_driver_ms, job.clips)
+
+
+def reads_of(costs: Costs, job: Work) -> float:
+    """Requests that read."""
+    return costs.clip_reads * job.clips if job.media_s else 0.0
+
+
+def writes_of(costs: Costs, job: Work) -> float:
+    """Requests that write."""
+    return costs.column_writes * job.columns
+
+
+def takes(costs: Costs, setting: Setting, job: Work, chance: random.Random) -> dict[str, float]:
+    """Seconds of a worker for a job, by what they go into, when nothing stands in its way."""
+    even = max(0.2, chance.gauss(1.0, setting.spread))
+    requests = reads_of(costs, job) + writes_of(costs, job)
+    found = {"latency": _latency_s(setting, requests, chance)}
+    if not job.media_s:
+        words_s = _by_clips(costs.small_job_busy_ms, costs.job_busy_ms, job.clips)
+        return found | {"words": words_s * even}
+    write_s = costs.shard_write_s * job.columns * job.clips / MEASURED_CLIPS
+    return found | {"media": job.media_s / setting.media_per_s * even, "write": write_s}
+
+
+def _by_clips(small_ms: float, large_ms: float, clips: int) -> float:
+    """Seconds for so many clips, on the line through what one and what 128 take."""
+    return (small_ms + (large_ms - small_ms) * (clips - 1) / (MEASURED_CLIPS - 1)) / 1e3
+
+
+def _latency_s(setting: Setting, requests: float, chance: random.Random) -> float:
+    """Of some requests one after the other; many of them add up to a bell."""
+    spread, mean = setting.latency_spread, setting.mean_latency_s
+    deviation = mean * math.sqrt(math.expm1(spread**2) * requests)
+    return max(0.0, chance.gauss(mean * requests, deviation))
+
+
+@dataclass(slots=True)
+class Gate:
+    """Admits so many requests a second, in the order in which they are asked for.
+
+    Attributes:
+        free_at: When the last that was asked for is admitted.
+        longest_s: The longest that anybody stood before it.
+    """
+
+    per_s: float
+    free_at: float = 0.0
+    longest_s: float = 0.0
+
+    def admit(self, now: float, count: float, over_s: float = 0.0) -> float:
+        """When the last of some requests is admitted, that are made one by one over some time."""
+        self.free_at = max(self.free_at, now) + count / self.per_s
+        self.longest_s = max(self.longest_s, self.free_at - now - over_s)
+        return max(now + over_s, self.free_at)
+
+
+@dataclass(slots=True)
+class Driver:
+    """One server with a queue."""
+
+    free_at: float = 0.0
+    busy_s: float = 0.0
+
+    def serve(self, now: float, seconds: float) -> float:
+        """When something that is asked for now is done."""
+        self.free_at = max(self.free_at, now) + seconds
+        self.busy_s += seconds
+        return self.free_at
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """An actor.
+
+    Attributes:
+        flights: What was handed to it, in order; it works on the first.
+        here: How many of them have come.
+        began: When it began on the first; None while it waits.
+    """
+
+    node: int
+    up_at: float
+    flights: deque[Work] = field(default_factory=deque)
+    here: int = 0
+    began: float | None = None
+    alive: bool = True
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of it.
+
+    Attributes:
+        seconds: From the first actor that was asked for to the last answer.
+        there_s: Workers' time, from when each was up to its end.
+        spent_s: Of that: "media", "words", "write", "latency" of the store, "refused" by its limit,
+            "lost" with a node. The rest is "idle".
+        spans, shifts: (from, to) of each job, and of each worker.
+        empty_at: When nothing was left to be handed out.
+        driver_s: The driver's busy time.
+        refused_s: The longest that a job stood before the store's limit.
+        losses: Nodes that were lost.
+        again: Jobs that were begun more than once.
+    """
+
+    jobs: int
+    seconds: float = 0.0
+    there_s: float = 0.0
+    spent_s: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    shifts: list[tuple[float, float]] = field(default_factory=list)
+    empty_at: float = 0.0
+    driver_s: float = 0.0
+    refused_s: float = 0.0
+    losses: int = 0
+    again: int = 0
+
+    def shares(self) -> dict[str, float]:
+        """What the workers' time went into."""
+        found = {name: seconds / self.there_s for name, seconds in self.spent_s.items()}
+        return found | {"idle": 1.0 - sum(found.values())}
+
+    def busy(self) -> list[float]:
+        """Busy time over the time that workers were there, for each tenth of the run."""
+        edges = [self.seconds * part / PARTS for part in range(PARTS + 1)]
+        busy, there = _binned(self.spans, edges), _binned(self.shifts, edges)
+        return [b / t if t else 0.0 for b, t in zip(busy, there, strict=True)]
+
+
+def _binned(spans: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[float]:
+    """How much of some spans lies between each two edges."""
+    below = [sum(min(edge, end) - begin for begin, end in spans if begin < edge) for edge in edges]
+    return [high - low for low, high in pairwise(below)]
+
+
+class Cluster:
+    """Workers, a driver and a store, from the first actor to the last answer.
+
+    Args:
+        costs: Measured.
+        setting: Assumed.
+        backlog: The jobs, in order.
+    """
+
+    def __init__(self, costs: Costs, setting: Setting, backlog: Iterable[Work]) -> None:
+        self._costs, self._setting, self._backlog = costs, setting, deque(backlog)
+        self._left = len(self._backlog)
+        if not self._left:
+            raise ValueError("a simulation of no jobs would never end; give one clip at least")
+        self._chance = random.Random(setting.seed)  # noqa: S311 - a simulation, no secrets
+        self._events: list[tuple[float, int, Any]] = []
+        self._count = 0
+        self._driver = Driver()
+        self._reads, self._writes = Gate(setting.reads_per_s), Gate(setting.writes_per_s)
+        self._nodes: dict[int, list[Worker]] = {}
+        self._told = Run(jobs=self._left)
+
+    def run(self) -> Run:
+        """Let it happen."""
+        setting, told = self._setting, self._told
+        self._driver.serve(0.0, setting.workers * self._costs.actor_driver_ms / 1e3)
+        for node in range(math.ceil(setting.workers / setting.cores)):
+            self._at(setting.boot_s + 60 * node / setting.nodes_per_minute, self._come, node)
+        while self._left:
+            told.seconds, _, happens = heapq.heappop(self._events)
+            happens(told.seconds)
+        for worker in [each for workers in self._nodes.values() for each in workers]:
+            self._leave(worker, told.seconds)
+        told.driver_s = self._driver.busy_s
+        told.refused_s = max(self._reads.longest_s, self._writes.longest_s)
+        return told
+
+    def _at(self, at: float, happens: Callable[..., None], *who: object) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at, self._count, partial(happens, *who)))
+
+    def _come(self, node: int, now: float) -> None:
+        """A node is there, and starts its actors."""
+        setting = self._setting
+        up_at = now + self._costs.actor_start_s
+        count = min(setting.cores, setting.workers - node * setting.cores)
+        self._nodes[node] = [Worker(node, up_at) for _ in range(count)]
+        for worker in self._nodes[node]:
+            self._at(up_at, self._feed, worker)
+        if setting.losses_per_hour:
+            life_s = self._chance.expovariate(setting.losses_per_hour / 3600)
+            self._at(now + life_s, self._lose, node)
+
+    def _lose(self, node: int, now: float) -> None:
+        """A node is gone, and another is asked for; what was in flight is begun again."""
+        self._told.losses += 1
+        workers = self._nodes.pop(node)
+        for worker in workers:
+            worker.alive = False
+            self._leave(worker, now)
+            if worker.began is not None:
+                self._told.again += 1
+                self._spend("lost", worker.began, now - worker.began, now)
+            self._backlog.extendleft(reversed(worker.flights))
+            self._driver.serve(now, self._costs.actor_driver_ms / 1e3)
+        self._at(now + self._setting.boot_s, self._come, node)
+        idle = [w for each in self._nodes.values() for w in each if not w.flights]
+        for worker in idle[: len(workers)]:
+            self._at(max(now, worker.up_at) + self._costs.actor_start_s, self._feed, worker)
+
+    def _leave(self, worker: Worker, now: float) -> None:
+        if worker.up_at < now:
+            self._told.shifts.append((worker.up_at, now))
+            self._told.there_s += now - worker.up_at
+
+    def _feed(self, worker: Worker, now: float) -> None:
+        """The driver hands over what a worker may have in flight."""
+        while worker.alive and self._backlog and len(worker.flights) < IN_FLIGHT:
+            job = self._backlog.popleft()
+            worker.flights.append(job)
+            self._at(self._driver.serve(now, service_s(self._costs, job)), self._arrive, worker)
+            if not self._backlog:
+                self._told.empty_at = now
+
+    def _arrive(self, worker: Worker, now: float) -> None:
+        worker.here += 1
+        self._begin(worker, now)
+
+    def _begin(self, worker: Worker, now: float) -> None:
+        """A worker goes on to what lies at it."""
+        if worker.alive and worker.began is None and worker.here:
+            worker.began = now
+            took = self._took(worker.flights[0], now)
+            self._at(now + sum(took.values()), self._end, worker, took)
+
+    def _took(self, job: Work, now: float) -> dict[str, float]:
+        took = takes(self._costs, self._setting, job, self._chance)
+        over_s = sum(took.values())
+        admitted = self._reads.admit(now, reads_of(self._costs, job), over_s)
+        admitted = max(admitted, self._writes.admit(now, writes_of(self._costs, job), over_s))
+        return took | {"refused": max(0.0, admitted - now - over_s)}
+
+    def _end(self, worker: Worker, took: Mapping[str, float], now: float) -> None:
+        """A job is finished: the driver hears of it and hands over another."""
+        if not worker.alive or worker.began is None:
+            return
+        self._told.spans.append((worker.began, now))
+        for name, seconds in took.items():
+            self._told.spent_s[name] = self._told.spent_s.get(name, 0.0) + seconds
+        worker.flights.popleft()
+        worker.here, worker.began = worker.here - 1, None
+        self._left -= 1
+        self._begin(worker, now)
+        self._feed(worker, now)
+
+    def _spend(self, name: str, began: float, seconds: float, now: float) -> None:
+        self._told.spans.append((began, now))
+        self._told.spent_s[name] = self._told.spent_s.get(name, 0.0) + seconds
+
+
+def backlog(setting: Setting) -> Iterator[Work]:
+    """The jobs in order: for each shard one of its media, and one for each column of words."""
+    sample = min(setting.clips, SAMPLE * setting.shard_clips)
+    shards = dealt(sample, setting.clip_s, setting.shard_clips, setting.seed)
+    for number in range(setting.shards):
+        media_s, count = shards[number % len(shards)]
+        if setting.media_columns:
+            yield Work(media_s, count, setting.media_columns)
+        for _ in range(setting.word_columns):
+            yield Work(0.0, count, 1)
+
+
+@cache
+def dealt(clips: int, clip_s: float, shard_clips: int, seed: int) -> list[tuple[float, int]]:
+    """Seconds and clips of shards as `pipelines.plan` deals them, one source a clip.
+
+    One clip in a hundred is more than ten times as long as half of them.
+    """
+    chance = random.Random(seed)  # noqa: S311 - durations, no secrets
+    middle = math.log(clip_s) - SPREAD**2 / 2
+    seconds = {f"clip{n:08d}": chance.lognormvariate(middle, SPREAD) for n in range(clips)}
+    made = [
+        Clip(key=key, id=key, media="", media_digest=key, seconds=each)
+        for key, each in seconds.items()
+    ]
+    shards: dict[int, list[float]] = {}
+    for place in deal([], made, Room(clips=shard_clips)):
+        shards.setdefault(place.shard, []).append(seconds[place.key])
+    return [(sum(members), len(members)) for members in shards.values()]
+
+
+# Before and after the jobs, and memory: one driver, one thing after the other
+
+
+def alone(costs: Costs, setting: Setting) -> dict[str, float]:
+    """Seconds of the driver while no worker has anything to do, by step."""
+    clips, shards, columns = setting.clips / 1e6, setting.shards, setting.columns
+    opening = costs.open_us / 1e6 + costs.open_reads * setting.mean_latency_s
+    lines = shards * (bool(setting.media_columns) + setting.word_columns)
+    return {
+        "read clips, make jobs": costs.twice_us * clips,
+        "sum up the log": costs.log_line_us / 1e6 * lines
+        + lines / FLUSH_LINES * costs.open_reads * setting.mean_latency_s,
+        "commit": (costs.plan_us + costs.digest_us) * clips
+        + costs.commit_us / 1e6 * shards * columns,
+        "open the columns": (costs.manifest_us / 1e6 + opening) * shards * columns,
+    }
+
+
+def at_ingest(costs: Costs, setting: Setting) -> dict[str, float]:
+    """Seconds of the driver alone at ingest, when no media are probed, by step."""
+    clips = setting.clips / 1e6
+    longer = costs.sources_us_for_each_million * clips
+    return {
+        "deal clips that are files": costs.deal_us * clips,
+        "deal clips cut from files": (costs.sources_us + longer) * clips,
+        "write the table": costs.write_us * clips,
+    }
+
+
+def memory(costs: Costs, setting: Setting) -> dict[str, float]:
+    """The driver's memory in bytes, by moment."""
+    columns = costs.open_bytes * setting.shards * setting.columns
+    return {
+        "at ingest, beside clips": costs.write_peak_bytes * setting.clips,
+        "jobs made": costs.twice_peak_bytes * setting.clips,
+        "columns opened": costs.twice_bytes * setting.clips + columns,
+    }
+
+
+def saturated_at(costs: Costs, setting: Setting) -> dict[str, float]:
+    """The number of workers that keep a part busy all the time: more of them gain nothing."""
+    chance = random.Random(setting.seed)  # noqa: S311 - a simulation, no secrets
+    jobs = list(backlog(replace(setting, clips=setting.shard_clips * SAMPLE)))
+    busy_s = sum(sum(takes(costs, setting, job, chance).values()) for job in jobs)
+    asked_s = {
+        "driver": sum(service_s(costs, job) for job in jobs),
+        "reads": sum(reads_of(costs, job) for job in jobs) / setting.reads_per_s,
+        "writes": sum(writes_of(costs, job) for job in jobs) / setting.writes_per_s,
+    }
+    return {name: busy_s / seconds for name, seconds in asked_s.items() if seconds}
+
+
+def simulated(costs: Costs, setting: Setting) -> Run:
+    """Run all jobs of a setting."""
+    return Cluster(costs, setting, backlog(setting)).run()
+
+
+def job_ms(costs: Costs, *, clips: int) -> float:
+    """What the simulation says of the setting that `costs.py` measured: two workers, no media."""
+    setting = Setting(
+        workers=2,
+        clips=2_000 * clips,
+        shard_clips=clips,
+        media_columns=0,
+        cores=2,
+        boot_s=0.0,
+        latency_s=0.0,
+    )
+    told = simulated(costs, setting)
+    return 1e3 * (told.spans[-1][1] - told.spans[0][0]) / told.jobs
+
+
+# What is printed
+
+
+def main() -> None:
+    """Simulate and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--costs", type=Path, help="what costs.py printed")
+    arguments.add_argument("--quick", action="store_true", help="a hundredth of the clips")
+    given = arguments.parse_args()
+    costs = read_costs(given.costs) if given.costs else Costs()
+    clips = 100_000 if given.quick else 10_000_000
+    kinds = {"small": costs.media_per_cpu_s, "1080p": costs.media_per_cpu_s_1080p}
+    settings = {
+        kind: Setting(workers=1_000, clips=clips, media_per_s=speed)
+        for kind, speed in kinds.items()
+    }
+    figures = _print_reality(costs) | _print_driver(costs, settings["small"])
+    for kind, setting in settings.items():
+        figures |= {f"{kind}_{name}": value for name, value in _print_kind(costs, setting, kind)}
+    rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
+    about = {"commit": git_commit(HOME)}
+    print(json.dumps({"benchmark": "simulate", "figures": rounded, **about}))
+
+
+def read_costs(file: Path) -> Costs:
+    """The figures on the last line of what `costs.py` printed."""
+    figures = json.loads(file.read_text().splitlines()[-1])["figures"]
+    return Costs(**{each.name: figures[each.name] for each in fields(Costs)})
+
+
+def _print_reality(costs: Costs) -> dict[str, float]:
+    print("Two workers, jobs that compute next to nothing: milliseconds a job")
+    print(f"{'':<22}{'simulated':>10}{'measured':>10}")
+    found: dict[str, float] = {}
+    for name, clips, measured in (
+        ("1 clip", 1, costs.small_job_clock_ms),
+        ("128 clips", MEASURED_CLIPS, costs.job_clock_ms),
+    ):
+        told = job_ms(costs, clips=clips)
+        print(f"{name:<22}{told:>10.2f}{measured:>10.2f}")
+        found[f"off_{clips}"] = told / measured - 1
+    return found
+
+
+def _print_driver(costs: Costs, setting: Setting) -> dict[str, float]:
+    print("\nThe driver alone, three columns")
+    sizes = [setting.clips // 100, setting.clips // 10, setting.clips]
+    print(f"{'clips':<30}" + "".join(f"{size:>12,}" for size in sizes))
+    settings = [replace(setting, clips=size) for size in sizes]
+    seconds = [alone(costs, each) | at_ingest(costs, each) for each in settings]
+    for name in seconds[0]:
+        print(f"{name + ', s':<30}" + "".join(f"{each[name]:>12,.1f}" for each in seconds))
+    held = [memory(costs, each) for each in settings]
+    for name in held[0]:
+        print(f"{name + ', GB':<30}" + "".join(f"{each[name] / 1e9:>12,.2f}" for each in held))
+    file = costs.manifest_bytes * setting.shards / 1e6
+    log = costs.log_line_bytes * setting.shards * 2 / 1e6
+    print(f"a manifest {file:,.0f} MB, the log {log:,.0f} MB")
+    alone_h = sum(alone(costs, setting).values()) / 3600
+    return {"alone_h": alone_h, "memory_gb": max(held[-1].values()) / 1e9}
+
+
+def _print_kind(costs: Costs, setting: Setting, kind: str) -> Iterator[tuple[str, float]]:
+    print(f"\n{kind}: {setting.media_per_s:.0f} seconds of media a second and worker")
+    for name, workers in saturated_at(costs, setting).items():
+        print(f"  {name} saturated by {workers:,.0f} workers")
+        yield f"{name}_saturated", workers
+    heads = "".join(f"{name:>9}" for name in ("whole", "jobs", "tail s", "driver", *SHARES))
+    print(f"  {'workers':<30}{heads}")
+    for name, (with_costs, each) in _rows(costs, setting).items():
+        told = simulated(with_costs, each)
+        print(_row(name, told, sum(alone(with_costs, each).values())))
+        if name == f"{setting.workers:,}":
+            print(
+                "  busy by tenths of its time: " + " ".join(f"{part:.0%}" for part in told.busy())
+            )
+        yield f"hours_{name}", told.seconds / 3600
+
+
+def _rows(costs: Costs, setting: Setting) -> dict[str, tuple[Costs, Setting]]:
+    """Other numbers of workers, and what would be if it were not for something."""
+    free = replace(costs, job_driver_ms=0.0, small_job_driver_ms=0.0, actor_driver_ms=0.0)
+    others = {
+        "no limit of requests": replace(setting, reads_per_s=math.inf, writes_per_s=math.inf),
+        "no latency": replace(setting, latency_s=0.0),
+        "half of the nodes lost a day": replace(setting, losses_per_hour=HALF_A_DAY),
+        "half of the nodes lost an hour": replace(setting, losses_per_hour=HALF_AN_HOUR),
+    }
+    counts = {f"{count:,}": (costs, replace(setting, workers=count)) for count in COUNTS}
+    named = {name: (costs, each) for name, each in others.items()}
+    return counts | named | {"a driver for nothing": (free, setting)}
+
+
+def _row(name: str, told: Run, alone_s: float) -> str:
+    shares = told.shares()
+    hours = f"{(alone_s + told.seconds) / 3600:>9.2f}{told.seconds / 3600:>9.2f}"
+    tail = f"{told.seconds - told.empty_at:>9.0f}{told.driver_s / told.seconds:>9.0%}"
+    parts = "".join(f"{shares.get(share, 0.0):>9.1%}" for share in SHARES)
+    lost = f"  {told.losses} nodes lost, {told.again} jobs again" if told.losses else ""
+    refused = f"  a job waited {told.refused_s:.0f} s" if told.refused_s > 1 else ""
+    return f"  {name:<30}{hours}{tail}{parts}{lost}{refused}"
+
+
+if __name__ == "__main__":
+    main()
