@@ -18,7 +18,6 @@ import json
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -26,31 +25,26 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurizers.clip import FAULTS, BadClipError, Fault
-from featurizers.damage import Damage
 from featurizers.limits import Limits
-from featurizers.media import Event, NoStream, Probe, decode, probe
+from featurizers.media import Event, Probe
 from featurizers.placing import CHUNK_PICTURES
-from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
+from featurizers.spec import AudioWant, Want
+from featurizers.wire import HEADER, Payload, pack_want, send, unpack_event
 
-_HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
-_ALIGNED = 8  # JSON is filled up with spaces, so that numbers behind it lie where numpy likes them
 WALL_FACTOR = 20.0  # time is judged by CPU seconds; a child that sleeps longer than this hangs
 SKIP_SHARE = 1.0  # CPU seconds for each second that lies before the span: it may have to be decoded
 PROBE_BYTES = 4 << 20  # of a file whose header is silent are read in a CPU second at the least
 WATCH_S = 0.25
-ADDRESS_SPACE = 1 << 30  # and twice the measured limit: the upper net
 HEADER_LIMIT = 1 << 24
 PAYLOAD_LIMIT = 1 << 30
 PIPE_BYTES = 1 << 20  # the child decodes that far ahead of a parent that is busy
 
 
-Payload: TypeAlias = NDArray[np.uint8]
 Parsed = TypeVar("Parsed")
 
 
@@ -179,12 +173,12 @@ class Decoder:
             "path": str(path),
             "start": start,
             "end": end,
-            "wants": [{"kind": type(want).__name__, **asdict(want)} for want in wants],
+            "wants": [pack_want(want) for want in wants],
             "cpu_seconds": allowed + SKIP_SHARE * start,
         }
 
         def parse(header: Mapping[str, Any], payload: Payload) -> Event:
-            return _event(header, payload, wants)
+            return unpack_event(header, payload, wants)
 
         yield from self._answers(request, WALL_FACTOR * allowed + start, parse, given_up)
 
@@ -271,7 +265,7 @@ def _started() -> "subprocess.Popen[bytes]":
     # -P keeps the current folder, and whatever is called `featurizers` in it, off the path.
     program = (
         f"import sys; sys.path.insert(0, {home!r}); "
-        f"import featurizers.decoder as d; d.serve({os.getpid()})"
+        f"from featurizers.decoder_child import serve; serve({os.getpid()})"
     )
     return subprocess.Popen(  # noqa: S603 - our own program text, no shell
         [sys.executable, "-P", "-c", program],
@@ -298,7 +292,7 @@ class _Child:
         self._poll.register(self._out, select.POLLIN)
 
     def ask(self, request: Mapping[str, Any]) -> None:
-        _send(_pipe(self.process.stdin), request)
+        send(_pipe(self.process.stdin), request)
 
     def ready(self, seconds: float) -> bool:
         """Whether there is something to read within a time; the child's end is something."""
@@ -398,10 +392,10 @@ class _Watch:
             self._waited += time.perf_counter() - began
 
     def _message(self) -> tuple[dict[str, Any], Payload] | None:
-        sizes = self._exactly(_HEADER.size)
+        sizes = self._exactly(HEADER.size)
         if sizes is None:
             return None
-        text_size, payload_size = _HEADER.unpack(sizes.data)
+        text_size, payload_size = HEADER.unpack(sizes.data)
         if text_size > HEADER_LIMIT or payload_size > PAYLOAD_LIMIT:
             raise ValueError(f"a message of {text_size} and {payload_size} bytes")
         body = self._exactly(text_size + payload_size)
@@ -448,32 +442,6 @@ def _probed(header: Mapping[str, Any], payload: Payload) -> Probe:
     return Probe(**header["probe"])
 
 
-def _event(header: Mapping[str, Any], payload: Payload, wants: Sequence[Want]) -> Event:
-    """An event from a message; LookupError, TypeError or ValueError when it is none."""
-    index = int(header["index"])
-    if not 0 <= index < len(wants):
-        raise ValueError(f"an answer to want {index} of {len(wants)}")
-    match header["kind"], wants[index]:
-        case "audio", AudioWant():
-            return index, AudioChunk(float(header["start"]), payload.view(np.int16))
-        case "video", VideoWant() as want:
-            frames = payload.reshape(header["shape"])
-            times = np.array(header["times"], dtype=np.float64).reshape(len(frames), 2)
-            if frames.shape[1:] != _picture(want):
-                raise ValueError(f"pictures {frames.shape[1:]} for {want}")
-            return index, VideoChunk(times, frames)
-        case "none", _:
-            return index, NoStream(str(header["stream"]))
-        case "damage", _:
-            return index, Damage(str(header["message"]))
-        case kind, want:
-            raise ValueError(f"{kind!r} for {want}")
-
-
-def _picture(want: VideoWant) -> tuple[int, ...]:
-    return (want.size, want.size) if want.colour == "gray" else (want.size, want.size, 3)
-
-
 def _fault(name: str) -> Fault:
     for fault in FAULTS:
         if fault == name:
@@ -493,187 +461,3 @@ def _widen(pipe: int) -> None:
 
     with contextlib.suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-
-def _send(pipe: IO[bytes], header: Mapping[str, Any], payload: NDArray[Any] | None = None) -> None:
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _ALIGNED)
-    size = 0 if payload is None else payload.nbytes
-    pipe.write(_HEADER.pack(len(text), size) + text)
-    if payload is not None and size:
-        pipe.write(np.ascontiguousarray(payload).data)
-    pipe.flush()
-
-
-# From here on: the child's side.
-
-
-def serve(parent: int) -> None:
-    """Answer requests from standard input until it closes.
-
-    Args:
-        parent: The process id of whoever asks; when it is gone, so are we.
-    """
-    import threading
-
-    requests, answers = sys.stdin.buffer, _Answers(os.fdopen(os.dup(1), "wb"))
-    os.dup2(2, 1)  # whatever prints must not print into the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    with contextlib.suppress(BrokenPipeError):
-        while sizes := requests.read(_HEADER.size):
-            _serve_one(json.loads(requests.read(_HEADER.unpack(sizes)[0])), answers)
-
-
-def _follow(parent: int) -> None:
-    """End with the parent, in the middle of a decoding too.
-
-    The kernel's signal for this (PR_SET_PDEATHSIG) would come when the *thread* ends that started
-    the child; a warm child outlives many of those.
-    """
-    hung_up = select.poll()
-    hung_up.register(0, 0)  # nothing but the end of the other side
-    while not hung_up.poll(1000) and os.getppid() == parent:
-        pass
-    os._exit(1)
-
-
-class _Answers:
-    """The child's end of its pipe; knows how long it was kept waiting there."""
-
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._pipe, self.seconds = pipe, 0.0
-
-    def send(self, header: Mapping[str, Any], payload: NDArray[Any] | None = None) -> None:
-        began = time.perf_counter()
-        _send(self._pipe, header, payload)
-        self.seconds += time.perf_counter() - began
-
-
-def _serve_one(request: Mapping[str, Any], answers: _Answers) -> None:
-    limits = Limits(**request["limits"])
-    began, waited, cpu_seconds = time.perf_counter(), answers.seconds, _cpu_seconds()
-    _forget_peak()
-    last = _last(request, limits, answers)
-    peak_bytes = _peak_bytes()
-    if peak_bytes > limits.memory_bytes and last["kind"] != "bug":
-        last = {"kind": "memory"}  # also when it was given back before the parent looked
-    busy = time.perf_counter() - began - (answers.seconds - waited)
-    spent = {"cpu_seconds": _cpu_seconds() - cpu_seconds, "peak_bytes": peak_bytes}
-    answers.send({**last, "seconds": max(0.0, busy), **spent})
-
-
-def _last(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> dict[str, Any]:
-    """Answer a request; what is to be said at its end."""
-    import traceback
-
-    try:
-        _answer(request, limits, answers)
-    except BadClipError as bad:
-        return {"kind": "fault", "fault": bad.fault, "message": bad.message}
-    except MemoryError:
-        return {"kind": "memory"}
-    except BrokenPipeError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever it is, the parent raises it with its text
-        return {"kind": "bug", "message": traceback.format_exc()}
-    return {"kind": "end"}
-
-
-def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> None:
-    _bound_memory(limits)
-    budget = _Budget(limits, request["cpu_seconds"])
-    path = Path(request["path"])
-    if request["do"] == "probe":
-        answers.send({"kind": "probe", "index": 0, "probe": asdict(probe(path))})
-        return
-    wants = [_want(dict(want)) for want in request["wants"]]
-    for index, event in decode(path, request["start"], request["end"], wants, limits):
-        header, payload = _packed(event)
-        budget.earn(_reached(event, wants[index]))
-        answers.send({"index": index, **header}, payload)
-
-
-class _Budget:
-    """Processor seconds that a clip may take; the kernel ends the child that passes them.
-
-    Args:
-        cpu_seconds: Granted at the start; the rest is earned.
-    """
-
-    def __init__(self, limits: Limits, cpu_seconds: float) -> None:
-        self._limits, self._granted = limits, _cpu_seconds() + cpu_seconds
-        self._whole = 0
-        self.earn(0.0)
-
-    def earn(self, reached: float) -> None:
-        """Grant more for having come so far, in seconds from the clip's start."""
-        import resource
-
-        earned = self._limits.cpu_share * min(reached, self._limits.seconds)
-        whole = int(self._granted + earned) + 1
-        if whole > self._whole:
-            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-            resource.setrlimit(resource.RLIMIT_CPU, (whole, hard))
-            self._whole = whole
-
-
-def _reached(event: AudioChunk | VideoChunk | NoStream | Damage, want: Want) -> float:
-    """Where on the clip's clock a chunk ends."""
-    match event, want:
-        case AudioChunk(), AudioWant():
-            return event.start + len(event.samples) / want.rate_hz
-        case VideoChunk(), _:
-            return float(event.times[-1, 1])
-        case _:
-            return 0.0
-
-
-def _bound_memory(limits: Limits) -> None:
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2 * limits.memory_bytes + ADDRESS_SPACE, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _cpu_seconds() -> float:
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _forget_peak() -> None:
-    """Let the kernel count the peak of resident memory anew."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak_bytes() -> int:
-    """The peak of resident memory; getrusage would say that of whoever forked us, if larger."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    return 0
-
-
-def _want(plain: dict[str, Any]) -> Want:
-    kind = plain.pop("kind")
-    return AudioWant(**plain) if kind == "AudioWant" else VideoWant(**plain)
-
-
-def _packed(
-    event: AudioChunk | VideoChunk | NoStream | Damage,
-) -> tuple[dict[str, Any], NDArray[Any] | None]:
-    match event:
-        case AudioChunk():
-            return {"kind": "audio", "start": event.start}, event.samples
-        case VideoChunk():
-            shape, times = list(event.frames.shape), event.times.tolist()
-            return {"kind": "video", "shape": shape, "times": times}, event.frames
-        case NoStream():
-            return {"kind": "none", "stream": event.kind}, None
-        case Damage():
-            return {"kind": "damage", "message": event.message}, None

@@ -143,7 +143,7 @@ def test_a_child_that_died_between_two_clips_is_replaced(decoder, clips):
 
 
 class Loudness:
-    """A step for each chunk; kills the decoder at the first one of so many attempts."""
+    """A step for each chunk; kills the decoder at the first one, as often as it is told."""
 
     spec = FeatureSpec(
         name="loudness",
@@ -164,8 +164,7 @@ class Loudness:
         return self
 
     def add(self, chunk):
-        # Chunks that wait in the pipe still come after it.
-        if not self.peaks and self.kills:
+        if self.kills:
             self.kills -= 1
             os.kill(self.decoder.pid, signal.SIGKILL)
         self.peaks.append(float(np.abs(chunk.samples.astype(int)).max()))
@@ -190,7 +189,7 @@ def test_a_child_that_is_killed_once_costs_nothing(decoder, clips):
 
 
 def test_a_clip_whose_child_dies_twice_is_quarantined_and_the_next_one_is_not(decoder, clips):
-    outcome = extracted(clips / "long.mp4", Loudness(decoder, kills=2), decoder)
+    outcome = extracted(clips / "long.mp4", Loudness(decoder, kills=9), decoder)
     assert (outcome.state, outcome.fault) == ("quarantined", "crashed")
     assert "code -9, twice" in outcome.message
     assert extracted(clips / "short.mp4", Loudness(decoder), decoder).state == "sample"
@@ -230,7 +229,7 @@ PROGRAM = """
 import sys, time
 sys.path.insert(0, {root!r})
 import numpy as np
-import featurizers.decoder as d
+import featurizers.decoder_child as d
 from featurizers.spec import AudioChunk
 
 def second(at):
@@ -246,11 +245,7 @@ def decoded(path, start, end, wants, limits):
         yield second(0)
 {body}
 
-def probed(path):
-    burn(0.7)
-    return d.Probe(seconds=1.0, audio=True, video=False)
-
-d.decode, d.probe = decoded, probed
+d.decode = decoded
 d.serve({parent})
 """
 
@@ -290,52 +285,6 @@ def test_time_is_earned_by_media_that_came_and_not_by_what_a_header_says(monkeyp
             with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
                 all_of(decoder)
             assert 0.3 < decoder.spent.cpu_seconds < 2.0
-
-
-def test_a_lying_clock_earns_no_time(monkeypatch):
-    """A chunk that lies a year after the others earns what the longest span would."""
-    decoding(monkeypatch, "yield second(3e7)\nburn(60)")
-    limits = Limits(cpu_seconds=0.1, cpu_share=1.0, seconds=0.5)
-    with Decoder(limits) as decoder, pytest.raises(DecoderDiedError, match="its CPU seconds"):
-        all_of(decoder)
-
-
-def test_what_lies_before_a_span_may_take_its_time_too(monkeypatch):
-    decoding(monkeypatch, "burn(1.3)\nyield second(0)", silence=False)
-    with Decoder(Limits(cpu_seconds=0.1, cpu_share=0)) as decoder:
-        with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
-            all_of(decoder)
-        assert len(list(decoder.decode(Path("a"), 2.0, None, [SOUND]))) == 1
-
-
-def test_a_want_of_few_pictures_is_given_the_time_until_its_first_chunk_is_full(monkeypatch):
-    decoding(monkeypatch, "burn(1.3)\nyield 0, d.NoStream('video')", silence=False)
-    with Decoder(Limits(cpu_seconds=0.1, cpu_share=0.1)) as decoder:
-        with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
-            all_of(decoder, wants=[VideoWant(fps=30, size=16)])
-        assert all_of(decoder, wants=[VideoWant(fps=1, size=16)])
-
-
-def test_the_wait_for_a_span_behind_its_beginning_is_longer(monkeypatch):
-    decoding(monkeypatch, "time.sleep(1.0)\nyield second(0)", silence=False)
-    with Decoder(Limits(cpu_seconds=0.01, cpu_share=0)) as decoder:
-        decoder._start()
-        time.sleep(0.0)
-        with pytest.raises(DecoderDiedError, match="gave nothing"):
-            all_of(decoder)
-        assert len(list(decoder.decode(Path("a"), 60.0, None, [SOUND]))) == 1
-
-
-def test_a_probe_of_a_large_file_may_take_longer_than_one_of_a_small_file(monkeypatch, tmp_path):
-    decoding(monkeypatch, "")
-    small, large = tmp_path / "small.ts", tmp_path / "large.ts"
-    small.touch()
-    with large.open("wb") as file:
-        file.truncate(40 << 20)
-    with Decoder(Limits(cpu_seconds=0.01)) as decoder:
-        with pytest.raises(BadClipError, match="used up its CPU seconds, twice"):
-            decoder.probe(small)
-        assert decoder.probe(large).seconds == 1.0
 
 
 HELD, SPIKE = "x = bytearray(400 << 20); time.sleep(30)", "x = bytearray(400 << 20); del x"
@@ -515,7 +464,7 @@ def test_a_decoy_of_our_name_is_not_imported_by_the_child(tmp_path, clips, monke
     decoy = tmp_path / "featurizers"
     decoy.mkdir()
     trace = tmp_path / "imported"
-    for name in ("__init__.py", "decoder.py"):
+    for name in ("__init__.py", "decoder.py", "decoder_child.py"):
         (decoy / name).write_text(f"open({str(trace)!r}, 'w').close()\n")
     monkeypatch.chdir(tmp_path)
     if way == "PYTHONPATH":
