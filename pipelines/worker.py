@@ -1,7 +1,6 @@
 """What a worker does with a job: one shard, and the columns that are computed from one decoding."""
 
 import os
-import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -15,6 +14,7 @@ from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract_all
 from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError, index_rows
+from featurizers.memory import peak_bytes
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import FeatureSpec, Featurizer
 from featurizers.stages import Stages
@@ -178,7 +178,7 @@ class ShardWorker:
             pid=os.getpid(),
             bytes_read=inputs.bytes_read,
             bytes_written=sum(record.tar.size + record.index.size for record in records),
-            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_bytes=peak_bytes(),
             decoder_peak_bytes=self._decoder.peak_bytes,
             stages=stages.to_json(),
             slowest=tuple(sorted(spans, key=lambda each: (-each[1], each[0]))[:SLOWEST]),
