@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.dataset import DatasetError
-from featurizers.shards import Member, Record, Row, column_folder, read_index
+from featurizers.dataset import COLUMNS, DatasetError
+from featurizers.shards import Member, Record, Row, column_folder, column_of, read_index
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Opened, Root, Store, store_at
 
@@ -173,8 +173,10 @@ def committed_digest(root: Root, fingerprint: str) -> str | None:
 
 def committed(root: Root) -> list[str]:
     """The names of all columns that have a manifest."""
-    names = {name.split("/")[1] for name in store_at(root).sizes("columns") if POINTER in name}
-    return sorted(names)
+    names = store_at(root).sizes(COLUMNS)
+    return sorted(
+        {c for name in names if (c := column_of(name)) and name.endswith(f"{c}/{POINTER}")}
+    )
 
 
 def open_column(root: Root, fingerprint: str) -> Column:

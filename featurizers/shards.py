@@ -146,6 +146,12 @@ def column_folder(fingerprint: str) -> str:
     return f"{COLUMNS}/{fingerprint}"
 
 
+def column_of(name: str) -> str:
+    """The fingerprint of the column that a file of a dataset belongs to; empty for a stray."""
+    parts = name.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] == COLUMNS else ""
+
+
 def read_record(
     store: Store, folder: str, shard: int, job: str, sizes: Mapping[str, int]
 ) -> Record | None:

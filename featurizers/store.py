@@ -7,6 +7,7 @@
   published by anybody, any number of times.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -166,13 +167,13 @@ class LocalStore:
 
     def replace(self, name: str, content: bytes) -> None:
         """See `Store`."""
-        with self.draft(name, f"{len(content)} bytes") as draft:
+        with self._draft(name, len(content)) as draft:
             draft.file.write(content)
             draft.publish(name)
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Store`."""
-        with self._draft(name, f"{len(content)} bytes") as draft:
+        with self._draft(name, len(content)) as draft:
             draft.file.write(content)
             return draft.claim(name)
 
@@ -181,18 +182,20 @@ class LocalStore:
         return self._draft(name, what)
 
     @contextmanager
-    def _draft(self, name: str, what: str) -> Iterator["_LocalDraft"]:
+    def _draft(self, name: str, what: str | int) -> Iterator["_LocalDraft"]:
         path = self.folder / name
         temporary: Path | None = None
+        written = 0
         try:
             _make_folder(path.parent)
-            handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            temporary = Path(made)
+            temporary, handle = _locked(path)
             with os.fdopen(handle, "w+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield _LocalDraft(self.folder, temporary, file)
+                try:
+                    yield _LocalDraft(self.folder, temporary, file)
+                finally:
+                    written = file.tell()
         except OSError as error:
-            raise _unwritten(str(path), what, error) from None
+            raise _unwritten(str(path), what, error, written=written) from None
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
@@ -205,7 +208,7 @@ class LocalStore:
             with path.open("ab") as file:
                 file.write(content)
         except OSError as error:
-            raise _unwritten(str(path), f"{len(content)} bytes", error) from None
+            raise _unwritten(str(path), len(content), error) from None
 
     def delete(self, name: str) -> None:
         """See `Store`."""
@@ -239,6 +242,19 @@ class LocalStore:
     def _drafts(self, below: str) -> list[Path]:
         hidden = (self.folder / below).rglob(".*.*")
         return sorted(path for path in hidden if _DRAFT.fullmatch(path.name))
+
+
+def _locked(path: Path) -> tuple[Path, int]:
+    """A temporary file beside a path, open and locked.
+
+    Between its making and its locking a sweep may take it for one that a killed process left.
+    """
+    while True:
+        handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return Path(made), handle
+        os.close(handle)
 
 
 class _LocalDraft:
@@ -339,7 +355,7 @@ class ObjectStore:
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}" if name else str(self._prefix)
 
-    def _ask(self, what: str, name: str, call: Any) -> Any:  # noqa: ANN401 - fsspec is not typed
+    def _ask(self, what: str | int, name: str, call: Any) -> Any:  # noqa: ANN401 - fsspec is not typed
         try:
             return patiently(call)
         except Exception as error:
@@ -384,7 +400,7 @@ class ObjectStore:
     def replace(self, name: str, content: bytes) -> None:
         """See `Store`."""
         path = self._path(name)
-        self._ask(f"{len(content)} bytes", name, lambda: self._system.pipe_file(path, content))
+        self._ask(len(content), name, lambda: self._system.pipe_file(path, content))
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Store`.
@@ -395,7 +411,7 @@ class ObjectStore:
         path = self._path(name)
         try:
             self._ask(
-                f"{len(content)} bytes",
+                len(content),
                 name,
                 lambda: _created(self._system, path, content),
             )
@@ -406,18 +422,26 @@ class ObjectStore:
     @contextmanager
     def draft(self, name: str, what: str) -> Iterator[Draft]:
         """See `Store`; the draft lies in this machine's temporary folder."""
+        written = 0
         try:
             with tempfile.NamedTemporaryFile(suffix=PurePosixPath(name).suffix) as file:
-                # The wrapper's `file` is the real one: annotated, seekable, and named on disk.
-                yield _RemoteDraft(self, Path(file.name), file.file, what)  # type: ignore[arg-type] # a BufferedRandom
+                try:
+                    # The wrapper's `file` is the real one: annotated, seekable, named on disk.
+                    yield _RemoteDraft(self, Path(file.name), file.file, what)  # type: ignore[arg-type] # a BufferedRandom
+                finally:
+                    written = file.tell()
         except OSError as error:
-            raise _unwritten(
-                f"{tempfile.gettempdir()} (for {self.where(name)})", what, error
-            ) from None
+            where = f"{tempfile.gettempdir()} (for {self.where(name)})"
+            raise _unwritten(where, what, error, written=written) from None
 
     def upload(self, path: Path, name: str, what: str) -> None:
         """Put a local file there; it appears whole when the upload ends."""
-        self._ask(what, name, lambda: self._system.put_file(str(path), self._path(name)))
+        size = path.stat().st_size
+        self._ask(
+            f"{what}, {size} bytes,",
+            name,
+            lambda: self._system.put_file(str(path), self._path(name)),
+        )
 
     def append(self, name: str, part: int, content: bytes) -> None:
         """See `Store`."""
@@ -472,10 +496,24 @@ class _Object:
         """Nothing is held."""
 
 
-def _unwritten(where: str, what: str, error: Exception, verb: str = "written") -> StorageError:
+def _unwritten(
+    where: str, what: str | int, error: Exception, verb: str = "written", *, written: int = 0
+) -> StorageError:
+    """The error for something, or for so many bytes, of which some may have been written."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    thing = f"{what} ({written} bytes so far)" if written else str(what)
+    if isinstance(what, int):
+        thing = f"{what} bytes"
+    advice = _ADVICE.get(getattr(error, "errno", None), "choose another place")
     return StorageError(
-        f"{where}: {what} could not be {verb} ({reason}); make room or choose another place, "
+        f"{where}: {thing} could not be {verb} ({reason}); {advice}, "
         f"then run the same command again",
         transient=passes(error),
     )
+
+
+_FULL, _REFUSED = "make room or choose another place", "permit it or choose another place"
+_ADVICE: dict[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _REFUSED),
+}

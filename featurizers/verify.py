@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from featurizers.clip import Clip
 from featurizers.dataset import (
+    CLIPS,
     COLUMNS,
     PLAN,
     DatasetError,
@@ -26,7 +27,7 @@ from featurizers.manifest import (
     index_rows,
     read_manifest,
 )
-from featurizers.shards import Part, Record, Row, record_at
+from featurizers.shards import Part, Record, Row, column_folder, column_of, record_at
 from featurizers.store import Root, Store, sha256, store_at
 
 What: TypeAlias = Literal[
@@ -46,6 +47,8 @@ class Problem:
         where: Its whole path or URL.
         text: What was found.
         clips: The keys of the clips that it touches.
+        rest: Files of the same shard that are of no use without this one, in the order in which
+            they are to be removed.
     """
 
     what: What
@@ -53,6 +56,7 @@ class Problem:
     where: str
     text: str
     clips: tuple[str, ...] = ()
+    rest: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         clips = f": clips {', '.join(self.clips)}" if self.clips else ""
@@ -66,18 +70,20 @@ def verify(root: Root) -> list[Problem]:
         Empty when all is well.
 
     Raises:
-        DatasetError: The table of clips is damaged.
+        DatasetError: The list of forgotten clips is damaged.
         StorageError: It cannot be read.
     """
     store = store_at(root)
     sizes = store.sizes(COLUMNS)
-    folders = sorted({"/".join(name.split("/")[:2]) for name in sizes})
-    problems: list[Problem] = []
-    shards: Mapping[int, Sequence[str]] = {}
-    if has_clips(root):
-        problems, shards = _plan_problems(store, read_clips(root))
+    problems, shards = _table_problems(root, store)
+    problems += [
+        Problem(what="stray", file=name, where=store.where(name), text="belongs to no column")
+        for name in sorted(sizes)
+        if not column_of(name)
+    ]
     forgotten = read_forgotten(root)
-    for folder in folders:
+    for fingerprint in sorted({column_of(name) for name in sizes} - {""}):
+        folder = column_folder(fingerprint)
         mine = {name: size for name, size in sizes.items() if name.startswith(f"{folder}/")}
         check = _ColumnCheck(root, folder, mine, shards=shards, forgotten=forgotten)
         problems += check.problems()
@@ -91,7 +97,8 @@ def verify(root: Root) -> list[Problem]:
 def clean(root: Root, problems: Sequence[Problem]) -> list[str]:
     """Remove files that are of no use: unfinished, stray, and damaged ones.
 
-    What is removed of a damaged shard is made again by the next featurizing.
+    What is removed of a damaged shard is made again by the next featurizing, unless its inputs have
+    changed since: then the rest of it is removed as well.
 
     Returns:
         The names of the files that were removed.
@@ -100,17 +107,30 @@ def clean(root: Root, problems: Sequence[Problem]) -> list[str]:
     removed: list[str] = store.sweep("")
     there = store.sizes(COLUMNS)
     for problem in problems:
-        useless = problem.what in {"stray", "damaged"}
-        if useless and problem.file in there and problem.file not in removed:
-            store.delete(problem.file)
-            removed.append(problem.file)
+        files = (*problem.rest, problem.file) if problem.what in {"stray", "damaged"} else ()
+        for name in files:
+            if name in there and name not in removed:
+                store.delete(name)
+                removed.append(name)
     return removed
+
+
+def _table_problems(root: Root, store: Store) -> tuple[list[Problem], Mapping[int, Sequence[str]]]:
+    """What is wrong with the tables of clips and of the plan, and the keys of each shard."""
+    if not has_clips(root):
+        return [], {}
+    try:
+        clips = read_clips(root)
+    except DatasetError as error:
+        place = store.where(CLIPS)
+        text = f"cannot be read: {error}"
+        return [Problem(what="damaged", file=CLIPS, where=place, text=text)], {}
+    return _plan_problems(store, clips)
 
 
 def _plan_problems(
     store: Store, clips: Sequence[Clip]
-) -> tuple[list[Problem], dict[int, list[str]]]:
-    """What is wrong with the plan, and the keys of each shard."""
+) -> tuple[list[Problem], Mapping[int, Sequence[str]]]:
     shards: dict[int, list[str]] = defaultdict(list)
 
     def wrong(text: str, keys: Sequence[str] = ()) -> list[Problem]:
@@ -169,10 +189,23 @@ class _ColumnCheck:
             self._say("stray", name, "belongs to no finished shard")
         return self._found
 
-    def _say(self, what: What, name: str, text: str, clips: Sequence[str] = ()) -> None:
-        place = self._store.where(name)
+    def _say(
+        self,
+        what: What,
+        name: str,
+        text: str,
+        clips: Sequence[str] = (),
+        rest: Sequence[str] = (),
+    ) -> None:
         self._found.append(
-            Problem(what=what, file=name, where=place, text=text, clips=tuple(clips))
+            Problem(
+                what=what,
+                file=name,
+                where=self._store.where(name),
+                text=text,
+                clips=tuple(clips),
+                rest=tuple(rest),
+            )
         )
 
     def _pointed(self) -> str | None:
@@ -266,11 +299,16 @@ class _ColumnCheck:
         self._say("damaged", name, self._size_text(record.tar) + where, clips)
 
     def _sizes_of(self, record: Record) -> None:
-        """A finished shard that no manifest counts: is it all there?"""
+        """A finished shard that the manifest does not count: is it all there?
+
+        If its inputs have changed since, nobody will do it again: without the record, which goes
+        first, the rest is no longer spoken of.
+        """
+        files = [f"{self._folder}/{each.file}" for each in (record, record.tar, record.index)]
         for part in (record.tar, record.index):
             name = f"{self._folder}/{part.file}"
             if self._sizes.get(name) != part.size:
-                self._say("damaged", name, self._size_text(part), self._keys(name))
+                self._say("damaged", name, self._size_text(part), self._keys(name), files)
 
     def _size_text(self, part: Part) -> str:
         size = self._sizes.get(f"{self._folder}/{part.file}")

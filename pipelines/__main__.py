@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from featurizers.dataset import DatasetError
+from featurizers.encoding import EncoderMemoryError
 from featurizers.manifest import CorruptShardError
 from featurizers.store import StorageError
-from pipelines.experiment import Experiment, FailedError, InputError, load, save
+from pipelines.experiment import FailedError, InputError, load, save
 from pipelines.stopping import stoppable
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
@@ -23,6 +24,8 @@ WRONG_INPUT = (InputError, DatasetError, NoStoreError, UnknownModelError)
 FAILED = (
     FailedError,
     StorageError,
+    EncoderMemoryError,
+    OSError,  # permissions and the like, wherever they are met; its text names the file
     StoreError,
     CorruptShardError,
     LostRaceError,
@@ -89,20 +92,28 @@ def featurize_command(file: File, settings: Set = None, as_json: Json = False) -
 
 @app.command("status", rich_help_panel=DATA)
 def status_command(file: File, settings: Set = None, as_json: Json = False) -> None:
-    """The ledger: clips = sample + absent + quarantined, and which clips are quarantined."""
-    from pipelines.featurize import ledger
+    """The ledger: clips = sample + absent + quarantined, which clips, and what is out of date."""
+    from pipelines.featurize import ledger, standing
     from pipelines.show import Show
 
-    columns = _columns(load(file, settings or ()))
+    found = standing(load(file, settings or ()))
+    lines = ledger(found.columns)
     if as_json:
-        print(json.dumps([_plain(each) for each in ledger(columns)]))
-        return
-    show = Show()
-    show.ledger(ledger(columns))
-    for stream, column in columns.items():
-        for row in column.rows.values():
-            if row.state == "quarantined":
-                show.say(f"{stream}: {row.key}: {row.fault}: {row.message}")
+        plain = [_plain(each) for each in lines]
+        print(json.dumps({"columns": plain, "out_of_date": found.stale, "jobs_left": found.left}))
+    else:
+        show = Show()
+        if lines:
+            show.ledger(lines)
+        for stream, column in found.columns.items():
+            for row in column.rows.values():
+                if row.state == "quarantined":
+                    show.say(f"{stream}: {row.key}: {row.fault}: {row.message}")
+        if found.stale:
+            names = ", ".join(found.stale)
+            show.say(f"out of date or not finished: {names}; {found.left} jobs left, featurize")
+    if found.stale:
+        raise typer.Exit(1)
 
 
 @app.command("plan", rich_help_panel=DATA)
@@ -216,30 +227,34 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Hold every byte of a dataset against what was written, and name the clips that are hurt."""
-    from featurizers.dataset import read_clips
+    from featurizers.dataset import has_clips
     from featurizers.store import store_at
     from featurizers.verify import clean as remove
     from featurizers.verify import verify
+    from pipelines.report import asked_but_not_there
 
-    read_clips(dataset)
-    problems = verify(dataset)
+    where = store_at(dataset).where()
+    if not has_clips(dataset):
+        raise DatasetError(f"{where}: there is no dataset; ingest a table first")
+    problems, absent = verify(dataset), asked_but_not_there(dataset)
     removed = remove(dataset, problems) if clean else []
-    if as_json:
-        found = [{**_plain(each), "clips": list(each.clips)} for each in problems]
-        print(json.dumps({"problems": found, "removed": removed}))
-    else:
-        for problem in problems:
-            print(f"{problem.what}: {problem}")
-        for name in removed:
-            print(f"removed: {name}")
     left = [each for each in problems if each.file not in removed or each.what == "damaged"]
-    if left and not as_json:
+    if as_json:
+        found = [_plain(each) for each in problems]
+        print(json.dumps({"problems": found, "removed": removed, "not_there": absent}))
+    else:
+        lines = [f"{problem.what}: {problem}" for problem in problems]
+        lines += [f"removed: {name}" for name in removed]
+        lines += [f"not there: column {each}; featurize computes it" for each in absent]
         advice = "featurize again" if clean else "`verify --clean`, then `featurize`, mends them"
-        print(f"{len(left)} problems: {advice}")
+        lines.append(
+            f"{len(left)} problems: {advice}"
+            if left
+            else f"{where}: all that is there is as it was written"
+        )
+        print("\n".join(lines))
     if left:
         raise typer.Exit(1)
-    if not as_json:
-        print(f"{store_at(dataset).where()}: all columns are as they were written")
 
 
 @app.command("train", rich_help_panel=MODELS)
@@ -403,13 +418,6 @@ def demo_command(
     summary = demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
     if summary.promotion is None or not summary.promotion.verdict.promote:
         raise typer.Exit(1)
-
-
-def _columns(experiment: Experiment) -> dict[str, Any]:
-    from featurizers.manifest import open_column
-
-    featurizers = experiment.featurizers().items()
-    return {name: open_column(experiment.root, each.spec.fingerprint) for name, each in featurizers}
 
 
 def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen dataclass

@@ -194,28 +194,60 @@ def commit_all(
         raise TooManyDroppedError("; ".join(wrong))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How far the columns of an experiment are.
+
+    Attributes:
+        columns: Those that are committed, by stream.
+        stale: Streams whose column is not committed, or not as clips and settings are now.
+        left: Jobs that are to be done.
+    """
+
+    columns: dict[str, Column]
+    stale: list[str]
+    left: int
+
+
+def standing(experiment: Experiment) -> Standing:
+    """How far the columns of an experiment are.
+
+    Raises:
+        DatasetError: Nothing was ingested.
+        CorruptShardError: A manifest or an index is not what was written.
+    """
+    root = experiment.root
+    specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
+    work = jobs(root, list(specs.values()))
+    columns = {
+        stream: open_column(root, spec.fingerprint)
+        for stream, spec in specs.items()
+        if committed_digest(root, spec.fingerprint)
+    }
+    wanted = {record.to_bytes() for record in work.finished}
+    stale = [
+        stream
+        for stream, spec in specs.items()
+        if any(part.spec.digest == spec.digest for job in work.todo for part in job.parts)
+        or stream not in columns
+        or not _counts(columns[stream], wanted, work.finished)
+    ]
+    return Standing(columns=columns, stale=stale, left=len(work.todo))
+
+
 def finished(experiment: Experiment) -> dict[str, Column]:
     """The committed columns of an experiment, by stream.
 
     Raises:
         DatasetError: A column is not finished, or clips or settings changed since it was.
     """
-    root = experiment.root
-    specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
-    work = jobs(root, list(specs.values()))
-    columns: dict[str, Column] = {}
-    if not work.todo:
-        columns = {stream: open_column(root, spec.fingerprint) for stream, spec in specs.items()}
-    wanted = {record.to_bytes() for record in work.finished}
-    stale = [
-        stream for stream, column in columns.items() if not _counts(column, wanted, work.finished)
-    ]
-    if work.todo or stale:
+    found = standing(experiment)
+    if found.left or found.stale:
         raise DatasetError(
-            f"{store_at(root).where()}: {len(work.todo)} jobs are left to do and {len(stale)} "
-            f"columns are out of date; featurize first"
+            f"{store_at(experiment.root).where()}: {found.left} jobs are left to do and "
+            f"{len(found.stale)} columns are out of date; featurize first"
         )
-    return columns
+    return found.columns
 
 
 def _counts(column: Column, wanted: set[bytes], finished: Iterable[Record]) -> bool:
@@ -272,7 +304,8 @@ def ledger(columns: Mapping[str, Column]) -> list[Balance]:
                 sample=states["sample"],
                 absent=states["absent"],
                 quarantined=states["quarantined"],
-                faults=Counter(row.fault for row in column.rows.values() if row.fault),
+                # Not a Counter: `dataclasses.asdict` makes tuples of its keys, which are no JSON.
+                faults=dict(Counter(row.fault for row in column.rows.values() if row.fault)),
             )
         )
     return lines

@@ -20,7 +20,7 @@ import yaml
 from featurizers.clip import Clip
 from featurizers.dataset import COLUMNS, DatasetError, read_clips
 from featurizers.manifest import committed, index_rows, open_column
-from featurizers.shards import Record, Row, column_folder
+from featurizers.shards import Record, Row, column_folder, column_of
 from featurizers.spec import FeatureSpec
 from featurizers.store import Root, is_remote, store_at
 from pipelines.experiment import RESOLVED, InputError, parse
@@ -241,7 +241,7 @@ def report(root: Root) -> Report:
     store = store_at(root)
     clips = read_clips(root)
     columns: dict[str, Counted] = {name: open_column(root, name) for name in committed(root)}
-    started = {PurePosixPath(name).parts[1] for name in store.sizes(COLUMNS)}
+    started = {column_of(name) for name in store.sizes(COLUMNS)} - {""}
     left = sorted(started.difference(columns))
     asked = _asked(root) if left else {}
     columns |= {name: _unfinished(root, asked[name]) for name in left if name in asked}
@@ -257,6 +257,12 @@ def report(root: Root) -> Report:
         read_logs(root),
         unfinished=[names.get(name, name) for name in left],
     )
+
+
+def asked_but_not_there(root: Root) -> list[str]:
+    """Columns of the dataset's resolved settings of which nothing lies there."""
+    started = {column_of(name) for name in store_at(root).sizes(COLUMNS)}
+    return sorted(_asked(root).keys() - started)
 
 
 def _asked(root: Root) -> dict[str, FeatureSpec]:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,14 @@ from featurizers.manifest import (
     open_column,
     read_manifest,
 )
-from featurizers.shards import Record, column_folder, job_id, read_record, record_at
+from featurizers.shards import (
+    Record,
+    column_folder,
+    column_of,
+    job_id,
+    read_record,
+    record_at,
+)
 from featurizers.spec import FeatureSpec
 from featurizers.store import Root, Store, store_at
 from pipelines.executors import Executor
@@ -268,10 +276,11 @@ def _commit_without(
 def _delete_columns_files(root: Root, store: Store, keys: frozenset[str]) -> int:
     """Delete every file of every column that holds some clips, or may hold them."""
     removed = len(store.sweep(""))
-    sizes = store.sizes(COLUMNS)
-    for folder in sorted({"/".join(name.split("/")[:2]) for name in sizes}):
-        mine = [name for name in sizes if name.startswith(f"{folder}/")]
-        keep = _clean_files(root, store, folder, mine, keys)
+    columns: dict[str, list[str]] = defaultdict(list)
+    for name in store.sizes(COLUMNS):
+        columns[column_of(name)].append(name)
+    for fingerprint, mine in sorted(columns.items()):
+        keep = _clean_files(root, store, fingerprint, mine, keys) if fingerprint else set()
         # Records go before what they name: one that is there means that its files are.
         for name in sorted(set(mine) - keep, key=lambda each: (not each.endswith(".json"), each)):
             store.delete(name)
@@ -280,10 +289,10 @@ def _delete_columns_files(root: Root, store: Store, keys: frozenset[str]) -> int
 
 
 def _clean_files(
-    root: Root, store: Store, folder: str, names: Sequence[str], keys: frozenset[str]
+    root: Root, store: Store, fingerprint: str, names: Sequence[str], keys: frozenset[str]
 ) -> set[str]:
     """The files of a column that hold none of some clips: those of its manifest, and older ones."""
-    fingerprint = folder.split("/")[1]
+    folder = column_folder(fingerprint)
     current = committed_digest(root, fingerprint)
     keep: set[str] = set()
     standing: tuple[Record, ...] = ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from featurizers.encoding import EncoderMemoryError
 from featurizers.media import encode
 from pipelines.__main__ import _called, app
 from pipelines.experiment import load
@@ -304,7 +306,7 @@ def test_ctrl_c_is_one_line_and_code_130(monkeypatch, refused, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurizers.dataset.read_clips", stop)
+    monkeypatch.setattr("featurizers.dataset.has_clips", stop)
     assert "goes on where it was" in refused("verify", tmp_path, code=130)
 
 
@@ -329,10 +331,51 @@ def test_status_shows_the_ledger(dataset, called):
     assert "clips = sample + absent + quarantined" in out
     code, out, err = called("status", dataset, "--json")
     assert (code, err) == (0, "")
-    assert [(line["stream"], line["clips"], line["sample"]) for line in json.loads(out)] == [
+    found = json.loads(out)
+    assert [(line["stream"], line["clips"], line["sample"]) for line in found["columns"]] == [
         ("text", 6, 6),
         ("audio", 6, 6),
     ]
+    assert (found["out_of_date"], found["jobs_left"]) == ([], 0)
+
+
+@pytest.mark.media
+def test_status_tells_what_is_not_as_the_clips_are_now(tmp_path, called):
+    films(tmp_path)
+    lines = TABLE.splitlines()
+    file = experiment(tmp_path, "\n".join(lines[:5]))
+    called("ingest", file)
+    code, out, _ = called("status", file)
+    assert (code, "not finished: text, audio; 4 jobs left" in out) == (1, True)
+    assert called("featurize", file)[0] == called("status", file)[0] == 0
+    file = experiment(tmp_path, "\n".join([*lines[:4], "c3,3.mp4,other words,0", *lines[5:]]))
+    assert called("ingest", file)[0] == 0
+    code, out, _ = called("status", file, "--json")
+    found = json.loads(out)
+    assert (code, found["out_of_date"], found["jobs_left"]) == (1, ["text", "audio"], 3)
+    assert [line["clips"] for line in found["columns"]] == [4, 4]
+
+
+@pytest.mark.media
+def test_the_ledger_is_json_also_when_clips_are_quarantined(tmp_path, called):
+    films(tmp_path)
+    (tmp_path / "2.mp4").write_bytes(b"no film")
+    file = experiment(tmp_path, max_dropped=0.5)
+    assert called("ingest", file)[0] == 0
+    code, out, err = called("featurize", file, "--json")
+    assert (code, err) == (0, "")
+    assert [line["faults"] for line in json.loads(out)] == [{}, {"unreadable": 1}]
+    found = json.loads(called("status", file, "--json")[1])
+    assert [line["faults"] for line in found["columns"]] == [{}, {"unreadable": 1}]
+
+
+@pytest.mark.parametrize("error", [EncoderMemoryError("no room"), PermissionError(13, "No", "/x")])
+def test_what_the_machine_refuses_is_one_line_and_no_traceback(capsys, error):
+    def fails():
+        raise error
+
+    assert _called(fails) == 1
+    assert capsys.readouterr().err == f"fuseline: {error}\n"
 
 
 @pytest.mark.media
@@ -362,7 +405,7 @@ def test_a_label_that_the_dataset_does_not_have_is_told(dataset, refused):
 def test_verify_finds_a_flipped_byte_and_names_the_clip(dataset, called):
     root = load(dataset).root
     code, out, _ = called("verify", root)
-    assert (code, "all columns are as they were written" in out) == (0, True)
+    assert (code, "all that is there is as it was written" in out) == (0, True)
     tar = sorted(root.glob("columns/logmel-*/*.tar"))[0]
     whole = tar.read_bytes()
     try:
@@ -380,6 +423,21 @@ def test_verify_finds_a_flipped_byte_and_names_the_clip(dataset, called):
     finally:
         tar.write_bytes(whole)
     assert called("verify", root)[0] == 0
+
+
+@pytest.mark.media
+def test_verify_tells_of_a_column_that_is_gone(tmp_path, called):
+    films(tmp_path)
+    file = experiment(tmp_path)
+    called("ingest", file)
+    called("featurize", file)
+    root = load(file).root
+    assert json.loads(called("verify", root, "--json")[1])["not_there"] == []
+    (column,) = root.glob("columns/logmel-*")
+    shutil.rmtree(column)
+    _, out, _ = called("verify", root)
+    assert f"not there: column {column.name}; featurize computes it" in out
+    assert called("status", file)[0] == 1
 
 
 @pytest.mark.media

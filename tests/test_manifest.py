@@ -15,6 +15,7 @@ from featurizers.extract import Outcome
 from featurizers.manifest import (
     CorruptShardError,
     commit,
+    committed,
     committed_digest,
     open_column,
 )
@@ -345,3 +346,34 @@ def test_clean_removes_strays_leftovers_and_damage_and_nothing_else(tmp_path, co
     assert left == {name: whole[name] for name in whole if name != records[1].tar.file}
     assert write_column(tmp_path) == records
     assert verify(tmp_path) == []
+
+
+def test_a_stray_file_beside_the_columns_is_found_and_cleared_and_is_no_column(tmp_path, column):
+    for name in ("notes.txt", "manifest.json"):
+        (tmp_path / "columns" / name).write_bytes(b"x")
+    assert committed(tmp_path) == [SPEC.fingerprint]
+    found = verify(tmp_path)
+    assert [(each.what, each.file) for each in found] == [
+        ("stray", "columns/manifest.json"),
+        ("stray", "columns/notes.txt"),
+    ]
+    assert sorted(clean(tmp_path, found)) == [each.file for each in found]
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["tar", "index"])
+def test_a_damaged_shard_that_no_manifest_counts_any_more_is_cleared_as_a_whole(
+    tmp_path, column, kind
+):
+    folder, records = column
+    commit(tmp_path, SPEC, "a plan of fewer shards", records[:1])
+    path = folder / file_of(records[1], kind)
+    path.write_bytes(path.read_bytes()[:-1])
+    (problem,) = verify(tmp_path)
+    removed = clean(tmp_path, [problem])
+    assert removed[0].endswith(records[1].file), "a record that is there means that its files are"
+    assert {name.rsplit("/", 1)[1] for name in removed} == {
+        file_of(records[1], each) for each in KINDS
+    }
+    assert verify(tmp_path) == []
+    assert set(open_column(tmp_path, SPEC.fingerprint).rows) == set(SHARDS[0])

@@ -253,6 +253,15 @@ def test_a_shard_that_a_late_worker_wrote_with_a_forgotten_clip_is_told(tmp_path
     assert verify(made.root) == []
 
 
+def test_forgetting_takes_files_that_lie_beside_the_columns_as_well(tmp_path, rows):
+    made, _ = make(tmp_path, rows[:3], features=TEXT)
+    stray = made.root / COLUMNS / "copy-of-a.tar"
+    stray.write_bytes(b"who1")
+    forget(made.root, ["who1"], quiet)
+    assert not stray.exists()
+    assert verify(made.root) == []
+
+
 # What is going to be done
 
 
