@@ -1,5 +1,6 @@
 """The decoding child: warm, killable, and trusted with nothing."""
 
+import itertools
 import json
 import os
 import pickle
@@ -143,7 +144,7 @@ def test_a_child_that_died_between_two_clips_is_replaced(decoder, clips):
 
 
 class Loudness:
-    """A step for each chunk; kills the decoder at the first one, as often as it is told."""
+    """A step for each chunk; kills the decoder at the first one, in so many attempts."""
 
     spec = FeatureSpec(
         name="loudness",
@@ -164,7 +165,8 @@ class Loudness:
         return self
 
     def add(self, chunk):
-        if self.kills:
+        # Once each: chunks that wait in the pipe still come after it.
+        if self.kills and not self.peaks:
             self.kills -= 1
             os.kill(self.decoder.pid, signal.SIGKILL)
         self.peaks.append(float(np.abs(chunk.samples.astype(int)).max()))
@@ -189,7 +191,7 @@ def test_a_child_that_is_killed_once_costs_nothing(decoder, clips):
 
 
 def test_a_clip_whose_child_dies_twice_is_quarantined_and_the_next_one_is_not(decoder, clips):
-    outcome = extracted(clips / "long.mp4", Loudness(decoder, kills=9), decoder)
+    outcome = extracted(clips / "long.mp4", Loudness(decoder, kills=2), decoder)
     assert (outcome.state, outcome.fault) == ("quarantined", "crashed")
     assert "code -9, twice" in outcome.message
     assert extracted(clips / "short.mp4", Loudness(decoder), decoder).state == "sample"
@@ -230,6 +232,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 import numpy as np
 import featurizers.decoder_child as d
+from featurizers.media import NoStream, Probe
 from featurizers.spec import AudioChunk
 
 def second(at):
@@ -245,7 +248,11 @@ def decoded(path, start, end, wants, limits):
         yield second(0)
 {body}
 
-d.decode = decoded
+def probed(path):
+    burn(1.3)
+    return Probe(seconds=1.0, audio=True, video=False)
+
+d.decode, d.probe = decoded, probed
 d.serve({parent})
 """
 
@@ -285,6 +292,59 @@ def test_time_is_earned_by_media_that_came_and_not_by_what_a_header_says(monkeyp
             with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
                 all_of(decoder)
             assert 0.3 < decoder.spent.cpu_seconds < 2.0
+
+
+def test_a_chunk_whose_clock_lies_earns_no_time(monkeypatch):
+    """One that claims to lie a year after the others earns what the longest span would."""
+    decoding(monkeypatch, "yield second(3e7); burn(60)")
+    limits = Limits(cpu_seconds=0.5, cpu_share=1.0, seconds=0.5)
+    with Decoder(limits) as decoder, pytest.raises(DecoderDiedError, match="its CPU seconds"):
+        all_of(decoder)
+
+
+@pytest.fixture
+def _nobody_is_too_slow(monkeypatch):
+    """A busy machine makes of one CPU second many by the clock on the wall."""
+    monkeypatch.setattr("featurizers.decoder.WALL_FACTOR", 1e4)
+
+
+@pytest.mark.usefixtures("_nobody_is_too_slow")
+def test_what_lies_before_a_span_may_take_its_time_too(monkeypatch):
+    decoding(monkeypatch, "burn(1.3); yield second(0)", silence=False)
+    with Decoder(Limits(cpu_seconds=0.1, cpu_share=0)) as decoder:
+        with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
+            all_of(decoder)
+        assert list(decoder.decode(Path("a"), 3.0, None, [SOUND]))
+
+
+@pytest.mark.usefixtures("_nobody_is_too_slow")
+def test_a_want_of_few_pictures_has_the_time_that_its_first_chunk_may_take(monkeypatch):
+    decoding(monkeypatch, "burn(1.3); yield 0, NoStream('video')", silence=False)
+    with Decoder(Limits(cpu_seconds=0.1, cpu_share=0.1)) as decoder:
+        with pytest.raises(DecoderDiedError, match="used up its CPU seconds"):
+            all_of(decoder, wants=[VideoWant(fps=100, size=16)])
+        assert all_of(decoder, wants=[VideoWant(fps=1, size=16)])
+
+
+@pytest.mark.usefixtures("_nobody_is_too_slow")
+def test_a_probe_of_a_large_file_may_take_longer(monkeypatch, tmp_path):
+    decoding(monkeypatch, "")
+    small, large = tmp_path / "small.ts", tmp_path / "large.ts"
+    small.touch()
+    with large.open("wb") as file:
+        file.truncate(40 << 20)
+    with Decoder(Limits(cpu_seconds=0.01)) as decoder:
+        with pytest.raises(BadClipError, match="used up its CPU seconds, twice"):
+            decoder.probe(small)
+        assert decoder.probe(large).seconds == 1.0
+
+
+def test_a_span_far_from_the_beginning_is_waited_for_longer(monkeypatch):
+    decoding(monkeypatch, "time.sleep(0.5); yield second(0)", silence=False)
+    with Decoder(Limits(cpu_seconds=0.01, cpu_share=0)) as decoder:
+        with pytest.raises(DecoderDiedError, match="gave nothing"):
+            all_of(decoder)
+        assert list(decoder.decode(Path("a"), 60.0, None, [SOUND]))
 
 
 HELD, SPIKE = "x = bytearray(400 << 20); time.sleep(30)", "x = bytearray(400 << 20); del x"
@@ -331,6 +391,76 @@ def test_the_peak_of_one_clip_is_not_held_against_the_next(monkeypatch):
         assert peaks[1] > peaks[0] + 100
         assert peaks[2] < peaks[0] + 50
         assert decoder.peak_bytes >> 20 == peaks[1]
+
+
+GREEDY = """
+yield from map(second, range(1, 60))
+x = bytearray(400 << 20)
+for at in range(60, 10**12):
+    yield second(at)
+"""
+
+
+def test_memory_is_looked_at_too_while_a_slow_parent_never_has_to_wait(monkeypatch):
+    """The child itself looks only at the end of a clip, and this one has none."""
+    decoding(monkeypatch, GREEDY)
+    with Decoder(Limits(memory_bytes=200 << 20)) as narrow:
+        events = narrow.decode(Path("a"), 0.0, None, [SOUND])
+        with pytest.raises(DecoderDiedError, match="more memory"):
+            any(time.sleep(0.03) for _ in itertools.islice(events, 300))
+
+
+def test_a_child_that_dies_leaves_no_picture_of_its_memory(clips):
+    """A dump would hold the clip, and as much of the disk as it had memory."""
+    with Decoder() as decoder:
+        all_of(decoder, clips / "short.mp4")
+        told = Path(f"/proc/{decoder.pid}/limits").read_text()
+    (line,) = (line for line in told.splitlines() if line.startswith("Max core file size"))
+    assert line.split()[4:6] == ["0", "0"]
+
+
+def test_what_a_library_prints_is_not_taken_for_an_answer(monkeypatch):
+    decoding(monkeypatch, "print('hello', flush=True); d.os.write(1, b'hello'); yield second(1)")
+    with Decoder() as decoder:
+        assert len(all_of(decoder)) == 2
+
+
+def test_ctrl_c_is_not_for_the_child(decoder, clips):
+    """A terminal sends it to all; the parent ends the child, or finishes its clip."""
+    decoder.probe(clips / "short.mp4")
+    pid = decoder.pid
+    os.kill(pid, signal.SIGINT)
+    assert all_of(decoder, clips / "short.mp4")
+    assert decoder.pid == pid
+
+
+def test_a_child_that_decodes_nothing_yet_has_one_thread_that_works_and_one_that_watches(tmp_path):
+    """Libraries of arithmetic would start one for each core, in each of many workers."""
+    (tmp_path / "bad.mp4").write_text("hello")
+    with Decoder() as decoder:
+        with pytest.raises(BadClipError):
+            decoder.probe(tmp_path / "bad.mp4")
+        assert len(list(Path(f"/proc/{decoder.pid}/task").iterdir())) == 2
+
+
+def test_the_child_decodes_ahead_of_a_parent_that_is_busy(monkeypatch, tmp_path):
+    decoding(monkeypatch, "yield from map(second, range(1, 12)); path.touch(); yield second(12)")
+    with Decoder() as decoder:
+        events = decoder.decode(tmp_path / "ahead", 0.0, None, [SOUND])
+        next(events)
+        until = time.monotonic() + 20
+        while not (tmp_path / "ahead").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert len(list(events)) == 12
+
+
+def test_chunks_are_aligned_and_nobody_writes_into_them(monkeypatch):
+    decoding(monkeypatch, "yield from map(second, (1, 22, 333, 4444, 55555, 666666))")
+    with Decoder() as decoder:
+        for _, sound in all_of(decoder):
+            assert sound.samples.flags.aligned
+            assert not sound.samples.flags.writeable
 
 
 def test_a_huge_picture_costs_itself_and_no_other_clip(tmp_path, clips):
@@ -474,6 +604,17 @@ def test_a_decoy_of_our_name_is_not_imported_by_the_child(tmp_path, clips, monke
     assert not trace.exists()
 
 
+def test_a_decoy_of_a_library_in_the_current_folder_is_not_imported_by_the_child(
+    tmp_path, clips, monkeypatch
+):
+    for name in ("numpy", "av", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with Decoder() as fresh:
+        assert fresh.probe(clips / "short.mp4").audio
+    assert not (tmp_path / "imported").exists()
+
+
 def test_a_relative_path_is_meant_from_the_current_folder(clips, monkeypatch, decoder):
     monkeypatch.chdir(clips)
     with Decoder() as fresh:
@@ -582,6 +723,17 @@ def test_a_child_that_stops_in_the_middle_of_a_message_is_timed_out(clips):
         assert caught.value.fault == "timed_out"
 
 
+def test_a_child_that_dies_just_before_it_is_asked_has_crashed(clips, monkeypatch):
+    with Decoder() as decoder:
+        decoder.probe(clips / "short.mp4")
+        os.kill(decoder.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, decoder.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(decoder._child.process, "poll", lambda: None)  # as a moment before
+        with pytest.raises(DecoderDiedError, match="code -9") as caught:
+            list(decoder.decode(clips / "short.mp4", 0.0, None, [SOUND]))
+        assert caught.value.fault == "crashed"
+
+
 def test_nothing_that_the_child_sends_is_unpickled(clips, tmp_path):
     bomb = pickle.dumps(Bomb(tmp_path / "trace"))
     header = {"kind": "audio", "index": 0, "start": 0.0}
@@ -625,6 +777,22 @@ def test_a_probe_of_which_the_child_dies_twice_is_a_bad_clip(clips):
         doomed.probe(clips / "short.mp4")
     assert caught.value.fault == "crashed"
     assert caught.value.message.endswith("twice")
+
+
+def test_a_probe_of_which_the_child_dies_once_is_tried_again(clips):
+    class Unlucky(Decoder):
+        starts = 0
+
+        def _start(self):
+            self.starts += 1
+            if self.starts == 1:
+                replaced_by(self, b"")
+                return self._child
+            return super()._start()
+
+    with Unlucky() as unlucky:
+        assert unlucky.probe(clips / "short.mp4") == probe(clips / "short.mp4")
+        assert unlucky.starts == 2
 
 
 def test_a_process_with_many_open_files_decodes(tmp_path):
