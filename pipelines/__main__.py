@@ -1,5 +1,10 @@
 """The command line: each command is one call. Exit code 0 done, 1 failed, 2 the input was wrong."""
 
+if __name__ == "__main__":
+    from pipelines import entry
+
+    entry.main()  # comes back here by importing this module; does not return
+
 import json
 import os
 import sys
@@ -457,7 +462,3 @@ def _called(call: Callable[[], None]) -> int:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,30 @@ def work():
 
 sys.exit(stoppable(work, stop_ray))
 """
+
+# The program, in which an import takes long; SIGINT is ignored or not.
+IMPORTING = """
+import runpy, signal, sys, time
+from pathlib import Path
+
+class Slow:
+    def find_spec(name, path=None, target=None):
+        if name == "typer":
+            Path("begun").touch()
+            try:
+                time.sleep(600)
+            except BaseException:
+                pass  # as some libraries do
+
+sys.meta_path.insert(0, Slow)
+sys.argv = ["fuseline", "--help"]
+signal.signal(signal.SIGINT, signal.INTERRUPT)
+BEGIN
+"""
+BEGINNINGS = {
+    "fuseline": "from pipelines.entry import main; main()",
+    "python -m": "runpy.run_module('pipelines', run_name='__main__')",
+}
 
 SLOW_END = """
 import sys, time
@@ -183,6 +208,30 @@ def test_a_signal_while_ray_starts_ends_the_work(tmp_path, after_s):
     code, _, err = script.end()
     assert (code, err.count("Traceback"), err.splitlines()[-1:]) == (143, 0, [GO_ON])
     assert all_gone(family)
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_during_the_first_imports_ends_the_program(tmp_path, begin, number):
+    text = IMPORTING.replace("BEGIN", begin).replace("INTERRUPT", "default_int_handler")
+    script = Script(text, tmp_path)
+    script.wait_for("begun")
+    script.process.send_signal(number)
+    assert script.end() == (128 + number, "", f"{GO_ON}\n")
+
+
+def test_a_signal_that_is_ignored_stays_so_during_the_first_imports(tmp_path):
+    text = IMPORTING.replace("BEGIN", BEGINNINGS["fuseline"]).replace("INTERRUPT", "SIG_IGN")
+    script = Script(text, tmp_path)
+    script.wait_for("begun")
+    script.process.send_signal(signal.SIGINT)
+    script.process.send_signal(signal.SIGTERM)
+    assert script.end() == (143, "", f"{GO_ON}\n")
+
+
+def test_the_installed_program_begins_where_signals_are_answered_first():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"fuseline": "pipelines.entry:main"}
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
