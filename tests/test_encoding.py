@@ -275,6 +275,25 @@ def test_what_failed_is_set_free_before_the_smaller_batch_is_tried():
     assert encoder.sizes == [0] * 6
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError("the device is lost")])
+def test_a_device_gives_its_cached_memory_back_before_the_smaller_batch_is_tried(
+    monkeypatch, error
+):
+    """Torch keeps what was freed: without this the half would find no more room than the whole."""
+    encoder = Doubler(4, room=1, error=torch.OutOfMemoryError)
+
+    def empty_cache():
+        encoder.sizes.append("given back")
+        if error:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    made = clips(4)
+    assert lengths(run(made, [Lengths(encoder)])) == wanted(made)
+    assert encoder.sizes == [4, "given back", 2, "given back", 1, 1, 1, 1]
+
+
 # Bugs and bad clips.
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip, Word
-from featurizers.decoder import Decoder
-from featurizers.extract import extract, extract_all
+from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.extract import _Ahead, extract, extract_all
 from featurizers.limits import Limits
 from featurizers.media import encode
 from featurizers.spec import AudioWant, Dim, Feature, FeatureSpec
@@ -333,6 +334,39 @@ def test_a_job_gives_what_its_clips_give_one_by_one(mixed, featurizers):
         assert (found["doomed.mp4"].fault, found["missing"].fault) == ("crashed", "missing")
 
 
+def test_a_featurizer_that_gave_a_clip_up_is_not_asked_again_when_the_child_died(mixed):
+    class Fickle(Constant):
+        begun = 0
+
+        def begin(self, made):
+            self.begun += 1
+            if self.begun > 1:
+                raise BadClipError("corrupt", "asked again")
+            return self
+
+        def add(self, chunk):
+            raise BadClipError("empty", "gave up")
+
+    fickle, doomed = Fickle(), mixed[MIXED.index("both.mp4")]
+    with Decoder() as decoder:
+        decoder.decode = dying_late(decoder.decode)
+        (outcome,) = extract(doomed, path_of(doomed), [fickle], decoder)
+    assert (outcome.fault, outcome.message, fickle.begun) == ("empty", "gave up", 1)
+
+
+def dying_late(decode):
+    """The first decoding breaks off after all of it came."""
+    broken = []
+
+    def dying(*arguments, **named):
+        yield from decode(*arguments, **named)
+        if not broken:
+            broken.append(True)
+            raise DecoderDiedError("crashed", "at the very end")
+
+    return dying
+
+
 def test_a_featurizer_that_gives_a_clip_up_early_costs_no_other(folder, decoder):
     for where in ("begin", "add", "finish"):
         (made,) = job(folder, "one")
@@ -360,6 +394,23 @@ def test_what_was_given_before_the_child_died_is_thrown_away(tmp_path, monkeypat
         (outcome,) = extract(clip(), tmp_path / "a.mp4", [LOGMEL], decoder)
     assert (outcome.state, outcome.message) == ("sample", "bent")
     assert (tmp_path / "died").exists()
+
+
+DYING_THEN_BAD = """
+mark = path.with_name("died")
+if not mark.exists():
+    mark.touch()
+    d.os._exit(3)
+raise d.BadClipError("corrupt", "bent")
+yield
+"""
+
+
+def test_what_the_second_attempt_finds_bad_is_the_clips_fault(tmp_path, monkeypatch):
+    decoding(monkeypatch, DYING_THEN_BAD, silence=False)
+    with Decoder() as decoder:
+        (outcome,) = extract(clip(), tmp_path / "a.mp4", [LOGMEL], decoder)
+    assert (outcome.fault, outcome.message) == ("corrupt", "bent")
 
 
 class Slow(Constant):
@@ -427,22 +478,42 @@ def test_one_child_serves_all_clips_of_a_job_also_the_bad_ones(folder, decoder):
     assert len(pids - {None}) == 1
 
 
-def test_what_is_decoded_ahead_is_bounded_by_its_bytes(folder, decoder, monkeypatch):
-    fetched = []
+@pytest.mark.parametrize(
+    "kind",
+    [("blind.mp4", LOGMEL, 150_000), ("mute.mp4", FACE, 150_000), ("missing", LOGMEL, 10_000)],
+    ids=["sound", "pictures", "media that are not there"],
+)
+def test_what_is_read_ahead_is_bounded_by_its_bytes_and_what_is_taken_makes_room(
+    folder, decoder, monkeypatch, kind
+):
+    (name, featurizer, bound), fetched = kind, []
 
     def fetch(each):
         fetched.append(each)
         return path_of(each)
 
-    made = job(folder, *["blind.mp4"] * 40)  # of 32 KiB each
-    monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", 150_000)
-    outcomes = extract_all(made, fetch, [LOGMEL], decoder, Stages())
+    def ahead(taken):
+        """Clips that are fetched beside those that were taken, once it is at rest."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not all(map(waits, reading_threads())):
+            time.sleep(0.01)
+        return len(fetched) - taken
+
+    monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", bound)
+    outcomes = extract_all(job(folder, *[name] * 40), fetch, [featurizer], decoder, Stages())
     next(outcomes)
-    until = time.monotonic() + 1.0
-    while len(fetched) < 40 and time.monotonic() < until:
-        time.sleep(0.02)
-    assert len(fetched) <= 12
-    assert len(list(outcomes)) == 39
+    first = ahead(1)
+    assert 2 <= first <= 12
+    list(itertools.islice(outcomes, 15))
+    assert abs(ahead(16) - first) <= 1
+    assert len(list(outcomes)) == 24
+
+
+def waits(thread):
+    """Whether one side of what is read ahead waits for the other, or has ended."""
+    frame = sys._current_frames().get(thread.ident)
+    sides = (_Ahead.take.__code__, _Ahead._put.__code__)
+    return frame is None or (frame.f_code.co_name == "wait" and frame.f_back.f_code in sides)
 
 
 def test_a_single_chunk_that_is_larger_than_the_bound_passes(folder, decoder, monkeypatch):
@@ -495,6 +566,8 @@ def test_a_job_that_is_given_up_while_its_queue_is_full_ends_too(folder, decoder
     monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", 10)
     outcomes = extract_all(job(folder, *["both.mp4"] * 9), path_of, ALL, decoder, Stages())
     next(outcomes)
+    while not all(map(waits, reading_threads())):
+        time.sleep(0.01)
     outcomes.close()
     assert reading_threads() == []
 
@@ -540,6 +613,18 @@ def test_an_error_of_fetching_is_raised_in_its_place(folder, decoder):
     with pytest.raises(OSError, match="offline"):
         next(outcomes)
     assert reading_threads() == []
+
+
+def test_an_error_of_fetching_wakes_whoever_waits_for_the_clip(folder, decoder):
+    taking = threading.current_thread()
+
+    def fetch(each):
+        while not waits(taking):
+            time.sleep(0.01)
+        raise OSError("offline")
+
+    with pytest.raises(OSError, match="offline"):
+        next(extract_all(job(folder, "both.mp4"), fetch, ALL, decoder, Stages()))
 
 
 def test_a_bad_clip_that_fetching_finds_is_quarantined(folder, decoder):
