@@ -20,7 +20,7 @@ import numpy as np
 
 from featurizers.clip import BadClipError, Clip, Fault
 from featurizers.damage import Damage
-from featurizers.decoder import Decoder, DecoderDiedError, GivenUpError, Spent
+from featurizers.decoder import Decoder, DecoderDiedError, Spent
 from featurizers.encoding import Batches, Encoding
 from featurizers.media import NoStream
 from featurizers.spec import (
@@ -72,6 +72,9 @@ def extract(
 
     Returns:
         An outcome for each featurizer, in their order.
+
+    Raises:
+        StorageError: The media cannot be read now, which says nothing of the clip.
     """
     making, row = _Making(clip, featurizers), _Row(featurizers, Stages(), [], [])
     making.without_media()
@@ -115,6 +118,7 @@ def extract_all(
 
     Raises:
         EncoderMemoryError: An encoder has too little memory.
+        StorageError: Media cannot be read now, which says nothing of their clip.
         Exception: Whatever `fetch` or a bug raises, after the clips before were given.
     """
     row = _Row(featurizers, stages, [] if spans is None else spans, [] if notes is None else notes)
@@ -350,8 +354,6 @@ class _Ahead(Generic[Item]):
                 for item in items:
                     if not self._put(item):
                         break
-        except GivenUpError:
-            pass
         except BaseException as error:  # noqa: BLE001 - raised again by whoever takes the items
             self._error = error
         finally:
