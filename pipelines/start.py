@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     table = folder / "clips.csv"
     if table.exists():
         return init(table, label, to)
-    rows = [_row(folder, path, label) for path in media]
+    names = [path.relative_to(folder) for path in media]
+    rows = [_row(folder, name, id_, label) for name, id_ in zip(names, _ids(names), strict=True)]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -118,12 +120,19 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     ]
 
 
-def _row(folder: Path, path: Path, label: str) -> dict[str, str]:
-    name = path.relative_to(folder)
-    beside = [path.with_suffix(suffix) for suffix in TRANSCRIPTS]
-    transcript = next((str(each.relative_to(folder)) for each in beside if each.exists()), "")
+def _ids(names: Sequence[Path]) -> list[str]:
+    """The names of files without their suffix, except where two would be the same."""
+    ids = [str(name.with_suffix("")) for name in names]
+    while twice := {each for each, count in Counter(ids).items() if count > 1}:
+        ids = [str(name) if id_ in twice else id_ for name, id_ in zip(names, ids, strict=True)]
+    return ids
+
+
+def _row(folder: Path, name: Path, id_: str, label: str) -> dict[str, str]:
+    beside = [name.with_suffix(suffix) for suffix in TRANSCRIPTS]
+    transcript = next((str(each) for each in beside if (folder / each).exists()), "")
     return {
-        "id": str(name.with_suffix("")),
+        "id": id_,
         "media": str(name),
         "transcript_file": transcript,
         label: "",

@@ -585,6 +585,25 @@ def test_init_of_a_folder_writes_a_table_and_then_the_file(tmp_path, called, ref
     assert called("ingest", to, "--set", "workers.featurize=0")[0] == 0
 
 
+def test_init_of_a_folder_gives_files_that_differ_in_their_suffix_ids_that_differ(tmp_path, called):
+    names = ["a.mp4", "a.mpg", "a.mp4.mov", "b.mp4", "sub/a.mp4"]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("hello")
+    assert called("init", tmp_path, "--label", "mood", "--to", tmp_path / "e.yaml")[0] == 0
+    lines = (tmp_path / "clips.csv").read_text().splitlines()[1:]
+    ids = {line.split(",")[1]: line.split(",")[0] for line in lines}
+    assert ids == {
+        "a.mp4": "a.mp4",
+        "a.mpg": "a.mpg",
+        "a.mp4.mov": "a.mp4.mov",
+        "b.mp4": "b",
+        "sub/a.mp4": "sub/a",
+    }
+    assert "a.mpg,a.mpg,a.txt," in lines
+
+
 def test_init_refuses_what_it_cannot_use(tmp_path, refused):
     to = tmp_path / "experiment.yaml"
     (tmp_path / "clips.csv").write_text(TABLE)
