@@ -1,5 +1,6 @@
 """What featurizing would do, redo and keep, before anything is done."""
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -161,7 +162,8 @@ def estimate(
     """Seconds that some jobs would take, by what the logs say of jobs like them.
 
     A job is like another when the same featurizers worked on it, their settings apart. It takes
-    seconds in proportion to its media, or to its clips where nothing is decoded.
+    seconds in proportion to its media, or to its clips where nothing is decoded. Each worker takes
+    the next job when it is done with one, so that no more of them help than there are jobs.
     """
     if not todo:
         return 0.0, "nothing is left to do"
@@ -169,7 +171,7 @@ def estimate(
     for line in lines:
         if line.get("kind") == "job":
             _learn(spent, line)
-    total = 0.0
+    busy_until = [0.0] * min(workers, len(todo))  # a heap
     for job in todo:
         seconds, media, clips = spent.get(
             frozenset(part.spec.name for part in job.parts), (0.0, 0.0, 0.0)
@@ -177,8 +179,8 @@ def estimate(
         size, known = (job.media_seconds, media) if media else (float(len(job.clips)), clips)
         if not known:
             return None, "nothing like it was computed here yet, so there is no estimate"
-        total += seconds * size / known
-    return total / workers, f"by the speed of earlier jobs here, on {workers} workers"
+        heapq.heapreplace(busy_until, busy_until[0] + seconds * size / known)
+    return max(busy_until), f"by the speed of earlier jobs here, on {workers} workers"
 
 
 def _learn(spent: dict[frozenset[str], list[float]], line: Mapping[str, object]) -> None:

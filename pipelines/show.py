@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.pages.units import HOUR_S, span
 from pipelines.pages import printable
 
 if TYPE_CHECKING:
@@ -61,8 +62,12 @@ class Show:
             yield done
 
     @contextmanager
-    def featurizing(self, clips: int) -> "Iterator[Callable[[Done], None]]":
-        """A bar with clips, media seconds per second, faults and time left."""
+    def featurizing(self, clips: int | None) -> "Iterator[Callable[[Done], None]]":
+        """A bar with clips, media seconds per second, faults and time left.
+
+        Args:
+            clips: How many there are in all jobs; None when that is not known.
+        """
         began, media, faults = time.perf_counter(), 0.0, 0
         with self._bar("{task.completed}/{task.total} clips {task.fields[note]}") as bar:
             task = bar.add_task("featurize", total=clips, note="")
@@ -128,16 +133,16 @@ class Show:
         if found.changes is not None:
             counts = ", ".join(f"{name} {count}" for name, count in found.changes.items())
             self.say(f"clips: {counts}")
-        table = Table(title="shards (clips, hours)")
+        table = Table(title="shards (clips, media)")
         for name in ("stream", "column", "new", "redo", "keep"):
             table.add_column(name, justify="left" if name in {"stream", "column"} else "right")
         for each in found.columns:
-            shares = (f"{s.shards} ({s.clips}, {s.hours:.2f} h)" for s in each.shares())
+            shares = (f"{s.shards} ({s.clips}, {span(s.hours * HOUR_S)})" for s in each.shares())
             table.add_row(each.stream, each.column, *shares)
         self.console.print(table)
-        time_text = "unknown" if found.seconds is None else f"{found.seconds:.0f} s"
+        time_text = "unknown" if found.seconds is None else span(found.seconds)
         self.say(
-            f"{found.jobs} jobs, {found.media_hours:.2f} hours of media to decode; "
+            f"{found.jobs} jobs, {span(found.media_hours * HOUR_S)} of media to decode; "
             f"time: {time_text} ({found.basis})"
         )
 

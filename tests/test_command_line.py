@@ -462,7 +462,7 @@ def test_plan_says_what_is_kept_and_what_would_be_redone(dataset, called):
     code, out, _ = called("plan", dataset)
     assert code == 0
     assert "as before 6" in out
-    assert "0 jobs, 0.00 hours of media to decode; time: 0 s (nothing is left to do)" in out
+    assert "0 jobs, 0 s of media to decode; time: 0 s (nothing is left to do)" in out
     code, out, _ = called(
         "plan", dataset, "--json", "--ingested", "--set", "features.audio.hop_ms=40"
     )

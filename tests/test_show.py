@@ -6,6 +6,7 @@ import pytest
 
 from pipelines import show
 from pipelines.show import Show
+from pipelines.forecast import ColumnForecast, Forecast
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +33,53 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "ingest: 1/3" not in counted(shown)
 
 
-@pytest.mark.parametrize("widgets", [True, False])
-def test_a_notebook_gets_bars_where_it_can_draw_them_and_else_lines(monkeypatch, widgets):
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr(show, "find_spec", lambda name: object() if widgets else None)
-    assert Show().bars is widgets
+def test_how_many_there_are_is_not_told_where_it_is_not_known():
+    shown = Show()
+    shown.console.file = io.StringIO()
+    with shown.counting("read", None) as done:
+        done(64)
+    assert shown.console.file.getvalue() == "read: 64\n"
+
+
+def test_a_bar_without_a_total_is_drawn(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = Show()
+    shown.console.file = io.StringIO()
+    with shown.counting("read", None) as done:
+        done(64)
+    assert re.search(r"━\x1b\[0m 64 ", shown.console.file.getvalue())
+
+
+def test_a_retry_tells_of_the_clips_that_it_tries():
+    shown = Show()
+    shown.console.file = io.StringIO()
+    with shown.featurizing(None) as done:
+        done(job(clips=3))
+    assert shown.console.file.getvalue().startswith("featurize: 3 ")
+
+
+def job(**changes):
+    """A finished job."""
+    numbers = dict.fromkeys(
+        ("media_seconds", "seconds", "pid", "bytes_read", "bytes_written"), 0
+    ) | dict.fromkeys(("peak_bytes", "decoder_peak_bytes", "shard", "clips"), 0)
+    texts = {"records": (), "columns": (), "host": "", "stages": {}, "slowest": ()}
+    return Done(**{**numbers, **texts, **changes})
+
+
+def test_short_times_of_a_plan_are_no_hours():
+    shown = Show()
+    shown.console.file = io.StringIO()
+    column = ColumnForecast(stream="audio", column="logmel-1")
+    column.new.shards, column.new.clips, column.new.hours = 1, 3, 0.001
+    shown.forecast(
+        Forecast(
+            columns=[column], changes=None, jobs=1, media_hours=0.001, seconds=1800.0, basis="so"
+        )
+    )
+    told = shown.console.file.getvalue()
+    assert "1 (3, 3.6 s)" in told
+    assert "1 jobs, 3.6 s of media to decode; time: 30.0 min (so)" in told
 
 
 def test_a_machine_gets_nothing_but_its_json():

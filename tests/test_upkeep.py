@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from featurizers import catalog
-from featurizers.clip import BadClipError
+from featurizers.clip import BadClipError, Clip
 from featurizers.dataset import COLUMNS, LOGS, read_clips, read_forgotten
 from featurizers.lexical import HashedWords
 from featurizers.manifest import open_column
@@ -14,9 +14,10 @@ from featurizers.verify import verify
 from pipelines.executors import InProcess
 from pipelines.experiment import InputError
 from pipelines.featurize import TooManyDroppedError, featurize, finished
-from pipelines.forecast import forecast
+from pipelines.forecast import estimate, forecast
 from pipelines.ingest import ingest, read_plan
-from pipelines.upkeep import forget, retry
+from pipelines.upkeep import _without_a_file, forget, retry
+from pipelines.worker import Job, Part
 from tests.test_featurize import again, digests, experiment, film, make, rows_of_words
 
 TEXT = {"text": {"featurizer": "hashed-words"}}
@@ -326,6 +327,23 @@ def test_a_raised_version_of_a_featurizer_redoes_its_own_column_alone(tmp_path, 
     found = told(experiment(tmp_path, rows[:3], features=BOTH))
     assert counts(found, "text") == [(1, 3), (0, 0), (0, 0)]
     assert counts(found, "audio") == [(0, 0), (0, 0), (1, 3)]
+
+
+def job_of(spec, number):
+    clips = tuple(Clip(key=f"{number}-{n}", id="", media="", media_digest="") for n in range(10))
+    return Job(shard=number, clips=clips, parts=(Part(spec=spec, job=""),))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "workers", "seconds"),
+    [(1, 8, 10.0), (8, 8, 10.0), (9, 8, 20.0), (16, 1, 160.0), (7, 2, 40.0), (0, 2, 0.0)],
+)
+def test_more_workers_than_jobs_make_nothing_faster(jobs, workers, seconds):
+    spec = HashedWords().spec
+    todo = [job_of(spec, number) for number in range(jobs)]
+    line = {"kind": "job", "columns": [spec.fingerprint], "seconds": 10}
+    found, _ = estimate(todo, [{**line, "media_seconds": 0, "clips": 10}], workers)
+    assert found == pytest.approx(seconds)
 
 
 def test_clips_that_grow_and_change_again_and_again_end_where_a_fresh_start_does(tmp_path, rows):
