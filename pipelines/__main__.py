@@ -163,7 +163,12 @@ def retry_command(
 
     retried = retry_all(load(file, settings or ()), reason or (), Show(quiet=as_json))
     if as_json:
-        print(json.dumps({"tried": dict(retried.clips), "left": dict(retried.left)}))
+        left_out = list(retried.left_out)
+        print(
+            json.dumps(
+                {"tried": dict(retried.clips), "left": dict(retried.left), "left_out": left_out}
+            )
+        )
 
 
 @app.command("forget", rich_help_panel=DATA)

@@ -48,7 +48,9 @@ from pipelines.featurize import commit_all, jobs, run_jobs
 from pipelines.ingest import read_plan, write_plan
 from pipelines.plan import by_shard, digest
 from pipelines.staging import Stage, clear
-from pipelines.worker import Done, Job, Part, ShardWorker
+from pipelines.worker import MEDIA, Done, Job, Part, ShardWorker
+
+NAMED = 10  # so many clips are told by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,13 @@ class Retried:
     Attributes:
         clips: How many clips were tried, by column.
         left: How many of them are still quarantined, by column.
+        left_out: Ids of clips that were not tried: there was nothing to read at ingest.
         columns: The committed columns by stream.
     """
 
     clips: Mapping[str, int]
     left: Mapping[str, int]
+    left_out: Sequence[str]
     columns: Mapping[str, Column]
 
 
@@ -78,12 +82,15 @@ def retry(
     A new record takes the place of the old one. When every clip is well the second time, the shard
     is the one that an undisturbed run would have written.
 
+    A clip of which there was nothing to read at ingest is left out: jobs are named by their inputs,
+    so that one with a file is another job. It has to be ingested again.
+
     Args:
         experiment: The settings.
         reasons: Only clips with these faults; empty for all.
         executor: Where jobs run.
         done: Told of each finished job.
-        told: Told in sentences how fast it was.
+        told: Told in sentences how fast it was, and which clips are left out.
 
     Raises:
         InputError: There is no such reason.
@@ -101,7 +108,9 @@ def retry(
         raise DatasetError(
             f"{store_at(root).where()}: {len(work.todo)} jobs are left to do; featurize first"
         )
-    todo = _jobs_again(root, unique, work.finished, reasons)
+    todo, left_out = _jobs_again(root, unique, work.finished, reasons)
+    if left_out:
+        told(_without_a_file(left_out))
     fresh = run_jobs(experiment, executor, todo, done, told)
     replaced = {(record.spec, record.shard) for record in fresh}
     standing = [r for r in work.finished if (r.spec, r.shard) not in replaced]
@@ -116,7 +125,18 @@ def retry(
             )
             for column in columns.values()
         },
+        left_out=left_out,
         columns=columns,
+    )
+
+
+def _without_a_file(ids: Sequence[str]) -> str:
+    named = ", ".join(map(repr, ids[:NAMED])) + (
+        f" and {len(ids) - NAMED} more" * (len(ids) > NAMED)
+    )
+    return (
+        f"{len(ids)} clips are left out, of which there was no file when they were ingested: "
+        f"{named}; where there is one now, ingest again, then featurize"
     )
 
 
@@ -127,23 +147,37 @@ def _tried(spec: FeatureSpec, todo: Sequence[Job]) -> set[str]:
 
 def _jobs_again(
     root: Root, specs: Sequence[FeatureSpec], records: Sequence[Record], reasons: Sequence[str]
-) -> list[Job]:
-    """A job for each shard with clips to be tried; columns that try the same clips share it."""
-    store = store_at(root)
-    shards = by_shard(read_plan(root), {clip.key: clip for clip in read_clips(root)})
+) -> tuple[list[Job], list[str]]:
+    """A job for each shard with clips to be tried, and the ids of clips that are left out.
+
+    Columns that try the same clips share a job.
+    """
+    store, clips = store_at(root), {clip.key: clip for clip in read_clips(root)}
+    shards = by_shard(read_plan(root), clips)
+    left_out: set[str] = set()
     by_digest = {spec.digest: spec for spec in specs}
     groups: dict[tuple[int, frozenset[str], bool], list[Part]] = {}
     for record in records:
         spec = by_digest[record.spec]
-        redo = _quarantined(store, spec, record, reasons)
+        lost = _quarantined(store, spec, record, reasons)
+        redo = frozenset(key for key in lost if _was_there(spec, clips[key]))
+        left_out |= {clips[key].id for key in lost - redo}
         if redo:
             part = Part(spec=spec, job=record.job, standing=record, instead=True)
-            media = bool({"audio", "video"} & set(spec.reads))
+            media = bool(MEDIA & set(spec.reads))
             groups.setdefault((record.shard, redo, media), []).append(part)
-    return [
+    jobs_again = [
         Job(shard=shard, clips=tuple(shards[shard]), parts=tuple(parts), redo=redo)
         for (shard, redo, _), parts in sorted(groups.items(), key=lambda each: each[0][0])
     ]
+    return jobs_again, sorted(left_out)
+
+
+def _was_there(spec: FeatureSpec, clip: Clip) -> bool:
+    """Whether all files of a clip that a column reads were there when it was ingested."""
+    found = {f"stream:{name}": each for name, each in clip.stream_digests.items()}
+    found |= dict.fromkeys(MEDIA, clip.media_digest)
+    return all(found.get(name, "") for name in spec.reads if name != "words")
 
 
 def _quarantined(

@@ -69,6 +69,11 @@ class Job:
     def reads(self) -> set[str]:
         """All inputs that its columns read."""
         return {name for part in self.parts for name in part.spec.reads}
+    @property
+    def fresh(self) -> int:
+        """How many clips are computed."""
+        return len(self.clips if self.redo is None else self.redo)
+
 
     @property
     def media_seconds(self) -> float:
@@ -83,6 +88,7 @@ class Job:
 class Done:
     """What became of a job: small, and nothing that a shard's bytes depend on.
 
+        clips: How many were to be computed.
     Attributes:
         seconds: From its beginning to its last record.
         bytes_read: Of media files.
@@ -171,7 +177,7 @@ class ShardWorker:
             shard=job.shard,
             records=records,
             columns=tuple(part.spec.fingerprint for part in job.parts),
-            clips=len(job.clips),
+            clips=job.fresh,
             media_seconds=job.media_seconds,
             seconds=time.perf_counter() - began,
             host=socket.gethostname(),

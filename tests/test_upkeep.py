@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,36 @@ def test_retry_that_fails_again_counts_what_is_left_and_changes_no_byte(tmp_path
     found = retry(made, [], InProcess(), lambda done: None, quiet)
     assert list(found.left.values()) == [1]
     assert digests(made.root) == before
+
+
+def test_retry_leaves_out_clips_that_had_no_file_and_tries_the_others(tmp_path, rows, faulty):
+    late = [tmp_path / f"late{number}.mp4" for number in range(2)]
+    table = [*rows[:5], *({**rows[5], "id": path.stem, "media": str(path)} for path in late)]
+    media = {"source": {"table": "clips.jsonl", "label": "mood", "media_root": ["/"]}}
+    clean, _ = make(tmp_path / "clean", table, features=BOTH, max_dropped=0.5, **media)
+    faulty.refused = {"who1": "timed_out"}
+    made, columns = make(tmp_path / "made", table, features=BOTH, max_dropped=0.5, **media)
+    audio, text = (columns[name].spec.fingerprint for name in ("audio", "text"))
+    assert {columns["audio"].rows[path.stem].fault for path in late} == {"missing"}
+    late[0].write_bytes(Path(rows[5]["media"]).read_bytes())
+    faulty.refused, told, done = {}, [], []
+    found = retry(made, [], InProcess(), done.append, told.append)
+    assert (found.clips, found.left) == ({text: 1, audio: 0}, {text: 0, audio: 0})
+    assert found.left_out == ["late0", "late1"]
+    assert told[0] == (
+        "2 clips are left out, of which there was no file when they were ingested: 'late0', "
+        "'late1'; where there is one now, ingest again, then featurize"
+    )
+    assert [each.clips for each in done] == [1]
+    now, undisturbed = digests(made.root), digests(clean.root)
+    assert {name: now[name] for name in undisturbed} == undisturbed
+    columns, _ = again(tmp_path / "made", table, features=BOTH, max_dropped=0.5, **media)
+    assert columns["audio"].rows["late0"].state == "sample"
+
+
+def test_only_some_of_many_clips_that_are_left_out_are_named():
+    assert ": 'a', 'b'; where" in _without_a_file(["a", "b"])
+    assert "'8', '9' and 15 more; where" in _without_a_file([str(n) for n in range(25)])
 
 
 def test_after_a_retry_a_column_that_lost_too_much_is_committed(tmp_path, rows, faulty):
@@ -298,6 +329,23 @@ def test_the_plan_says_what_is_new_redone_and_kept_before_anything_is_done(tmp_p
     assert counts(third, "text") == [(0, 0), (0, 0), (2, 6)]
 
 
+def job_of(spec, number):
+    clips = tuple(Clip(key=f"{number}-{n}", id="", media="", media_digest="") for n in range(10))
+    return Job(shard=number, clips=clips, parts=(Part(spec=spec, job=""),))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "workers", "seconds"),
+    [(1, 8, 10.0), (8, 8, 10.0), (9, 8, 20.0), (16, 1, 160.0), (7, 2, 40.0), (0, 2, 0.0)],
+)
+def test_more_workers_than_jobs_make_nothing_faster(jobs, workers, seconds):
+    spec = HashedWords().spec
+    todo = [job_of(spec, number) for number in range(jobs)]
+    line = {"kind": "job", "columns": [spec.fingerprint], "seconds": 10}
+    found, _ = estimate(todo, [{**line, "media_seconds": 0, "clips": 10}], workers)
+    assert found == pytest.approx(seconds)
+
+
 def test_the_plan_of_changed_splits_and_labels_is_to_keep_everything(tmp_path, rows):
     make(tmp_path, rows, features=TEXT)
     other = [{**row, "mood": -row["mood"], "split": "test"} for row in rows]
@@ -327,23 +375,6 @@ def test_a_raised_version_of_a_featurizer_redoes_its_own_column_alone(tmp_path, 
     found = told(experiment(tmp_path, rows[:3], features=BOTH))
     assert counts(found, "text") == [(1, 3), (0, 0), (0, 0)]
     assert counts(found, "audio") == [(0, 0), (0, 0), (1, 3)]
-
-
-def job_of(spec, number):
-    clips = tuple(Clip(key=f"{number}-{n}", id="", media="", media_digest="") for n in range(10))
-    return Job(shard=number, clips=clips, parts=(Part(spec=spec, job=""),))
-
-
-@pytest.mark.parametrize(
-    ("jobs", "workers", "seconds"),
-    [(1, 8, 10.0), (8, 8, 10.0), (9, 8, 20.0), (16, 1, 160.0), (7, 2, 40.0), (0, 2, 0.0)],
-)
-def test_more_workers_than_jobs_make_nothing_faster(jobs, workers, seconds):
-    spec = HashedWords().spec
-    todo = [job_of(spec, number) for number in range(jobs)]
-    line = {"kind": "job", "columns": [spec.fingerprint], "seconds": 10}
-    found, _ = estimate(todo, [{**line, "media_seconds": 0, "clips": 10}], workers)
-    assert found == pytest.approx(seconds)
 
 
 def test_clips_that_grow_and_change_again_and_again_end_where_a_fresh_start_does(tmp_path, rows):
