@@ -138,7 +138,7 @@ def plan_command(
 
     experiment = load(file, settings or ())
     show = Show(quiet=as_json)
-    with show.counting("read", 0) as done:
+    with show.counting("read", None) as done:
         found = forecast(
             experiment, executor(experiment.workers.featurize), done, read_table=not ingested
         )

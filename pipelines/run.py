@@ -81,7 +81,7 @@ def retry_all(experiment: Experiment, reasons: Sequence[str], show: Show) -> Ret
     """Try quarantined clips once more, with a progress bar."""
     show.head("retry")
     speed: list[str] = []
-    with show.featurizing(0) as done:
+    with show.featurizing(None) as done:
         where = executor(experiment.workers.featurize)
         retried = retry(experiment, reasons, where, done, speed.append)
     for name, tried in retried.clips.items():

@@ -4,16 +4,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.pages.units import HOUR_S, span
 from pipelines.pages import printable
+from pipelines.pages.units import HOUR_S, span
 
 if TYPE_CHECKING:
     from pipelines.featurize import Balance
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from tracking.gate import Scorecard
 
 LINE_EVERY_S = 10.0
+NOTEBOOK_EVERY_S = 0.2
 
 
 class Show:
@@ -36,9 +36,7 @@ class Show:
         # Wider than a terminal when there is none: a table in a log file must not be cut.
         width = None if sys.stdout.isatty() else 140
         self.console = Console(quiet=quiet, highlight=False, width=width, soft_wrap=True)
-        # A notebook draws bars by its widgets; without those, lines say the same.
-        widgets = self.console.is_jupyter and find_spec("ipywidgets") is not None
-        self.bars = self.console.is_terminal or widgets
+        self.bars = self.console.is_terminal or self.console.is_jupyter
 
     def say(self, text: str) -> None:
         """A line."""
@@ -49,9 +47,12 @@ class Show:
         self.console.print(f"\n[bold]{text}[/bold]")
 
     @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar over a known number of things; yields what is to be told of finished ones."""
-        with self._bar("{task.completed}/{task.total} {task.fields[note]}") as bar:
+    def counting(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar over some things, of which the number may not be known.
+
+        Yields what is to be told of finished ones.
+        """
+        with self._bar(f"{{task.completed}}{_of(total)} {{task.fields[note]}}") as bar:
             task = bar.add_task(what, total=total, note="")
             line = _Lines(self, what, total)
 
@@ -69,7 +70,7 @@ class Show:
             clips: How many there are in all jobs; None when that is not known.
         """
         began, media, faults = time.perf_counter(), 0.0, 0
-        with self._bar("{task.completed}/{task.total} clips {task.fields[note]}") as bar:
+        with self._bar(f"{{task.completed}}{_of(clips)} clips {{task.fields[note]}}") as bar:
             task = bar.add_task("featurize", total=clips, note="")
             line = _Lines(self, "featurize", clips)
 
@@ -109,8 +110,9 @@ class Show:
 
     def _bar(self, text: str) -> Progress:
         columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn(text))
-        hidden = not self.bars
-        return Progress(
+        kind = _NotebookProgress if self.console.is_jupyter else Progress
+        hidden = self.console.is_jupyter or not self.bars
+        return kind(
             *columns, TimeRemainingColumn(), console=self.console, disable=hidden, transient=True
         )
 
@@ -199,11 +201,53 @@ def _plain(text: str) -> str:
     return escape(printable(text))
 
 
+def _of(total: int | None) -> str:
+    return "" if total is None else f"/{total}"
+
+
+class _NotebookProgress(Progress):
+    """A bar in a notebook: one output that changes in place.
+
+    Rich draws it with ipywidgets there, and without those warns and shows nothing. Every notebook
+    has IPython, and what was shown last stays in the file that is saved.
+    """
+
+    _shown: Any = None
+    _drawn_s = 0.0
+
+    def start(self) -> None:
+        """Show it."""
+        from IPython.display import display
+
+        if not self.console.quiet:
+            self._shown = display(self, display_id=True)  # type: ignore[no-untyped-call] # IPython's
+
+    def stop(self) -> None:
+        """Show how far it came."""
+        self._draw()
+
+    def update(self, *arguments: Any, **changes: Any) -> None:  # noqa: ANN401 - as Rich has it
+        """See `Progress`."""
+        super().update(*arguments, **changes)
+        self._draw(wait_s=NOTEBOOK_EVERY_S)
+
+    def advance(self, *arguments: Any, **changes: Any) -> None:  # noqa: ANN401 - as Rich has it
+        """See `Progress`."""
+        super().advance(*arguments, **changes)
+        self._draw(wait_s=NOTEBOOK_EVERY_S)
+
+    def _draw(self, wait_s: float = 0.0) -> None:
+        now = time.monotonic()
+        if self._shown is not None and now - self._drawn_s >= wait_s:
+            self._drawn_s = now
+            self._shown.update(self)
+
+
 class _Lines:
     """A plain line now and then where there is no terminal."""
 
-    def __init__(self, show: Show, what: str, total: int) -> None:
-        self._show, self._what, self._total = show, what, total
+    def __init__(self, show: Show, what: str, total: int | None) -> None:
+        self._show, self._what, self._of = show, what, _of(total)
         self._count, self._last = 0, time.monotonic()
 
     def advance(self, count: int, note: str) -> None:
@@ -212,4 +256,4 @@ class _Lines:
         if self._show.bars or now - self._last < LINE_EVERY_S:
             return
         self._last = now
-        self._show.say(f"{self._what}: {self._count}/{self._total} {note}".rstrip())
+        self._show.say(f"{self._what}: {self._count}{self._of} {note}".rstrip())

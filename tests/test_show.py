@@ -1,12 +1,14 @@
 """Progress for whoever looks on: a terminal, a log file, a notebook, a machine."""
 
 import io
+import re
 
 import pytest
 
 from pipelines import show
-from pipelines.show import Show
 from pipelines.forecast import ColumnForecast, Forecast
+from pipelines.show import Show
+from pipelines.worker import Done
 
 
 @pytest.fixture(autouse=True)
