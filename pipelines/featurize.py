@@ -21,7 +21,7 @@ from featurizers.dataset import LOGS, DatasetError, read_clips
 from featurizers.manifest import Column, commit, committed_digest, open_column
 from featurizers.shards import Record, column_folder, job_id, read_record
 from featurizers.spec import FeatureSpec
-from featurizers.store import Root, StorageError, store_at
+from featurizers.store import Root, store_at
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, FailedError
 from pipelines.ingest import read_plan
@@ -153,18 +153,21 @@ def run_jobs(
                 done(answer.result)
             ended = "end"
         finally:
-            # What stopped it is told, not that the log could not tell.
-            with contextlib.suppress(*([] if ended == "end" else [StorageError])):
+            # What stopped it is told, not what went wrong with the log after that.
+            with contextlib.suppress(*([] if ended == "end" else [Exception])):
                 log.add("run", event=ended)
-    _sum_up(root, log.run, told)
+                log.flush()
+                _sum_up(root, log.run, told)
     return records
 
 
 def _sum_up(root: Root, run: str, told: Callable[[str], None]) -> None:
-    """Write how fast a run was beside its log, and tell it."""
+    """Write how fast the jobs of a run were that were finished, and tell it."""
     from pipelines.throughput import throughput
 
     speed = throughput(read_logs(root, run))
+    if not speed.jobs:
+        return
     content = json.dumps(speed.to_json(), indent=1, sort_keys=True)
     store_at(root).replace(f"{LOGS}/throughput-{run}.json", content.encode())
     for sentence in speed.sentences():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from featurizers.dataset import COLUMNS, DatasetError, read_clips
+from featurizers.dataset import COLUMNS, LOGS, DatasetError, read_clips
 from featurizers.manifest import open_column
 from featurizers.media import encode
 from featurizers.shards import Record
@@ -22,7 +22,7 @@ from pipelines.executors import Answer, InProcess, one_cpu
 from pipelines.experiment import load
 from pipelines.featurize import TooManyDroppedError, featurize, finished, ledger
 from pipelines.ingest import ingest, read_plan
-from pipelines.worker import ChangedInputError
+from pipelines.worker import ChangedInputError, ShardWorker
 
 pytestmark = pytest.mark.media
 
@@ -539,6 +539,50 @@ def test_media_that_changed_or_cannot_be_reached_stop_the_job_and_are_not_commit
 
 def test_training_is_refused_a_column_that_is_older_than_its_clips(tmp_path, rows):
     settings = experiment(tmp_path, rows[:3])
+class Stops(Log):
+    """Is interrupted when some jobs are done, as by Ctrl-C."""
+
+    def __call__(self, done):
+        super().__call__(done)
+        if len(self) == 3:
+            raise KeyboardInterrupt
+
+
+def summaries(root):
+    return [json.loads(path.read_bytes()) for path in (root / LOGS).glob("throughput-*.json")]
+
+
+def test_a_run_that_was_stopped_tells_how_fast_its_finished_jobs_were(tmp_path, rows):
+    settings = experiment(tmp_path, rows[:6])
+    ingest(settings, InProcess(), lambda count: None)
+    told, stopping = [], Stops()
+    with pytest.raises(KeyboardInterrupt):
+        featurize(settings, InProcess(), stopping, told.append)
+    (found,) = summaries(settings.root)
+    assert (found["jobs"], found["clips"] > 0) == (3, True)
+    assert "in 3 jobs" in told[0]
+
+
+def test_how_a_run_was_stopped_is_told_also_where_no_log_can_be_written(tmp_path, rows):
+    settings = experiment(tmp_path, rows[:6])
+    ingest(settings, InProcess(), lambda count: None)
+
+    def worse(sentence):
+        raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        featurize(settings, InProcess(), Stops(), worse)
+
+
+def test_a_run_that_finished_no_job_tells_no_speed(tmp_path, rows, monkeypatch):
+    settings = experiment(tmp_path, rows[:3])
+    ingest(settings, InProcess(), lambda count: None)
+    monkeypatch.setattr(ShardWorker, "__call__", lambda worker, job: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        featurize(settings, InProcess(), Log())
+    assert summaries(settings.root) == []
+
+
     ingest(settings, InProcess(), lambda count: None)
     with pytest.raises(DatasetError, match="featurize first"):
         finished(settings)
