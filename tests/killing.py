@@ -31,6 +31,7 @@ GONE_S = 60  # agents of Ray see now and then that their raylet is gone
 STEPS_AHEAD = 7  # a kill waits for at most so many jobs to begin or end
 AFTER_S = 0.3  # and so long after that
 WRITING_SHARE = 0.3  # of workers are killed while they write a shard
+DECODING_SHARE = 0.9  # of decoders are killed in the middle of a clip
 WAITING_SHARE = 0.7  # of runs begin when all workers of the run before are gone
 YOUNG = 2  # workers of a run that are killed before they are up; four in a row end a run
 SPARED = 2  # workers that a job may lose by kills; four end a run
@@ -127,7 +128,7 @@ class Nodes:
 
     joined = True
 
-    def __init__(self, nodes):
+    def __init__(self, nodes=2):
         from ray.cluster_utils import Cluster
 
         # Whether a node is alive is asked more often than usual, so that tests need not wait.
@@ -166,8 +167,8 @@ class Nodes:
         self._cluster.shutdown()
 
 
-class Alone:
-    """No cluster: each driver starts a Ray of its own, whose end is the driver's."""
+class Machine:
+    """This machine alone: each driver starts a Ray of its own, and has no other node."""
 
     joined = False
     address = None
@@ -210,8 +211,15 @@ def is_worker(process):
     return False
 
 
+def is_in_a_clip(decoder):
+    """Whether it has a film open."""
+    with suppress(psutil.Error):
+        return any(each.path.endswith(".mp4") for each in decoder.open_files())
+    return False
+
+
 def is_decoder(process):
-    return any("featurizers.decoder" in word for word in words_of(process))
+    return any("featurizers.decod" in word for word in words_of(process))
 
 
 @contextmanager
@@ -242,7 +250,7 @@ class Run:
 
     Attributes:
         standing: What was finished before.
-        alone: Nobody of an earlier run was at work when it looked what is finished.
+        quiet: Nobody of an earlier run was at work when it looked what is finished.
         family: All processes that were seen at work for it.
         lost: Workers (process ids) that were killed or lost their node.
         young: Workers that were killed before they were up.
@@ -254,7 +262,7 @@ class Run:
     number: int
     process: subprocess.Popen
     standing: set
-    alone: bool
+    quiet: bool
     family: set = field(default_factory=set)
     lost: set = field(default_factory=set)
     young: int = 0
@@ -304,8 +312,8 @@ class Round:
         self._hold()
 
     def _start(self):
-        alone = not self.runs or self._chance.random() < WAITING_SHARE
-        if alone and self.runs:
+        quiet = not self.runs or self._chance.random() < WAITING_SHARE
+        if quiet and self.runs:
             self._all_gone(self.runs[-1])
         number = len(self.runs)
         environment = {**os.environ, "PYTHONPATH": str(HOME)}
@@ -325,7 +333,7 @@ class Round:
             )
         self._logs = set(self._log_files())
         self._until = time.monotonic() + RUN_S
-        self.runs.append(Run(number, process, standing, alone))
+        self.runs.append(Run(number, process, standing, quiet))
         return self.runs[-1]
 
     def _log_files(self):
@@ -365,11 +373,17 @@ class Round:
         run.family |= set(found)
         return run.family
 
+    def _at_work(self, run):
+        """Those of this run whose work counts: not who was lost before, nor his child."""
+        gone = set().union(*(each.lost for each in self.runs))
+        found = [each for each in self._meet(run) if not {each.pid, parent_of(each)} & gone]
+        return sorted(found, key=lambda each: each.pid)
+
     # Kills
 
     def _strike(self, run, kind):
         """Kill one of a kind at a random moment; False when the run ended before."""
-        find = {
+        hit = {
             "driver": self._driver,
             "worker": self._worker,
             "decoder": self._decoder,
@@ -378,8 +392,7 @@ class Round:
         self._wait(run)
         while run.goes_on:
             self._patience(run)
-            victim = find(run)
-            if victim is not None:
+            if hit(run):
                 return True
             time.sleep(0.01)
         return False
@@ -395,7 +408,7 @@ class Round:
             time.sleep(pause)
 
     def _kill(self, run, victim):
-        """True when it was alive, and work was left."""
+        """True when it was alive, and the run had not ended."""
         with suppress(psutil.NoSuchProcess):
             if run.goes_on and victim.status() != psutil.STATUS_ZOMBIE:
                 victim.kill()
@@ -406,40 +419,40 @@ class Round:
         victim = psutil.Process(run.process.pid)
         self._meet(run)
         if not self._kill(run, victim):
-            return None
+            return False
         assert run.process.wait() == -signal.SIGKILL
         run.cut = True
-        return victim
+        return True
 
     def _raylet(self, run):
         found = self._place.raylets(run.process.pid)
         if not found:
-            return None
-        victim = self._chance.choice(_in_order(found))
+            return False
+        victim = self._chance.choice(sorted(found, key=lambda each: each.pid))
         victim.suspend()  # so that it starts nobody while we look
         lost = children(victim.pid)
         self._meet(run)
         if not self._kill(run, victim):
             victim.resume()
-            return None
+            return False
         run.lost |= {each.pid for each in lost}
         run.cut |= not self._place.joined
         self._place.mend(victim)
-        return victim
+        return True
 
     def _worker(self, run):
-        workers = _in_order(each for each in self._meet(run) if is_worker(each))
+        workers = [each for each in self._at_work(run) if is_worker(each)]
         if self._chance.random() < WRITING_SHARE:
             victim = self._writer(run, workers)
         else:
             victim = self._chance.choice(workers) if workers else None
         if victim is None or not self._may_die(run, victim) or not self._kill(run, victim):
-            return None
+            return False
         victim.wait(GONE_S)
         run.lost.add(victim.pid)
         self._deaths.update(self.diary.last(victim.pid))
         run.young += not self._is_up(victim)
-        return victim
+        return True
 
     def _writer(self, run, workers):
         """A worker that has an unfinished file open; None when none is seen for a while."""
@@ -463,16 +476,21 @@ class Round:
         return all(self._deaths[unit] < SPARED for unit in self.diary.last(worker.pid))
 
     def _decoder(self, run):
-        found = _in_order(each for each in self._meet(run) if is_decoder(each))
-        found = [each for each in found if self._may_lose_decoder(parent_of(each))]
+        found = [
+            each
+            for each in self._at_work(run)
+            if is_decoder(each) and self._may_lose_decoder(parent_of(each))
+        ]
         if not found:
-            return None
+            return False
         victim = self._chance.choice(found)
         worker = parent_of(victim)
+        if self._chance.random() < DECODING_SHARE and not is_in_a_clip(victim):
+            return False
         if not self._kill(run, victim):
-            return None
+            return False
         self._decoders[worker] = time.monotonic()
-        return victim
+        return True
 
     def _may_lose_decoder(self, worker):
         """A clip that loses two children in a row is quarantined, and rightly so.
@@ -495,10 +513,13 @@ class Round:
     def _hold(self):
         root = self._made.root
         found = undisturbed.files(root)
-        assert [name for name in found if name.rpartition("/")[2].startswith(".")] == []
-        assert undisturbed.digests(root) == self._wanted
+        unfinished = [name for name in found if name.rpartition("/")[2].startswith(".")]
+        assert not unfinished, f"unfinished: {unfinished}"
+        others = undisturbed.digests(root).items() ^ self._wanted.items()
+        assert not others, f"other bytes: {sorted({name for name, _ in others})}"
         undisturbed.hold(found)
-        assert verify(root) == []
+        wrong = verify(root)
+        assert not wrong, f"verify found {wrong}"
         for run in self.runs:
             self._hold_run(run)
         self._hold_in_flight()
@@ -512,7 +533,7 @@ class Round:
             unit for note in self.diary.notes() if note.run == run.number for unit in note.units
         }
         assert set(logged) <= begun <= left, f"run {run.number} did what was finished before"
-        if run.code == 0 and run.alone:
+        if run.code == 0 and run.quiet:
             assert set(logged) == begun == left, f"run {run.number}"
         up = {note.pid for note in self.diary.notes() if note.run == run.number}
         again = sum(line["attempts"] - 1 for line in run.jobs)
@@ -547,10 +568,6 @@ class Round:
                 again += bool(note.units & seen)
                 seen |= note.units
         return again
-
-
-def _in_order(processes):
-    return sorted(processes, key=lambda each: each.pid)
 
 
 def parent_of(process):
