@@ -42,6 +42,12 @@ def test_clips_and_plan_are_read_as_they_were_written(tables):
     assert verify(tables) == []
 
 
+def test_the_order_in_which_clips_are_told_does_not_show(tables):
+    before = (tables / CLIPS).read_bytes()
+    write_clips(tables, [clip(number) for number in (2, 0, 1)])
+    assert (tables / CLIPS).read_bytes() == before
+
+
 def test_any_reader_of_parquet_reads_them(tables):
     rows = pq.read_table(io.BytesIO((tables / CLIPS).read_bytes())).to_pylist()
     assert [json.loads(row["labels"])["mood"] for row in rows] == [1.5] * 3

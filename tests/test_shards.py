@@ -98,6 +98,17 @@ def test_equal_jobs_give_equal_bytes_of_tar_index_and_record(tmp_path):
     assert set(contents(tmp_path / "one")) == {one.file, one.tar.file, one.index.file}
 
 
+def test_how_an_array_lies_in_memory_does_not_show_in_its_bytes(tmp_path):
+    clips, outcomes = shard_of()
+    turned = [
+        replace(each, feature=Feature(np.asfortranarray(each.feature.values), each.feature.times))
+        for each in outcomes
+    ]
+    assert turned[0].feature.values.flags.f_contiguous
+    assert write(tmp_path / "one", clips, outcomes) == write(tmp_path / "two", clips, turned)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 def test_tar_and_index_are_named_by_job_and_content(tmp_path):
     record = write(tmp_path, *mixed())
     assert record.file == f"00007-{record.job[:12]}.json"
@@ -366,6 +377,12 @@ def test_a_job_changes_with_the_rate_of_the_stream_that_it_reads():
     pose = replace(SPEC, reads=("stream:pose",))
     assert job_id(pose, [clip("a")]) != job_id(pose, [faster])
     assert job_id(SPEC, [clip("a")]) == job_id(SPEC, [faster])
+
+
+def test_a_job_changes_with_the_format_of_its_files(monkeypatch):
+    before = job_id(SPEC, [clip("a")])
+    monkeypatch.setattr("featurizers.shards.FORMAT", 99)
+    assert job_id(SPEC, [clip("a")]) != before
 
 
 def test_a_job_changes_with_the_spec_and_the_order_of_clips():

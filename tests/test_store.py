@@ -4,7 +4,9 @@ import errno
 import os
 import stat
 import threading
+from pathlib import Path
 
+import fsspec
 import pytest
 import s3fs
 
@@ -124,12 +126,31 @@ def test_what_a_killed_writer_left_is_told_from_what_is_being_written(tmp_path):
     store = LocalStore(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".x.tar.k2j4h6a1").write_bytes(b"half")
+    (tmp_path / "a" / ".notes.txt").write_bytes(b"not ours")
     with store.draft("a/y.tar", "a shard") as draft:
         draft.file.write(b"123")
         assert store.unfinished("a") == ["a/.x.tar.k2j4h6a1"]
         assert store.sweep("a") == ["a/.x.tar.k2j4h6a1"]
         draft.publish("a/y.tar")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["y.tar"]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"y.tar", ".notes.txt"}
+
+
+def test_a_draft_that_was_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    """A sweep may come between its making and its locking."""
+    real, swept = stores.tempfile.mkstemp, []
+
+    def mkstemp(**how):
+        handle, made = real(**how)
+        if not swept:
+            swept.append(Path(made))
+            swept[0].unlink()
+        return handle, made
+
+    monkeypatch.setattr(stores.tempfile, "mkstemp", mkstemp)
+    store = LocalStore(tmp_path)
+    store.replace("a", b"123")
+    assert swept
+    assert store.read("a") == b"123"
 
 
 def test_a_write_that_fails_names_path_bytes_and_reason(tmp_path, monkeypatch):
@@ -141,6 +162,40 @@ def test_a_write_that_fails_names_path_bytes_and_reason(tmp_path, monkeypatch):
         LocalStore(tmp_path).replace("a/b", b"123")
     assert not told.value.transient
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_write_that_may_succeed_at_the_next_try_says_so(tmp_path, monkeypatch):
+    def unwell(handle):
+        raise OSError(errno.EIO, "I/O")
+
+    monkeypatch.setattr(stores.os, "fsync", unwell)
+    with pytest.raises(StorageError) as told:
+        LocalStore(tmp_path).replace("a/b", b"123")
+    assert told.value.transient
+    assert passes(told.value)
+
+
+def test_what_went_away_while_the_folder_was_read_has_no_size(tmp_path):
+    store = LocalStore(tmp_path)
+    store.replace("a", b"123")
+    (tmp_path / "gone").symlink_to("nowhere")  # listed, but not there
+    assert store.sizes() == {"a": 3}
+
+
+def test_a_log_that_cannot_grow_names_path_and_bytes(tmp_path):
+    (tmp_path / "logs").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match=r"logs/run.jsonl: 4 bytes could not be written"):
+        LocalStore(tmp_path).append("logs/run.jsonl", 0, b"one\n")
+
+
+def test_a_file_that_nobody_reads_any_more_is_closed(tmp_path):
+    store = LocalStore(tmp_path)
+    store.replace("a", b"123")
+    before = sorted(Path("/proc/self/fd").iterdir())
+    opened = store.open("a")
+    assert opened.read_at(0, 3) == b"123"
+    del opened
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_every_byte_is_synced_before_it_gets_its_name_and_the_name_after(tmp_path, monkeypatch):
@@ -172,12 +227,20 @@ def waits(monkeypatch):
 
 
 class ThrottledError(Exception):
-    status = 503
+    def __init__(self, status):
+        super().__init__(status)
+        self.status = status
 
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.EIO, "I/O"), OSError(errno.EBUSY, "SlowDown"), TimeoutError(), ThrottledError()],
+    [
+        OSError(errno.EIO, "I/O"),
+        OSError(errno.EBUSY, "SlowDown"),
+        TimeoutError(),
+        ThrottledError(429),
+        ThrottledError(503),
+    ],
     ids=repr,
 )
 def test_a_fault_that_passes_is_tried_again_with_growing_waits(waits, error):
@@ -200,6 +263,7 @@ def test_a_fault_that_passes_is_tried_again_with_growing_waits(waits, error):
         PermissionError(errno.EACCES, "no"),
         FileNotFoundError(),
         ValueError(),
+        ThrottledError(404),
     ],
     ids=repr,
 )
@@ -208,6 +272,38 @@ def test_a_fault_that_stays_is_raised_at_once(waits, error):
         patiently(lambda: (_ for _ in ()).throw(error))
     assert waits == []
     assert not passes(error)
+
+
+def test_those_that_were_throttled_together_do_not_come_back_together(waits):
+    def throttled():
+        raise ThrottledError(503)
+
+    for _ in range(50):
+        with pytest.raises(ThrottledError):
+            patiently(throttled, tries=2, first_wait=1.0)
+    assert 0.5 <= min(waits) < 0.8
+    assert 1.2 < max(waits) <= 1.5
+
+
+def test_reading_waits_for_a_fault_that_passes(tmp_path, waits, monkeypatch):
+    store = LocalStore(tmp_path)
+    store.replace("a", b"123")
+
+    def flaky(real):
+        faults = [OSError(errno.EIO, "I/O"), OSError(errno.ESTALE, "stale")]
+
+        def call(*arguments):
+            if faults:
+                raise faults.pop()
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(stores.os, "pread", flaky(os.pread))
+    assert store.open("a").read_at(1, 2) == b"23"
+    monkeypatch.setattr(stores.Path, "read_bytes", flaky(stores.Path.read_bytes))
+    assert store.read("a") == b"123"
+    assert len(waits) == 4
 
 
 def test_patience_ends(waits):
@@ -258,6 +354,43 @@ def test_a_store_that_cannot_be_reached_is_a_storage_error_in_one_line(server, w
     with pytest.raises(StorageError, match=r"s3://nowhere/x/clips.parquet: .*run the same command"):
         store.read("clips.parquet")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+class Remembering(fsspec.get_filesystem_class("memory")):
+    """An object store whose client keeps what it has listed, as several do."""
+
+    protocol = "remembering"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("remembering://", "memory://"))
+
+    def find(self, path, **how):
+        try:
+            return self.dircache[path]
+        except KeyError:
+            found = self.dircache[path] = super().find(path, **how)
+            return found
+
+    def invalidate_cache(self, path=None):
+        self.dircache.clear()
+
+
+def test_what_others_wrote_since_the_last_listing_is_seen(tmp_path):
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    store, others = (store_at(f"{kind}://{tmp_path.name}") for kind in ("remembering", "memory"))
+    others.replace("one", b"1")
+    assert store.sizes() == {"one": 1}
+    others.replace("two", b"22")
+    assert store.sizes() == {"one": 1, "two": 2}
+
+
+def test_removing_what_is_gone_is_no_error_where_the_store_calls_it_one(tmp_path):
+    store = store_at(f"memory://{tmp_path.name}")
+    store.replace("a", b"1")
+    for _ in range(2):
+        store.delete("a")
+    assert store.sizes() == {}
 
 
 def test_a_bucket_that_is_not_there_is_a_storage_error(server):
