@@ -329,7 +329,6 @@ def _rows(
             file.seek(member.offset_data)
             crc = zlib.crc32(file.read(member.size))
             places[member.name] = Member(member.offset_data, member.size, crc)
-            file.seek(member.offset_data)
     suffixes = {"values": f"{spec.name}.npy", "times": "times.npy", "meta": "json"}
     rows: list[Row] = []
     for clip, outcome in zip(clips, outcomes, strict=True):
