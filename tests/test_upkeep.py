@@ -8,7 +8,7 @@ import pytest
 
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
-from featurizers.dataset import COLUMNS, LOGS, read_clips, read_forgotten
+from featurizers.dataset import COLUMNS, LOGS, DatasetError, read_clips, read_forgotten
 from featurizers.lexical import HashedWords
 from featurizers.manifest import open_column
 from featurizers.verify import verify
@@ -19,6 +19,7 @@ from pipelines.forecast import estimate, forecast
 from pipelines.ingest import ingest, read_plan
 from pipelines.upkeep import _without_a_file, forget, retry
 from pipelines.worker import Job, Part
+from tests import undisturbed
 from tests.test_featurize import again, digests, experiment, film, make, rows_of_words
 
 TEXT = {"text": {"featurizer": "hashed-words"}}
@@ -71,8 +72,8 @@ def test_retry_computes_quarantined_clips_alone_and_ends_in_the_undisturbed_byte
     assert sorted(faulty.computed) == ["who1", "who5"]
     assert found.clips == {columns["text"].spec.fingerprint: 2}
     assert found.left == {columns["text"].spec.fingerprint: 0}
-    now, undisturbed = digests(made.root), digests(clean.root)
-    assert {name: now[name] for name in undisturbed} == undisturbed
+    now, wanted = digests(made.root), digests(clean.root)
+    assert {name: now[name] for name in wanted} == wanted
     assert verify(made.root) == []
     assert finished(made)["text"].digest == found.columns["text"].digest
 
@@ -115,8 +116,8 @@ def test_retry_leaves_out_clips_that_had_no_file_and_tries_the_others(tmp_path, 
         "'late1'; where there is one now, ingest again, then featurize"
     )
     assert [each.clips for each in done] == [1]
-    now, undisturbed = digests(made.root), digests(clean.root)
-    assert {name: now[name] for name in undisturbed} == undisturbed
+    now, wanted = digests(made.root), digests(clean.root)
+    assert {name: now[name] for name in wanted} == wanted
     columns, _ = again(tmp_path / "made", table, features=BOTH, max_dropped=0.5, **media)
     assert columns["audio"].rows["late0"].state == "sample"
 
@@ -139,13 +140,51 @@ def test_after_a_retry_a_column_that_lost_too_much_is_committed(tmp_path, rows, 
 def test_one_column_that_lost_too_much_does_not_keep_the_others_from_being_committed(
     tmp_path, rows, faulty
 ):
-    made = experiment(tmp_path, rows, features=BOTH, max_dropped=0.05)
+    features = {"1st": BOTH["audio"], "2nd": BOTH["text"], "3rd": {"featurizer": "face-motion"}}
+    made = experiment(tmp_path, rows, features=features, max_dropped=0.05)
     ingest(made, InProcess(), lambda count: None)
     faulty.refused = {"who1": "timed_out"}
     with pytest.raises(TooManyDroppedError, match="1 of 7 clips"):
         featurize(made, InProcess(), lambda done: None)
-    audio = made.featurizers()["audio"].spec.fingerprint
-    assert len(open_column(made.root, audio).rows) == 7
+    for stream in ("1st", "3rd"):
+        fingerprint = made.featurizers()[stream].spec.fingerprint
+        assert len(open_column(made.root, fingerprint).rows) == 7
+
+
+def test_retry_of_what_was_never_finished_says_what_to_do(tmp_path, rows):
+    made = experiment(tmp_path, rows[:2], features=TEXT)
+    ingest(made, InProcess(), lambda count: None)
+    with pytest.raises(DatasetError, match="1 jobs are left to do; featurize first"):
+        retry(made, [], InProcess(), lambda done: None, quiet)
+
+
+def flip(path, at):
+    """Turn a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def flip_clip(column, key):
+    """Turn a bit of a clip's numbers."""
+    (record,) = (each for each in column.records if each.shard == column.shards[key])
+    place = column.rows[key].members["values"]
+    flip(Path(column.where(record.tar.file)), place.offset + place.size - 1)
+    return record
+
+
+def test_what_retry_cannot_read_of_the_other_clips_it_computes_anew(tmp_path, rows, faulty):
+    clean, _ = make(tmp_path / "clean", rows, features=TEXT)
+    faulty.refused = {"who1": "timed_out"}
+    made, columns = make(tmp_path / "made", rows, features=TEXT, max_dropped=0.5)
+    shard = columns["text"].shards["who1"]
+    beside = next(k for k, s in columns["text"].shards.items() if s == shard and k != "who1")
+    flip_clip(columns["text"], beside)
+    faulty.refused, faulty.computed = {}, []
+    retry(made, [], InProcess(), lambda done: None, quiet)
+    assert set(faulty.computed) == {"who1", beside}
+    now, wanted = digests(made.root), digests(clean.root)
+    assert {name: now[name] for name in wanted} == wanted
 
 
 def test_an_unknown_reason_is_refused(tmp_path, rows):
@@ -167,11 +206,15 @@ def test_a_forgotten_clip_is_in_no_file_and_the_others_are_as_if_it_had_never_be
 ):
     made, columns = make(tmp_path / "made", rows, features=BOTH)
     kept = {key: columns["audio"].read(key) for key in columns["audio"].rows if key != "who3"}
+    cached = made.root / "cache" / "a-copy.mp4"
+    cached.parent.mkdir()
+    cached.write_bytes(b"who3 in person")
     faulty.computed = []
     found = forget(made.root, ["who3"], quiet)
     assert (found.clips, found.shards) == (1, 2)
     assert faulty.computed == []
     assert holds(made.root, b"who3") == []
+    assert "who3" not in {place.key for place in read_plan(made.root)}  # whose file is compressed
     assert [clip.key for clip in read_clips(made.root)] == [
         "who0",
         "who1",
@@ -195,6 +238,9 @@ def test_a_later_ingest_passes_forgotten_clips_over(tmp_path, rows):
     forget(made.root, ["who3"], quiet)
     found = ingest(made, InProcess(), lambda count: None)
     assert found.forgotten == 1
+    forget(made.root, ["who5"], quiet)
+    found = ingest(made, InProcess(), lambda count: None)
+    assert found.forgotten == 2
     assert "who3" not in {clip.key for clip in found.clips}
     assert featurize(made, InProcess(), lambda done: None)["text"].rows.keys() == {
         clip.key for clip in found.clips
@@ -207,10 +253,78 @@ def test_forgetting_reaches_shards_of_older_inputs_and_what_was_never_committed(
     made, _ = make(tmp_path, other, features=TEXT)
     column = made.root / COLUMNS / made.featurizers()["text"].spec.fingerprint
     (column / "00000-0123456789ab-01234567.tar").write_bytes(b"who3.hashed-words.npy")
+    (column / ".00000-0123456789ab.tar.x7y8z9a0").write_bytes(b"who3.hashed")
     assert holds(column, b"who3")
     forget(made.root, ["who3"], quiet)
     assert holds(made.root, b"who3") == []
     assert verify(made.root) == []
+
+
+def test_a_shard_of_which_nobody_can_tell_whom_it_holds_is_removed_too(tmp_path, rows):
+    make(tmp_path, rows, features=TEXT)
+    other = [{**row, "transcript": "mended"} if row["id"] == "who3" else row for row in rows]
+    _, before = make(tmp_path, rows, features=TEXT)
+    made, after = make(tmp_path, other, features=TEXT)
+    names = {record.index.file for record in after["text"].records}
+    (older,) = (r for r in before["text"].records if r.index.file not in names)
+    index = Path(before["text"].where(older.index.file))
+    flip(index, index.stat().st_size // 2)
+    forget(made.root, ["who3"], quiet)
+    assert not index.exists()
+    assert holds(made.root, b"who3") == []
+    assert verify(made.root) == []
+
+
+def test_what_forgetting_cannot_read_of_the_other_clips_it_computes_anew(tmp_path, rows, faulty):
+    made, columns = make(tmp_path, rows, features=TEXT)
+    column, shard = columns["text"], columns["text"].shards["who3"]
+    beside = {key for key, other in column.shards.items() if other == shard} - {"who3"}
+    kept = {key: column.read(key).values.tobytes() for key in beside}
+    (record,) = (each for each in column.records if each.shard == shard)
+    index = Path(column.where(record.index.file))
+    flip(index, index.stat().st_size // 2)
+    faulty.computed = []
+    forget(made.root, ["who3"], quiet)
+    assert set(faulty.computed) == beside
+    after = finished(made)["text"]
+    assert {key: after.read(key).values.tobytes() for key in beside} == kept
+    assert verify(made.root) == []
+
+
+def test_forgetting_takes_no_old_feature_for_a_clip_that_changed_since(tmp_path, rows):
+    _, columns = make(tmp_path / "made", rows, features=TEXT)
+    shard = columns["text"].shards["who3"]
+    beside = next(k for k, s in columns["text"].shards.items() if s == shard and k != "who3")
+    other = [{**r, "transcript": "mended words"} if r["id"] == beside else r for r in rows]
+    made = experiment(tmp_path / "made", other, features=TEXT)
+    ingest(made, InProcess(), lambda count: None)
+    told = []
+    forget(made.root, ["who3"], told.append)
+    assert "is not finished any more; featurize again" in told[-1]
+    with pytest.raises(DatasetError, match="featurize first"):
+        open_column(made.root, columns["text"].spec.fingerprint)
+    assert holds(made.root, b"who3") == []
+    _, fresh = make(tmp_path / "fresh", other, features=TEXT)
+    after = featurize(made, InProcess(), lambda done: None)["text"]
+    assert after.read(beside).values.tobytes() == fresh["text"].read(beside).values.tobytes()
+
+
+def test_a_shard_that_cannot_be_written_without_a_clip_is_told_and_left_to_featurize(
+    tmp_path, rows
+):
+    films = [tmp_path / f"film{number}.mp4" for number in range(3)]
+    for film_, row in zip(films, rows, strict=False):
+        film_.write_bytes(Path(row["media"]).read_bytes())
+    mine = [{**row, "media": str(path)} for row, path in zip(rows, films, strict=False)]
+    made, columns = make(tmp_path / "made", mine, features={"audio": BOTH["audio"]})
+    flip_clip(columns["audio"], "who1")
+    away, told = films[1].rename(tmp_path / "away.mp4"), []
+    forget(made.root, ["who0"], told.append)
+    assert "shard 0 has to be computed anew: clip 'who1'" in told[0]
+    assert "is not finished any more" in told[1]
+    assert holds(made.root, b"who0") == []
+    away.rename(films[1])
+    assert set(featurize(made, InProcess(), lambda done: None)["audio"].rows) == {"who1", "who2"}
 
 
 @pytest.mark.parametrize("step", range(1, 24))
@@ -241,7 +355,7 @@ def test_forgetting_that_breaks_off_is_finished_by_calling_it_again(
         try:
             forget(made.root, ["who1"], quiet)
         except BrokenOffError:
-            pass
+            undisturbed.hold_standing(undisturbed.files(made.root))
         else:
             pytest.skip("it has fewer steps")
     forget(made.root, ["who1"], quiet)
@@ -254,6 +368,7 @@ def test_logs_forget_too_and_stay_readable(tmp_path, rows):
     made, _ = make(tmp_path, rows, features=BOTH)
     logs = made.root / LOGS
     assert holds(logs, b'"who3"')
+    (logs / "featurize-20260101T000000-0000.jsonl").write_bytes(b'{"slowest": [{"key": "who3", "se')
     forget(made.root, ["who3"], quiet)
     lines = [
         json.loads(line) for path in logs.glob("*.jsonl") for line in path.read_text().splitlines()
