@@ -34,6 +34,7 @@ from featurizers.limits import Limits
 from featurizers.media import Event, Probe
 from featurizers.placing import CHUNK_PICTURES
 from featurizers.spec import AudioWant, Want
+from featurizers.store import StorageError
 from featurizers.wire import HEADER, Payload, pack_want, send, unpack_event
 
 WALL_FACTOR = 20.0  # time is judged by CPU seconds; a child that sleeps longer than this hangs
@@ -123,6 +124,7 @@ class Decoder:
 
         Raises:
             BadClipError: As `media.probe`, and "crashed" or "timed_out".
+            StorageError: The file cannot be read now.
         """
         try:
             return self._probe(path)
@@ -164,6 +166,7 @@ class Decoder:
 
         Raises:
             BadClipError: As `media.decode`.
+            StorageError: The file cannot be read now.
             DecoderDiedError: The child crashed, hung or took too much; worth one more try.
             GivenUpError: `given_up` said yes.
         """
@@ -218,6 +221,8 @@ class Decoder:
         match last["kind"]:
             case "fault":
                 raise BadClipError(_fault(last["fault"]), str(last["message"]))
+            case "io":
+                raise StorageError(str(last["message"]), transient=True)
             case "memory":
                 raise _too_much(self.limits.memory_bytes)
             case "bug":
@@ -256,8 +261,8 @@ def _too_much(memory_bytes: int) -> DecoderDiedError:
     return DecoderDiedError("crashed", text)
 
 
-# What a clip ends with; after the first two the child serves on.
-_LAST = ("end", "fault", "memory", "bug")
+# What a clip ends with; after the first three the child serves on.
+_LAST = ("end", "fault", "io", "memory", "bug")
 
 
 def _started() -> "subprocess.Popen[bytes]":
@@ -316,7 +321,7 @@ class _Child:
 
     def finished(self, last: Mapping[str, Any]) -> Spent | None:
         """What it spent on a clip, by its last message; None when it is to be replaced."""
-        if last["kind"] not in ("end", "fault"):
+        if last["kind"] not in _LAST[:3]:
             return None
         spent = Spent(
             seconds=float(last["seconds"]),

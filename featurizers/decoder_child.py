@@ -20,6 +20,7 @@ from featurizers.limits import Limits
 from featurizers.media import NoStream, decode, probe
 from featurizers.memory import forget_peak, peak_bytes
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, Want
+from featurizers.store import StorageError
 from featurizers.wire import HEADER, pack_event, send, unpack_want
 
 ADDRESS_SPACE = 1 << 30  # and twice the measured limit: the upper net
@@ -88,6 +89,8 @@ def _last(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> dict
         _answer(request, limits, answers)
     except BadClipError as bad:
         return {"kind": "fault", "fault": bad.fault, "message": bad.message}
+    except StorageError as error:
+        return {"kind": "io", "message": str(error)}
     except MemoryError:
         return {"kind": "memory"}
     except BrokenPipeError:

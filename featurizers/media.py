@@ -8,6 +8,7 @@
   protocols; and the same bytes are read alike, whatever the file is called.
 - A header is believed only as far as the packets bear it out: what it promises and the file does
   not hold is told.
+- A file that cannot be read just now says nothing of a clip: see `opening`.
 """
 
 import math
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -83,6 +85,7 @@ def probe(path: Path) -> Probe:
 
     Raises:
         BadClipError: "missing", "unreadable".
+        StorageError: It cannot be read now.
     """
     with _Opened(path) as opened:
         container = opened.container
@@ -106,6 +109,7 @@ def decode(
     Raises:
         BadClipError: "missing", "unreadable", "corrupt", "empty", "too_long", "too_large",
             "bad_span".
+        StorageError: It cannot be read now; what was given before is to be thrown away.
     """
     check_span(start, end)
     with _Opened(path) as opened:
@@ -218,6 +222,8 @@ def _write_sound(
 class _Opened:
     """An open container with its clock's zero; closes both on leaving.
 
+    Leaving raises StorageError, in place of BadClipError too, when not all could be read.
+
     Attributes:
         origin: The time stamp of the file's time 0, in seconds.
         stopped: Why reading ended before the file did; empty when it did not.
@@ -234,9 +240,10 @@ class _Opened:
     def __enter__(self) -> "_Opened":
         self.file = open_media(self.path)
         try:
-            self.told = headers.told_seconds(self.file)
-            self.is_counted = headers.counts_its_frames(self.file)
-            self._open()
+            with self.file.trusted():
+                self.told = headers.told_seconds(self.file)
+                self.is_counted = headers.counts_its_frames(self.file)
+                self._open()
         except BaseException:
             self.file.close()
             raise
@@ -265,9 +272,16 @@ class _Opened:
         self.stopped, self.sought = "", False
         self._demuxed: Iterator[AvPacket] = self._demux()
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.container.close()
         self.file.close()
+        if error is None or isinstance(error, BadClipError):
+            self.file.check()
 
     def packets(self) -> Iterator[AvPacket]:
         """The packets of all streams from here on, until the end or until reading fails."""

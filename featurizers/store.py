@@ -13,13 +13,15 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from io import BufferedRandom
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from featurizers.transient import passes, patiently
+from featurizers.transient import TRIES, passes, patiently
+
+T = TypeVar("T")
 
 Root: TypeAlias = Path | str
 """A local folder, or the URL of an object store's prefix."""
@@ -101,6 +103,29 @@ def store_at(root: Root) -> Store:
 def is_remote(root: Root) -> bool:
     """Whether a root is the URL of an object store."""
     return isinstance(root, str) and "://" in root
+
+
+def read_input(path: Path, read: Callable[[], T]) -> T:
+    """Read from an input on this machine; a fault that may pass is tried again.
+
+    Args:
+        path: Of the input, for the message.
+        read: Reads; it must be right to call it again after it failed.
+
+    Raises:
+        StorageError: It fails again and again with what may pass: nothing is known of the input.
+        OSError: It fails with anything else: no such file, no permission and the like.
+    """
+    try:
+        return patiently(read)
+    except OSError as error:
+        if not passes(error):
+            raise
+        raise StorageError(
+            f"{path} could not be read, {TRIES} times ({error.strerror or error}); run the same "
+            f"command again when it can be, or leave out the clips that need it",
+            transient=True,
+        ) from None
 
 
 def sha256(store: Store, name: str, size: int, piece: int = 1 << 22) -> str:
