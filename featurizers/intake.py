@@ -8,6 +8,8 @@ from typing import Any
 
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.decoder import Decoder
+from featurizers.opening import is_file
+from featurizers.store import read_input
 from featurizers.transcript import read_transcript, within, words_from_text
 
 
@@ -46,6 +48,7 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
 
     Raises:
         BadClipError: "bad_transcript" or "bad_span".
+        StorageError: Something that is read cannot be read now.
     """
     if raw.end is not None and raw.end <= raw.start:
         raise BadClipError("bad_span", f"end {raw.end} does not lie after start {raw.start}")
@@ -57,13 +60,13 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
         key=raw.key,
         id=raw.id,
         media=raw.media,
-        media_digest="" if raw.path is None else digest(raw.path),
+        media_digest="" if raw.path is None else _known_digest(raw.path),
         start=raw.start,
         end=raw.end,
         seconds=seconds,
         words=_words(raw, seconds),
         streams={name: str(path) for name, path in raw.streams.items()},
-        stream_digests={name: digest(path) for name, path in raw.streams.items()},
+        stream_digests={name: _known_digest(path) for name, path in raw.streams.items()},
         stream_rates=raw.stream_rates,
         source=raw.media,
         **raw.columns,
@@ -71,11 +74,31 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file in hex; empty when there is no such file."""
-    if not path.is_file():
+    """sha256 of a file in hex; empty when there is no such file.
+
+    Raises:
+        BadClipError: "unreadable": nobody may read it.
+        StorageError: It cannot be read now.
+    """
+    try:
+        return read_input(path, lambda: _digest(path))
+    except OSError as error:
+        raise BadClipError("unreadable", str(error.strerror)) from None
+
+
+def _digest(path: Path) -> str:
+    if not is_file(path):
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known_digest(path: Path) -> str:
+    """The digest; empty also when nobody may read the file, which featurizing will tell."""
+    try:
+        return digest(path)
+    except BadClipError:
+        return ""
 
 
 def _seconds(path: Path | None, decoder: Decoder) -> float:

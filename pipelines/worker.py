@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featurizers import catalog
-from featurizers.clip import Clip
+from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract_all
 from featurizers.intake import digest as file_digest
@@ -18,7 +18,7 @@ from featurizers.memory import peak_bytes
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import FeatureSpec, Featurizer
 from featurizers.stages import Stages
-from featurizers.store import Root, Store, store_at
+from featurizers.store import Root, Store, read_input, store_at
 from featurizers.transient import patiently
 from pipelines.executors import Need
 from pipelines.experiment import FailedError
@@ -297,12 +297,13 @@ class Inputs:
 
         Raises:
             ChangedInputError: They are not what was ingested.
-            StorageError: They could not be fetched.
+            StorageError: They could not be fetched, or cannot be read now.
         """
         path = self.stage.local(clip.media)
-        if path is not None and path not in self._digests and path.is_file():
-            self.bytes_read += path.stat().st_size
+        is_new = path not in self._digests
         self._hold(clip, clip.media, path, clip.media_digest)
+        if path is not None and is_new and self._digests[path]:
+            self.bytes_read += read_input(path, path.stat).st_size
         return path
 
     def check_streams(self, clip: Clip) -> None:
@@ -312,10 +313,23 @@ class Inputs:
                 self._hold(clip, path, Path(path), clip.stream_digests[name])
 
     def _hold(self, clip: Clip, name: str, path: Path | None, wanted: str) -> None:
-        found = "" if path is None else self._digests.get(path) or file_digest(path)
+        found = "" if path is None else self._digests.get(path) or _found(clip, path, wanted)
         if path is not None:
             self._digests[path] = found
         if found != wanted:
             what = "cannot be reached" if not found else "changed since it was ingested"
             advice = "run again when it is there, or ingest" if not found else "ingest"
             raise ChangedInputError(f"clip {clip.id!r}: {name} {what}; {advice} again")
+
+
+def _found(clip: Clip, path: Path, wanted: str) -> str:
+    """A file's digest; empty where nobody may read it and nobody might at ingest."""
+    try:
+        return file_digest(path)
+    except BadClipError as bad:
+        if not wanted:
+            return ""
+        raise ChangedInputError(
+            f"clip {clip.id!r}: {path} cannot be read ({bad.message}); run again when it can be, "
+            f"or ingest again"
+        ) from None

@@ -1,6 +1,7 @@
 """A fault of the disk or the network is no fault of a clip: waited for, or nothing is concluded."""
 
 import errno
+import hashlib
 import math
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from featurizers import opening, transient
 from featurizers.clip import BadClipError
 from featurizers.decoder import Decoder
-from featurizers.intake import RawClip, take_in
+from featurizers.intake import RawClip, digest, take_in
 from featurizers.limits import Limits
 from featurizers.media import decode, probe
 from featurizers.spec import AudioWant, VideoWant
@@ -21,6 +22,7 @@ from featurizers.store import StorageError
 from pipelines.executors import InProcess
 from pipelines.featurize import featurize
 from pipelines.ingest import ingest
+from pipelines.worker import ChangedInputError
 from tests.media_maker import tone, write
 from tests.test_featurize import digests, experiment, film
 from tests.weather import Weather
@@ -109,6 +111,7 @@ def test_a_fault_that_stays_is_never_a_bad_clip_nor_damage_whichever_read_it_mee
         fine = Weather(path, math.inf)
         monkeypatch.setattr(os, "read", fine)
         outcome(action)
+        assert fine.reads > 3
         for number in range(1, fine.reads + 1):
             waits.clear()
             monkeypatch.setattr(os, "read", Weather(path, number))
@@ -185,18 +188,20 @@ PROGRAM = """
 import os, sys
 sys.path.insert(0, {root!r})
 from featurizers import decoder_child, transient
-from tests.weather import Weather
+from tests.weather import Refusal, Weather
 transient.time.sleep = lambda seconds: None
-os.read = Weather({path!r}, {first}, {times})
+{weather}
 decoder_child.serve({parent})
 """
 
 
 def bad_weather(monkeypatch, path, first, times="10**9"):
     """Let reads of a file fail in every child."""
-    text = PROGRAM.format(
-        root=str(ROOT), path=str(path), first=first, times=times, parent=os.getpid()
-    )
+    in_every_child(monkeypatch, f"os.read = Weather({str(path)!r}, {first}, {times})")
+
+
+def in_every_child(monkeypatch, weather):
+    text = PROGRAM.format(root=str(ROOT), weather=weather, parent=os.getpid())
     monkeypatch.setattr(
         "featurizers.decoder._started",
         lambda: subprocess.Popen(
@@ -278,3 +283,75 @@ def test_a_shard_is_the_same_when_its_media_could_not_be_read_for_a_while(
     ingest(made_there, InProcess(), lambda count: None)
     featurize(made_there, InProcess(), lambda done: None)
     assert digests(made_there.root) == digests(made.root)
+
+
+# Digests.
+
+
+def failing(monkeypatch, path, times, code=errno.EIO):
+    """Let opening a file in this process fail so many times; the list of what is left of them."""
+    left, real = [code] * times, Path.open
+
+    def opened(self, *arguments, **how):
+        if self == path and left:
+            raise OSError(left[-1], os.strerror(left.pop()))
+        return real(self, *arguments, **how)
+
+    monkeypatch.setattr(Path, "open", opened)
+    return left
+
+
+def test_a_digest_waits_for_a_file_that_cannot_be_read_for_a_while(films, monkeypatch, waits):
+    path = films / "a.wav"
+    wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+    left = failing(monkeypatch, path, 3)
+    assert digest(path) == wanted
+    assert (left, len(waits)) == ([], 3)
+    failing(monkeypatch, path, 5)
+    with pytest.raises(StorageError, match=rf"a\.wav {NOW}"):
+        digest(path)
+
+
+def test_a_file_of_which_nobody_can_say_whether_it_is_there_is_not_taken_for_absent(
+    tmp_path, monkeypatch
+):
+    assert digest(tmp_path) == digest(tmp_path / "nothing") == ""
+    path, real = tmp_path / "a.wav", Path.stat
+
+    def lost(self, **how):
+        if self == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(self, **how)
+
+    monkeypatch.setattr(Path, "stat", lost)
+    with pytest.raises(StorageError, match=r"Stale file handle"):
+        digest(path)
+
+
+def test_media_that_nobody_may_read_cost_their_own_clip_and_say_why(tmp_path, table, monkeypatch):
+    """Root may read everything: the refusal is imitated in this process and in the child."""
+    path = Path(table[0]["media"])
+    failing(monkeypatch, path, 10**3, errno.EACCES)
+    in_every_child(monkeypatch, f"os.open = Refusal({str(path)!r})")
+    made = experiment(tmp_path / "work", table, max_dropped=0.5)
+    assert ingest(made, InProcess(), lambda count: None).counts["unreadable"] == 1
+    rows = featurize(made, InProcess(), lambda done: None)["audio"].rows
+    assert (rows["who0"].fault, rows["who0"].message) == ("unreadable", "Permission denied")
+    assert [rows[f"who{i}"].state for i in (1, 2, 3)] == ["sample"] * 3
+
+
+def test_media_that_may_not_be_read_any_more_stop_the_job_until_they_may(
+    tmp_path, table, monkeypatch
+):
+    made = experiment(tmp_path / "work", table, shards={"clips": 2})
+    ingest(made, InProcess(), lambda count: None)
+    path = Path(table[0]["media"])
+    with monkeypatch.context() as patch:
+        left = failing(patch, path, 10**3, errno.EPERM)
+        with pytest.raises(
+            ChangedInputError, match=rf"who0.*{path} cannot be read .Operation not permitted.; run"
+        ):
+            featurize(made, InProcess(), lambda done: None)
+        assert len(left) > 990  # not waited for
+    columns = featurize(made, InProcess(), lambda done: None)
+    assert all(row.state == "sample" for row in columns["audio"].rows.values())

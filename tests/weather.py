@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-READ = os.read
+READ, OPEN = os.read, os.open
 
 
 class Weather:
@@ -28,3 +28,15 @@ class Weather:
             if self.first <= self.reads < self.first + self.times:
                 raise OSError(self.error, os.strerror(self.error))
         return READ(handle, size)
+
+
+class Refusal:
+    """Stands in the place of `os.open`: one file may not be opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, path, *arguments, **how):
+        if str(path) == self.path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return OPEN(path, *arguments, **how)
