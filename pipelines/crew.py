@@ -1,8 +1,9 @@
 """Actors that work through items: asked for by need, given work when they are up, replaced.
 
 Ray would do some of this itself, but not so that an item which kills its workers is told from one
-that waited behind it, nor so that a worker which never comes up gets nothing (Ray 2.60.0 queues for
-it, for ever).
+that waited behind it, nor so that a worker which never comes up gets nothing: Ray (2.60.0) queues
+for it, for ever.
+Held by test_a_need_that_this_machine_cannot_meet_is_an_error_at_once.
 """
 
 import os
@@ -17,7 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipelines import stopping
-from pipelines.executors import Answer, Need, NoRoomError, WorkerDiedError
+from pipelines.executors import (
+    Answer,
+    ItemFailedError,
+    Need,
+    NoRoomError,
+    WorkerDiedError,
+    together,
+)
 
 Item = TypeVar("Item")
 
@@ -30,8 +38,9 @@ STARTS = 4  # workers of a need in a row that die before they are up
 LOOK_S = 0.5
 FIRST_TOLD_S = 10.0
 TOLD_S = 60.0
-# Ray (2.60.0) carries an argument of up to 100 KiB inside the call, up to 10 MiB of them, and puts
-# larger ones into its object store; an item with the words of 128 clips is larger.
+# Ray (2.60.0) carries an argument or a result of up to 100 KiB inside the call, up to 10 MiB of
+# arguments, and puts larger ones into its object store; an item with the words of 128 clips is
+# larger.
 # Held by test_items_and_results_stay_out_of_the_object_store.
 PIECE_BYTES = 64 * 1024
 
@@ -173,6 +182,25 @@ class _Trouble:
     losses: int = 0
 
 
+@dataclass(slots=True)
+class _Parcel:
+    """A result of which pieces are still to come.
+
+    Attributes:
+        count: How many pieces it has.
+        queued_s: How long its item stood behind another.
+        pieces: Those that are there, by their place.
+    """
+
+    count: int
+    queued_s: float
+    pieces: dict[int, bytes] = field(default_factory=dict)
+
+    def in_order(self) -> list[bytes]:
+        """All pieces."""
+        return [self.pieces[place] for place in range(self.count)]
+
+
 @dataclass(slots=True, eq=False)
 class _Member:
     """One actor.
@@ -180,6 +208,7 @@ class _Member:
     Attributes:
         node: Where it is; empty until it is up.
         flights: When each item was handed to it, by number; the oldest first, it works on that.
+        parcels: Results, by number, that are fetched from it.
         alone: What it works on has taken a worker with it before, so nothing may stand behind it.
         gone: It ended or was given up: whatever it still says is not heard.
     """
@@ -188,6 +217,7 @@ class _Member:
     pool: "_Pool"
     node: str = ""
     flights: dict[int, float] = field(default_factory=dict)
+    parcels: dict[int, _Parcel] = field(default_factory=dict)
     alone: bool = False
     gone: bool = False
 
@@ -214,10 +244,14 @@ class _Pool:
 
 
 class _Event(NamedTuple):
-    """Something that an actor was asked for has come: that it is up (no number), or a result."""
+    """Something that an actor was asked for has come.
+
+    That it is up (no number), or a piece of a result; the piece at place 0 says how many there are.
+    """
 
     member: _Member
     number: int | None
+    place: int
     outcome: "Future[Any]"
     at: float
 
@@ -248,6 +282,7 @@ class Crew:
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._trouble: dict[int, _Trouble] = {}
         self._given_up: list[str] = []
+        self._failed: dict[int, ItemFailedError] = {}
         self._left = len(backlog)
 
     def answers(self) -> Iterator[Answer[Any]]:
@@ -255,6 +290,7 @@ class Crew:
 
         Raises:
             WorkerDiedError: Items were given up.
+            ItemFailedError: The function raised it for some items.
             NoRoomError: No node has what an item needs.
         """
         look_at = 0.0
@@ -269,6 +305,8 @@ class Crew:
                     yield answer
         if self._given_up:
             raise self._failure("all other items are finished")
+        if self._failed:
+            raise together(self._failed)
 
     def close(self) -> None:
         """End the actors."""
@@ -304,24 +342,24 @@ class Crew:
         pool.members[member] = pool.starting[member] = None
         self._expect(member, None, member.actor.start.remote(bool(pool.need.gpus), *self._maker))
 
-    def _expect(self, member: _Member, number: int | None, reference: Any) -> None:  # noqa: ANN401 - Ray's reference has no type
-        # Not ray.wait: it looks at all that is in flight for each result, and a signal that comes
-        # meanwhile is raised by Ray as a bare KeyboardInterrupt.
-        reference.future().add_done_callback(
-            lambda outcome: self._events.put(_Event(member, number, outcome, time.monotonic()))
-        )
+    def _expect(self, member: _Member, number: int | None, reference: Any, place: int = 0) -> None:  # noqa: ANN401 - Ray's reference has no type
+        def came(outcome: "Future[Any]") -> None:
+            self._events.put(_Event(member, number, place, outcome, time.monotonic()))
+
+        reference.future().add_done_callback(came)
 
     def _hear(self, event: _Event) -> Answer[Any] | None:
         from ray.exceptions import RayError, RayTaskError
 
-        member, number, outcome, _ = event
+        member, number, outcome = event.member, event.number, event.outcome
         if member.gone:
             return None
         error = outcome.exception()
         if isinstance(error, RayTaskError):
             # The worker's own exception, not Ray's, which is of both types at once (2.60.0).
             # Held by test_an_exception_of_the_worker_arrives_as_itself.
-            raise error.cause from None
+            self._failed_with(error.cause, member, number)
+            return None
         if isinstance(error, RayError):
             self._lose(member, error)
             return None
@@ -330,29 +368,59 @@ class Crew:
             return None
         return self._answered(event, number)
 
+    def _failed_with(self, error: BaseException, member: _Member, number: int | None) -> None:
+        """Note that an item failed; any other error ends the run."""
+        if number is None or not isinstance(error, ItemFailedError):
+            raise error from None
+        self._failed[number] = error
+        member.alone = False
+        self._finished(member, number)
+        self._feed(member)
+
     def _arrived(self, member: _Member, node: str) -> None:
         member.node = node
         del member.pool.starting[member]
         member.pool.failed_starts = 0
         self._feed(member)
 
-    def _answered(self, event: _Event, number: int) -> Answer[Any]:
-        member = event.member
-        result, busy_s = event.outcome.result()
-        queued_s = max(0.0, event.at - member.flights.pop(number) - busy_s)
-        member.alone = False
-        trouble = self._trouble.pop(number, _Trouble())
-        self._left -= 1
+    def _answered(self, event: _Event, number: int) -> Answer[Any] | None:
+        """Take a piece of a result; the answer when it was the last.
+
+        What is larger than a piece is fetched while the actor is at work on the next item; when it
+        dies before, the item is done again.
+        """
+        member, piece = event.member, event.outcome.result()
+        if event.place == 0:
+            piece, count, busy_s = piece
+            queued_s = max(0.0, event.at - member.flights.pop(number) - busy_s)
+            member.alone = False
+            member.parcels[number] = _Parcel(count, queued_s)
+            for place in range(1, count):
+                self._expect(member, number, member.actor.piece.remote(number, place), place)
+        parcel = member.parcels[number]
+        parcel.pieces[event.place] = piece
+        whole = len(parcel.pieces) == parcel.count
+        trouble = self._finished(member, number) if whole else _Trouble()
         self._feed(member)
-        return Answer(number, result, 1 + trouble.deaths + trouble.losses, queued_s)
+        if not whole:
+            return None
+        attempts = 1 + trouble.deaths + trouble.losses
+        return Answer(number, _whole(parcel.in_order()), attempts, parcel.queued_s)
+
+    def _finished(self, member: _Member, number: int) -> _Trouble:
+        """Let go of an item; what it went through."""
+        member.flights.pop(number, None)
+        member.parcels.pop(number, None)
+        self._left -= 1
+        return self._trouble.pop(number, _Trouble())
 
     def _feed(self, member: _Member) -> None:
         """Hand over what may be in flight; an actor that nothing is left for is ended."""
         while (number := self._next(member)) is not None:
             member.flights[number] = time.monotonic()
             pieces = _pieces(self._backlog.item(number))
-            self._expect(member, number, member.actor.call.remote(*pieces))
-        if not member.flights:
+            self._expect(member, number, member.actor.call.remote(number, *pieces))
+        if not member.flights and not member.parcels:
             self._end(member)
 
     def _next(self, member: _Member) -> int | None:
@@ -367,7 +435,8 @@ class Crew:
 
     def _lose(self, member: _Member, error: Exception) -> None:
         """An actor died, or cannot be reached: take back its items and ask for another."""
-        pool, flights = member.pool, list(member.flights)
+        # What it works on is blamed, before a result that was on its way.
+        pool, flights = member.pool, [*member.flights, *member.parcels]
         self._end(member)
         away = _is_away(member.node, error)
         if not member.node and not away:
@@ -401,7 +470,8 @@ class Crew:
 
     def _failure(self, others: str) -> WorkerDiedError:
         advice = "run again with fewer workers or on machines with more memory"
-        return WorkerDiedError(f"{'; '.join(self._given_up)}; {others}; {advice}")
+        failed = [f"besides: {together(self._failed)}"] if self._failed else []
+        return WorkerDiedError("; ".join([*self._given_up, others, advice, *failed]))
 
     def _failed_start(self, pool: _Pool, error: Exception) -> None:
         pool.failed_starts += 1
@@ -434,6 +504,9 @@ class Crew:
 
 
 class _Actor:
+    def __init__(self) -> None:
+        self._kept: dict[int, list[bytes]] = {}
+
     def start(self, gpus: bool, *pieces: bytes) -> str:
         """Make the worker; the id of the node that it is on."""
         import ray
@@ -446,11 +519,20 @@ class _Actor:
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
-    def call(self, *pieces: bytes) -> tuple[Any, float]:
-        """The result for an item, and the seconds that it took."""
+    def call(self, number: int, *pieces: bytes) -> tuple[bytes, int, float]:
+        """The first piece of the result for an item, how many there are, and the seconds taken."""
         began = time.perf_counter()
-        result = self._worker(_whole(pieces))
-        return result, time.perf_counter() - began
+        result = _pieces(self._worker(_whole(pieces)))
+        if len(result) > 1:
+            self._kept[number] = result
+        return result[0], len(result), time.perf_counter() - began
+
+    def piece(self, number: int, place: int) -> bytes:
+        """A further piece of a result; after the last one it is let go."""
+        result = self._kept[number]
+        if place == len(result) - 1:
+            del self._kept[number]
+        return result[place]
 
 
 def _kind(need: Need) -> Any:  # noqa: ANN401 - Ray's actor class
@@ -482,6 +564,8 @@ def _is_away(node: str, error: Exception) -> bool:
     if isinstance(error, ActorUnavailableError | ObjectLostError):
         return True
     if not node:
+        # Of an actor that was not up yet, Ray (2.60.0) says only in words that its node was lost.
+        # Held by test_a_worker_that_is_lost_with_its_node_before_it_is_up_is_no_failed_start.
         return "node has died" in str(error)
     return node not in nodes_alive()
 

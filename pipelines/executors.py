@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -17,6 +17,13 @@ Result = TypeVar("Result")
 
 PATIENCE_S = 1800.0
 FIRST_LOOK = 256  # items whose needs are known before the first worker is asked for
+
+
+class ItemFailedError(FailedError):
+    """One item cannot be done as things are, which says nothing about the others.
+
+    What concerns all of them, such as a full disk, is no such error. Subclasses take one text.
+    """
 
 
 class WorkerDiedError(FailedError):
@@ -81,8 +88,12 @@ class Executor(Protocol):
             make_worker: Makes the function, once in each worker; it may hold what is costly to
                 make.
             items: What the function is called with; may make them when they are asked for, and is
-                then asked for some of them twice. An exception of the function ends the run.
+                then asked for some of them twice.
             need: What a worker for this item holds. Workers are shared by items of equal need.
+
+        Raises:
+            ItemFailedError: The function raised it for some items; the others are finished before.
+                Any other exception of the function ends the run at once.
         """
 
 
@@ -97,9 +108,25 @@ class InProcess:
     ) -> Iterator[Answer[Result]]:
         """See `Executor`."""
         worker = make_worker()
+        failed: dict[int, ItemFailedError] = {}
         for number in range(len(items)):
             stopping.check()
-            yield Answer(number, worker(items[number]))
+            try:
+                result = worker(items[number])
+            except ItemFailedError as error:
+                failed[number] = error
+                continue
+            yield Answer(number, result)
+        if failed:
+            raise together(failed)
+
+
+def together(failed: Mapping[int, ItemFailedError]) -> ItemFailedError:
+    """One error for all items that failed: the first item's, and how many more there are."""
+    first = failed[min(failed)]
+    if len(failed) == 1:
+        return first
+    return type(first)(f"{first}; {len(failed) - 1} more failed, all others are finished")
 
 
 def _say(line: str) -> None:
@@ -112,7 +139,7 @@ class OnRay:
     Args:
         workers: The most actors for each need, at least 1.
         patience_s: How long to wait for a node that has what is needed, on a cluster that may grow.
-        told: Told, once in a while, what is waited for.
+        told: Told that workers are started, and once in a while what is waited for.
     """
 
     def __init__(
@@ -143,7 +170,10 @@ class OnRay:
 
         backlog = Backlog(items, need)
         backlog.read(FIRST_LOOK)
-        start_ray(self.workers * len(backlog.needs))
+        most = self.workers * len(backlog.needs)
+        # It takes a while until they are up, and nothing is told before the first result.
+        self._told(f"starting {min(most, len(items))} worker(s)")
+        start_ray(most)
         waiting = Waiting(self._patience_s if joins() else 0.0, self._told)
         crew = Crew(make_worker, backlog, self.workers, waiting, own=not joins())
         try:

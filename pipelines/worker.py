@@ -20,15 +20,14 @@ from featurizers.spec import FeatureSpec, Featurizer
 from featurizers.stages import Stages
 from featurizers.store import Root, Store, read_input, store_at
 from featurizers.transient import patiently
-from pipelines.executors import Need
-from pipelines.experiment import FailedError
+from pipelines.executors import ItemFailedError, Need
 from pipelines.staging import Stage
 
 SLOWEST = 5
 MEDIA = {"audio", "video"}
 
 
-class ChangedInputError(FailedError):
+class ChangedInputError(ItemFailedError):
     """An input is not, or no longer, what was ingested."""
 
 
@@ -69,11 +68,11 @@ class Job:
     def reads(self) -> set[str]:
         """All inputs that its columns read."""
         return {name for part in self.parts for name in part.spec.reads}
+
     @property
     def fresh(self) -> int:
         """How many clips are computed."""
         return len(self.clips if self.redo is None else self.redo)
-
 
     @property
     def media_seconds(self) -> float:
@@ -88,8 +87,8 @@ class Job:
 class Done:
     """What became of a job: small, and nothing that a shard's bytes depend on.
 
-        clips: How many were to be computed.
     Attributes:
+        clips: How many were to be computed.
         seconds: From its beginning to its last record.
         bytes_read: Of media files.
         peak_bytes, decoder_peak_bytes: The most resident memory that the worker and its decoding

@@ -2,6 +2,7 @@
 
 import queue
 import random
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -10,9 +11,14 @@ import pytest
 
 from pipelines import crew
 from pipelines.crew import Backlog, Crew, Waiting
-from pipelines.executors import Need, WorkerDiedError, one_cpu
+from pipelines.executors import ItemFailedError, Need, WorkerDiedError, one_cpu
 
 SMALL, LARGE = Need(cpus=0.5), Need(cpus=1.0, memory_bytes=64 << 20)
+
+
+def large_of(item):
+    """More bytes than fit into one piece, other ones for each item."""
+    return random.Random(item).randbytes(3 * crew.PIECE_BYTES)  # noqa: S311 - no secret, only bytes
 
 
 class Numbers(Sequence):
@@ -39,8 +45,11 @@ class Method:
 
     def remote(self, *arguments):
         self._future = Future()
-        self._call(self._future, *arguments)
-        return self
+        # Each call has a future of its own, also while others of this method are open.
+        asked = Method(self._call)
+        asked._future = Future()
+        self._call(asked._future, *arguments)
+        return asked
 
     def future(self):
         return self._future
@@ -56,28 +65,43 @@ class Player:
     def __init__(self, stage):
         self.stage, self.queue, self.ended = stage, queue.SimpleQueue(), False
         self.start, self.call = Method(self._started), Method(self._called)
+        self.piece, self.kept = Method(self._asked_for_piece), {}
         threading.Thread(target=self._play, daemon=True).start()
 
     def _started(self, future, gpus, *pieces):
         future.set_result("here")
 
-    def _called(self, future, *pieces):
-        self.queue.put((crew._whole(pieces), future))
+    def _called(self, future, number, *pieces):
+        self.queue.put((number, crew._whole(pieces), future))
+
+    def _asked_for_piece(self, future, number, place):
+        self.queue.put(((number, place), None, future))
 
     def _play(self):
+        from ray.exceptions import RayTaskError
+
         unsent = []
         while not self.ended:
             try:
-                item, future = self.queue.get(timeout=0.002)
+                number, item, future = self.queue.get(timeout=0.002)
             except queue.Empty:
                 self._send(unsent)
                 continue
+            if item is None:
+                self._send(unsent)
+                future.set_result(self.kept[number[0]][number[1]])
+                continue
             error = self.stage.error(item)
+            if isinstance(error, RayTaskError):
+                self._send(unsent)
+                future.set_exception(error)
+                continue
             if error is not None:
                 self._die([future, *(each for each, _ in unsent)], error)
                 return
             self._send(unsent)
-            unsent.append((future, (10 * item, 0.0)))
+            self.kept[number] = crew._pieces(self.stage.result(item))
+            unsent.append((future, (self.kept[number][0], len(self.kept[number]), 0.0)))
 
     def _send(self, unsent):
         while unsent:
@@ -86,28 +110,37 @@ class Player:
 
     def _die(self, futures, error):
         while not self.queue.empty():
-            futures.append(self.queue.get()[1])
+            futures.append(self.queue.get()[2])
         for future in futures:
             future.set_exception(error)
 
 
 class Stage:
-    """Makes players. Some items kill their worker always, some once; some lose it to its node."""
+    """Makes players. Some items kill their worker always, some once; some lose it to its node.
 
-    def __init__(self, always=(), once=(), lost=()):
+    Some fail, and some have a result of many pieces.
+    """
+
+    def __init__(self, always=(), once=(), lost=(), failing=(), large=()):
         self.always, self.once, self.lost = set(always), set(once), dict.fromkeys(lost, 3)
+        self.failing, self.large = set(failing), set(large)
         self.begun = {}
+
+    def result(self, item):
+        return 10 * item if item not in self.large else (10 * item, large_of(item))
 
     def remote(self):
         return Player(self)
 
     def error(self, item):
-        from ray.exceptions import ActorDiedError, ActorUnavailableError
+        from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
         self.begun[item] = self.begun.get(item, 0) + 1
         if self.lost.get(item):
             self.lost[item] -= 1
             return ActorUnavailableError("no answer", None)
+        if item in self.failing:
+            return RayTaskError("work", "", ItemFailedError(f"{item} is no good"))
         if item in self.always or item in self.once:
             self.once.discard(item)
             return ActorDiedError()
@@ -130,8 +163,8 @@ def played(monkeypatch):
         ours, answers, error = Crew(int, backlog, workers, waiting, own=True), [], ""
         try:
             answers.extend(ours.answers())
-        except WorkerDiedError as died:
-            error = str(died)
+        except (WorkerDiedError, ItemFailedError) as raised:
+            error = str(raised)
         ours.close()
         return answers, error
 
@@ -176,6 +209,31 @@ def test_workers_that_are_lost_with_their_node_count_less(played, monkeypatch):
     monkeypatch.setattr(crew, "LOSSES", 3)
     _, error = played(Stage(lost=[0]), [0], workers=1)
     assert "0: its worker died 3 times" in error
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_results_of_many_pieces_arrive_whole_however_workers_die(played, seed):
+    chance = random.Random(seed)  # noqa: S311 - no secret depends on it
+    items = list(range(40))
+    large, once = chance.sample(items, 30), chance.sample(items, 12)
+    always = chance.sample([item for item in items if item not in once], 1)
+    stage = Stage(always, once, lost=chance.sample(items, 3), large=large)
+    answers, error = played(stage, items, workers=chance.randint(1, 4))
+    assert sorted(each.number for each in answers) == [i for i in items if i not in always]
+    for each in answers:
+        item = each.number
+        assert each.result == ((10 * item, large_of(item)) if item in large else 10 * item)
+    assert re.findall(r"(\d+): its worker died", error) == [str(item) for item in always]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_items_that_fail_do_not_keep_others_from_being_finished_or_given_up(played, workers):
+    stage = Stage(always=[5], failing=[3, 7], large=[7, 8])
+    answers, error = played(stage, range(12), workers=workers)
+    assert sorted(each.number for each in answers) == [0, 1, 2, 4, 6, 8, 9, 10, 11]
+    assert error.startswith("5: its worker died 4 times")
+    assert error.endswith("besides: 3 is no good; 1 more failed, all others are finished")
+    assert (stage.begun[3], stage.begun[7]) <= (2, 2)
 
 
 def test_when_several_items_are_given_up_the_others_are_not_waited_for(played):

@@ -19,6 +19,7 @@ import pytest
 from featurizers.clip import Clip, Word
 from pipelines.executors import (
     InProcess,
+    ItemFailedError,
     Need,
     NoRoomError,
     OnRay,
@@ -38,6 +39,10 @@ class NoGoodError(Exception):
     """What a worker raises."""
 
 
+class NoLuckError(ItemFailedError):
+    """What a worker raises of one item alone."""
+
+
 class Sour:
     """An exception that cannot cross from one process to another holds one of these."""
 
@@ -53,6 +58,30 @@ def picky():
     def work(item):
         if item == 3:
             raise NoGoodError("three is no good")
+        return item
+
+    return work
+
+
+def unlucky():
+    def work(item):
+        if item % 4 == 3:
+            raise NoLuckError(f"{item} has no luck")
+        return item
+
+    return work
+
+
+def never_lucky():
+    raise NoLuckError("no worker has luck")
+
+
+def broken_after_bad_luck():
+    def work(item):
+        if item == 1:
+            raise NoLuckError("one has no luck")
+        if item == 2:
+            raise NoGoodError("two is no good")
         return item
 
     return work
@@ -193,6 +222,38 @@ def test_an_exception_of_the_worker_arrives_as_itself(where):
     assert results(where.run(doubler, [1])) == [(0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ([1, 2, 3, 4, 5], "3 has no luck"),
+        (range(12), "3 has no luck; 2 more failed, all others are finished"),
+        ([7, 3], "7 has no luck; 1 more failed, all others are finished"),
+    ],
+)
+def test_an_item_that_fails_is_told_of_when_all_others_are_finished(where, items, error):
+    seen = []
+    with pytest.raises(NoLuckError) as raised:
+        seen.extend(answer.result for answer in where.run(unlucky, items))
+    assert raised.value.args == (error,)
+    assert sorted(seen) == [item for item in items if item % 4 != 3]
+
+
+def test_a_bug_ends_the_run_whatever_failed_before(where):
+    with pytest.raises(NoGoodError, match="two is no good"):
+        list(where.run(broken_after_bad_luck, [0, 1, 2, *range(10, 50)]))
+
+
+def test_a_worker_that_cannot_be_made_ends_the_run_whatever_it_raises(where):
+    with pytest.raises(NoLuckError, match=r"no worker has luck$"):
+        list(where.run(never_lucky, [1, 2]))
+
+
+def test_a_large_result_arrives_whole(where):
+    sizes = [10, 64 << 10, 400_000, 3, 1_000_003]
+    found = results(where.run(lambda: lambda size: bytes(i % 251 for i in range(size)), sizes))
+    assert found == [(n, bytes(i % 251 for i in range(size))) for n, size in enumerate(sizes)]
+
+
 def test_an_exception_that_cannot_cross_is_told_by_its_text(where):
     with pytest.raises(Exception, match="no good: 1"):
         list(where.run(unpackable, [1]))
@@ -241,6 +302,14 @@ class TestOnRay:
         pids = {each.result[1] for each in OnRay(2).run(process_of, range(400))}
         assert len(pids) == 2
         assert os.getpid() not in pids
+
+    @pytest.mark.parametrize(("workers", "items", "count"), [(2, 9, 2), (2, 1, 1)])
+    def test_that_workers_are_started_is_told_once_and_first(self, cluster, workers, items, count):
+        told = []
+        answers = OnRay(workers, told=told.append).run(doubler, range(items))
+        told.extend(answer.number for answer in answers)
+        assert told[0] == f"starting {count} worker(s)"
+        assert sorted(told[1:]) == list(range(items))
 
     def test_a_worker_that_dies_is_replaced_and_its_item_repeated(self, cluster, tmp_path):
         worker = partial(killed_by, tmp_path, {2}, always=False)
@@ -327,11 +396,12 @@ class TestOnRay:
     def test_a_worker_that_asked_for_no_gpu_sees_none(self, cluster):
         assert [each.result for each in OnRay(1).run(devices, [0])] == [""]
 
-    def test_items_and_results_stay_out_of_the_object_store(self, cluster):
+    @pytest.mark.parametrize("size", [10_000, 400_000])
+    def test_items_and_results_stay_out_of_the_object_store(self, cluster, size):
         import ray
 
         before = bytes_ever_stored()
-        found = list(OnRay(2).run(lambda: lambda clips: (len(clips), "x" * 10_000), [clips()] * 4))
+        found = list(OnRay(2).run(lambda: lambda clips: (len(clips), "x" * size), [clips()] * 4))
         assert {each.result[0] for each in found} == {128}
         ours = ray.put(b"x" * 1_000_000)  # when this is counted, all that came before it is
         while (stored := bytes_ever_stored() - before) < 1_000_000:
@@ -470,9 +540,31 @@ def test_a_report_of_training_does_not_wait_for_seconds(tmp_path):
     assert float(done.stdout.splitlines()[-1]) < 3.0
 
 
+VERSION = re.compile(r"\((?:Ray )?(2\.\d+\.\d+)\)|Ray (?:Train )?(2\.\d+\.\d+)")
+
+
+def sources():
+    return sorted((ROOT / "pipelines").rglob("*.py"))
+
+
+def test_every_wrapper_over_ray_cites_the_version_that_is_pinned_and_a_test():
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    cited = 0
+    for path in sources():
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            for found in VERSION.finditer(line):
+                cited += 1
+                where = f"{path.name}:{number + 1}"
+                assert (found[1] or found[2]) == pinned, where
+                assert re.search(r"Held by\s+test_\w+", "\n".join(lines[number : number + 5])), (
+                    where
+                )
+    assert cited >= 12
+
+
 def test_every_test_that_a_comment_names_exists():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    for name in ("executors", "crew", "stopping"):
-        text = (ROOT / "pipelines" / f"{name}.py").read_text()
-        named = set(re.findall(r"\btest_\w+", text))
-        assert named == {each for each in named if f"def {each}(" in tests}
+    named = {name for path in sources() for name in re.findall(r"\btest_\w+", path.read_text())}
+    assert len(named) >= 12
+    assert {name for name in named if f"def {name}(" not in tests} == set()

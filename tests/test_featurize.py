@@ -533,12 +533,12 @@ def test_media_that_changed_or_cannot_be_reached_stop_the_job_and_are_not_commit
     with pytest.raises(ChangedInputError, match=r"whole1.*changed since it was ingested"):
         featurize(settings, InProcess(), lambda done: None)
     away.replace(copies / "whole1.mp4")
-    columns = featurize(settings, InProcess(), lambda done: None)
+    log = Log()
+    columns = featurize(settings, InProcess(), log)
+    assert len(log) == 1  # the one job that reads it; all others were finished before
     assert all(row.state == "sample" for row in columns["video"].rows.values())
 
 
-def test_training_is_refused_a_column_that_is_older_than_its_clips(tmp_path, rows):
-    settings = experiment(tmp_path, rows[:3])
 class Stops(Log):
     """Is interrupted when some jobs are done, as by Ctrl-C."""
 
@@ -583,6 +583,8 @@ def test_a_run_that_finished_no_job_tells_no_speed(tmp_path, rows, monkeypatch):
     assert summaries(settings.root) == []
 
 
+def test_training_is_refused_a_column_that_is_older_than_its_clips(tmp_path, rows):
+    settings = experiment(tmp_path, rows[:3])
     ingest(settings, InProcess(), lambda count: None)
     with pytest.raises(DatasetError, match="featurize first"):
         finished(settings)
