@@ -386,6 +386,18 @@ def test_ingest_that_broke_off_after_any_step_ends_in_the_same_table_and_plan(in
             intake.end()
 
 
+def test_clips_that_are_there_can_be_featurized_after_any_step_of_an_ingest(tmp_path, rows):
+    """The plan is written first: places without a clip do no harm, clips without one would."""
+    scene = Scene(grown(tmp_path, rows, ingested), ingested)
+    made, seen = scene.made, set()
+    for number, tree in scene.states():
+        with scene.after(number):
+            tree.write(made.root)
+            featurized(made)
+            seen.add(len(finished(made)["text"].rows))
+    assert seen == {2, 4}
+
+
 # Retry
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from featurizers.clip import Clip, Word
 from featurizers.dataset import CLIPS, PLAN, DatasetError, read_clips, write_clips
-from featurizers.verify import verify
+from featurizers.verify import clean, verify
 from pipelines.ingest import read_plan, write_plan
 from pipelines.plan import Place
 
@@ -51,6 +51,31 @@ def test_the_order_in_which_clips_are_told_does_not_show(tables):
 def test_any_reader_of_parquet_reads_them(tables):
     rows = pq.read_table(io.BytesIO((tables / CLIPS).read_bytes())).to_pylist()
     assert [json.loads(row["labels"])["mood"] for row in rows] == [1.5] * 3
+
+
+PLACES = [Place(0, number, f"c{number}", 0) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("places", "said", "keys"),
+    [
+        (None, "is missing; ingest again", ()),
+        (PLACES[:2], "has no place for some clips; ingest again", ("c2",)),
+        ([*PLACES, Place(1, 0, "c1", 1)], "has some clips twice", ("c1",)),
+    ],
+)
+def test_verify_tells_what_is_wrong_with_a_plan_and_clean_leaves_it_alone(
+    tables, places, said, keys
+):
+    if places is None:
+        (tables / PLAN).unlink()
+    else:
+        write_plan(tables, places)
+    (problem,) = verify(tables)
+    assert (problem.what, problem.file, problem.text) == ("damaged", PLAN, said)
+    assert problem.clips == keys
+    assert clean(tables, [problem]) == []
+    assert (tables / PLAN).exists() == (places is not None)
 
 
 @pytest.mark.parametrize("name", TABLES)

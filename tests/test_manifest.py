@@ -325,6 +325,24 @@ def test_reading_past_a_tar_that_shrank_since_it_was_opened_is_damage(tmp_path, 
         opened.read("a2")
 
 
+def test_reading_of_a_tar_that_went_away_is_damage(tmp_path, column):
+    folder, records = column
+    opened = open_column(tmp_path, SPEC.fingerprint)
+    (folder / records[0].tar.file).unlink()
+    with pytest.raises(CorruptShardError, match="clip a2 are damaged"):
+        opened.read("a2")
+    assert opened.read("b0") is not None
+
+
+def test_a_manifest_that_was_cut_is_written_anew_by_the_next_commit(tmp_path, column):
+    folder, records = column
+    path = folder / "manifests" / f"{committed_digest(tmp_path, SPEC.fingerprint)}.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    commit(tmp_path, SPEC, "plan-digest", records)
+    assert path.read_bytes() == whole
+
+
 def test_no_pickle_is_ever_loaded(tmp_path):
     values = np.array([[{"a": 1}]], dtype=object)
     outcome = Outcome(state="sample", feature=Feature(values, np.zeros((1, 2))))

@@ -153,7 +153,7 @@ def test_moving_media_files_does_not_change_the_plan():
         Clip(
             key=c.key,
             id=c.id,
-            media=f"/moved/{c.media}",
+            media=f"/moved/{c.key}/{c.media}",  # even if each clip has a copy of its own
             media_digest=c.media_digest,
             source=f"/moved/{c.source}",
             seconds=c.seconds,
@@ -162,6 +162,14 @@ def test_moving_media_files_does_not_change_the_plan():
     ]
     room = Room(clips=4, seconds=100)
     assert deal([], here, room) == deal([], there, room)
+
+
+def test_clips_whose_media_are_not_there_have_nothing_in_common():
+    clips = [clip(f"c{i}", "", 10.0) for i in range(4)]
+    shards = shards_of(deal([], [*clips, clip("film", "s", 40.0)], Room(clips=9, seconds=40)))
+    assert sorted(map(len, shards.values())) == [1, 4]
+    first = {place.key: place.shard for place in deal([], clips, Room(clips=2, seconds=100))}
+    assert first["c0"] != first["c1"]
 
 
 def test_clips_that_left_the_table_leave_their_shard_too():

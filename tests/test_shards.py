@@ -4,11 +4,14 @@ import hashlib
 import re
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from featurizers import shards
 from featurizers.clip import Clip, Word, key_of
 from featurizers.extract import Outcome
 from featurizers.shards import (
@@ -21,6 +24,7 @@ from featurizers.shards import (
 )
 from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore, StorageError
+from featurizers.transient import patiently
 
 SPEC = FeatureSpec(
     name="tone-level",
@@ -274,6 +278,103 @@ def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path):
         write(tmp_path, *shard_of())
 
 
+class Forgetful(LocalStore):
+    """A folder of which the disk errs without a word: it keeps another byte than it was given.
+
+    Args:
+        place: Of the byte in a draft.
+        times: In how many drafts.
+    """
+
+    def __init__(self, folder, place, times=99):
+        super().__init__(folder)
+        self.place, self.left = place, times
+
+    @contextmanager
+    def draft(self, name, what):
+        with super().draft(name, what) as draft:
+            if self.left:
+                self.left -= 1
+                draft.file = Flipping(draft.file, self.place)
+            yield draft
+
+
+class Flipping:
+    def __init__(self, file, place):
+        self._file, self._place = file, place
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, content):
+        at = self._place - self._file.tell()
+        kept = bytearray(content)
+        if 0 <= at < len(kept):
+            kept[at] ^= 1
+        return self._file.write(kept)
+
+
+def written_to(store, clips, outcomes):
+    job = job_id(SPEC, clips)
+    return write_shard(store, 7, job, SPEC, clips=clips, outcomes=outcomes)
+
+
+def test_a_byte_that_is_not_read_back_as_it_was_written_is_found_before_the_tar_has_its_name(
+    tmp_path,
+):
+    clips, outcomes = mixed()
+    whole = rows_of(tmp_path / "whole", write(tmp_path / "whole", clips, outcomes))
+    suffixes = {"values": "tone-level.npy", "times": "times.npy", "meta": "json"}
+    for row in whole:
+        for name, member in row.members.items():
+            for place in (member.offset, member.offset + member.size - 1):
+                store = Forgetful(tmp_path / "bad", place)
+                told = rf"{PLACE}/00007-[0-9a-f]{{12}}\.tar: .*clip '{row.key}': the member "
+                told += rf"{suffixes[name]} has .*run the same command again"
+                with pytest.raises(StorageError, match=told):
+                    written_to(store, clips, outcomes)
+                assert contents(tmp_path / "bad") == {}
+    write(tmp_path / "bad", clips, outcomes)
+    assert contents(tmp_path / "bad") == contents(tmp_path / "whole")
+
+
+def test_a_header_that_is_not_read_back_as_it_was_written_is_found_too(tmp_path):
+    clips, outcomes = shard_of()
+    whole = rows_of(tmp_path / "whole", write(tmp_path / "whole", clips, outcomes))
+    starts = sorted(member.offset - 512 for row in whole for member in row.members.values())
+    for start in starts:
+        for place in (start, start + 130, start + 148):  # the name, the size, the header's own sum
+            with pytest.raises(StorageError, match=r"what was written is not what is read back"):
+                written_to(Forgetful(tmp_path / "bad", place), clips, outcomes)
+    assert contents(tmp_path / "bad") == {}
+
+
+def test_a_byte_between_members_that_is_not_read_back_as_it_was_written_is_found_too(tmp_path):
+    clips, outcomes = shard_of()
+    record = write(tmp_path / "whole", clips, outcomes)
+    member = rows_of(tmp_path / "whole", record)[0].members["meta"]
+    for place in (member.offset + member.size, record.tar.size - 1):
+        with pytest.raises(StorageError, match=r"not what is read back: .* outside of all members"):
+            written_to(Forgetful(tmp_path / "bad", place), clips, outcomes)
+    assert contents(tmp_path / "bad") == {}
+
+
+def test_a_byte_that_is_kept_at_the_next_try_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    clips, outcomes = shard_of()
+    record = write(tmp_path / "whole", clips, outcomes)
+    store = Forgetful(tmp_path / "bad", 520, times=2)
+    assert patiently(lambda: written_to(store, clips, outcomes)) == record
+    assert contents(tmp_path / "bad") == contents(tmp_path / "whole")
+
+
+def test_a_member_of_many_pieces_is_read_back_whole(tmp_path, monkeypatch):
+    clips, outcomes = shard_of()
+    record = write(tmp_path / "whole", clips, outcomes)
+    monkeypatch.setattr(shards, "PIECE", 7)
+    assert write(tmp_path / "pieces", clips, outcomes) == record
+
+
 def test_an_index_that_cannot_be_written_leaves_no_record(tmp_path):
     clips, outcomes = shard_of()
     record = write(tmp_path / "elsewhere", clips, outcomes)
@@ -312,6 +413,15 @@ def test_a_record_whose_files_are_gone_does_not_win(tmp_path):
     clips, outcomes = shard_of()
     first = write(tmp_path, clips, outcomes)
     (tmp_path / PLACE / first.tar.file).unlink()
+    second = write(tmp_path, *other_outcomes())
+    assert second != first
+    assert read(tmp_path, 7, first.job) == second
+
+
+def test_a_record_that_was_damaged_does_not_win(tmp_path):
+    first = write(tmp_path, *shard_of())
+    place = tmp_path / PLACE / first.file
+    place.write_bytes(place.read_bytes()[:-20])
     second = write(tmp_path, *other_outcomes())
     assert second != first
     assert read(tmp_path, 7, first.job) == second
