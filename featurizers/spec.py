@@ -1,5 +1,6 @@
 """The identity of a feature, and what a featurizer is."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ class Dim:
     unit: str = "1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: its digest is asked for again and again
 class FeatureSpec:
     """All that decides a feature's numbers, and how far they are promised.
 
@@ -54,7 +55,7 @@ class FeatureSpec:
         """The number of dimensions."""
         return len(self.dims)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 of the whole spec in hex."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
