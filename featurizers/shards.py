@@ -1,7 +1,8 @@
 """One shard of a column: a reproducible WebDataset tar, its index and its record, whole or absent.
 
 Order of commit: tar, index, record. A record exists only if the other two do, so its existence
-means completeness. None of the three holds a time, host, attempt, path or speed: equal jobs give
+means completeness. Before the tar gets its name it is read back and held against what was to be
+written. None of the three holds a time, host, attempt, path or speed: equal jobs give
 equal bytes.
 
 Tar and index are named by the job and by their own content, the record by the job alone, and it is
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BufferedRandom
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,12 @@ from featurizers.clip import Clip, Fault
 from featurizers.dataset import COLUMNS, DatasetError, table_bytes, table_rows
 from featurizers.extract import Outcome
 from featurizers.spec import FeatureSpec, canonical_json
-from featurizers.store import Draft, Store
+from featurizers.store import StorageError, Store
 
 FORMAT = 2
 State: TypeAlias = Literal["sample", "absent", "quarantined"]
 MEMBERS = ("values", "times", "meta")
+PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +232,19 @@ def write_shard(
         The record that counts: ours, or the one that was there first.
 
     Raises:
-        StorageError: Something could not be written; nothing partial is left under a final name.
+        StorageError: Something could not be written, or is not read back as it was written; nothing
+            partial is left under a final name.
     """
     folder, name = column_folder(spec.fingerprint), shard_name(shard, job)
     stem = f"{folder}/{name}"
+    where = store.where(f"{stem}.tar")
     with store.draft(f"{stem}.tar", f"a shard of {len(clips)} clips") as draft:
-        _write_tar(draft.file, spec, clips, outcomes)
-        rows = _rows(draft.file, spec, clips, outcomes)
-        tar = _publish_tar(draft, folder, name)
+        summing = _Summing(draft.file)
+        meant = _write_tar(summing, spec, clips, outcomes)
+        there = _read_back(draft.file, meant, where)
+        rows = _rows(there, spec, clips, outcomes)
+        tar = _part(name, ".tar", *_digest(draft.file, summing.crc32, where))
+        draft.publish(f"{folder}/{tar.file}")
     index_content = _index_bytes(rows)
     index = _part(name, ".parquet", len(index_content), hashlib.sha256(index_content).hexdigest())
     store.replace(f"{folder}/{index.file}", index_content)
@@ -253,14 +260,6 @@ def write_shard(
         faults=dict(sorted(Counter(row.fault for row in rows if row.fault).items())),
     )
     return _commit(store, folder, record, instead=instead)
-
-
-def _publish_tar(draft: Draft, folder: str, name: str) -> Part:
-    draft.file.seek(0)
-    digest = hashlib.file_digest(draft.file, "sha256").hexdigest()
-    tar = _part(name, ".tar", draft.file.tell(), digest)
-    draft.publish(f"{folder}/{tar.file}")
-    return tar
 
 
 def _part(name: str, suffix: str, size: int, digest: str) -> Part:
@@ -285,25 +284,51 @@ def _commit(store: Store, folder: str, record: Record, *, instead: bool) -> Reco
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What identifies a member's payload, wherever it lies."""
+
+    size: int
+    crc32: int
+
+
+class _Summing:
+    """Writes to a file, and sums up what is written."""
+
+    def __init__(self, file: BufferedRandom) -> None:
+        self._file, self.crc32 = file, 0
+
+    def write(self, content: bytes) -> int:
+        self.crc32 = zlib.crc32(content, self.crc32)
+        return self._file.write(content)
+
+
 def _write_tar(
-    file: BufferedRandom, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
-) -> None:
+    file: _Summing, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
+) -> dict[str, _Content]:
+    """Write the members; gives, by name, what each is to be."""
     from webdataset import TarWriter
 
+    meant: dict[str, _Content] = {}
     # TarWriter puts the time of day into headers unless told not to; 0.0 would add a header.
     with TarWriter(file, mtime=0) as writer:
         for clip, outcome in zip(clips, outcomes, strict=True):
-            if outcome.feature is not None:
-                writer.write(_members(spec, clip, outcome))
+            if outcome.feature is None:
+                continue
+            members = _members(spec, clip, outcome)
+            for suffix, content in members.items():
+                meant[f"{clip.key}.{suffix}"] = _Content(len(content), zlib.crc32(content))
+            writer.write({"__key__": clip.key, **members})
+    return meant
 
 
-def _members(spec: FeatureSpec, clip: Clip, outcome: Outcome) -> dict[str, Any]:
+def _members(spec: FeatureSpec, clip: Clip, outcome: Outcome) -> dict[str, bytes]:
+    """The payloads of a sample by the suffixes of their names."""
     feature = outcome.feature
     if feature is None:
         raise ValueError(f"{clip.key} has no feature")
     meta = {"id": clip.id, "feature": spec.fingerprint, "steps": len(feature.values)}
     return {
-        "__key__": clip.key,
         f"{spec.name}.npy": _npy(feature.values),
         "times.npy": _npy(feature.times),
         "json": canonical_json(meta),
@@ -318,17 +343,81 @@ def _npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(
-    file: BufferedRandom, spec: FeatureSpec, clips: Sequence[Clip], outcomes: Sequence[Outcome]
-) -> list[Row]:
-    """The index, read back from the tar that was written."""
+def _read_back(
+    file: BufferedRandom, meant: Mapping[str, _Content], where: str
+) -> dict[str, Member]:
+    """Where each member lies in the tar that was written, by name.
+
+    A disk, a network or a memory that errs without a word gives other bytes back than it was given;
+    their digest must not be made the shard's.
+
+    Raises:
+        StorageError: They are not what was to be written; the next try may succeed.
+    """
+    try:
+        found = _found(file)
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise _spoilt(where, f"no tar ({error})") from None
+    for name in {**meant, **found}:
+        key, _, suffix = name.partition(".")
+        member, content = found.get(name), meant.get(name)
+        if member is None or content is None:
+            what = "is not there" if member is None else "was never written"
+            raise _spoilt(where, f"clip {key!r}: the member {suffix} {what}")
+        if (member.size, member.crc32) != (content.size, content.crc32):
+            got, wanted = (
+                f"{each.size} bytes of crc32 {each.crc32:08x}" for each in (member, content)
+            )
+            raise _spoilt(where, f"clip {key!r}: the member {suffix} has {got}, not {wanted}")
+    return found
+
+
+def _found(file: BufferedRandom) -> dict[str, Member]:
     places: dict[str, Member] = {}
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
         for member in tar:
             file.seek(member.offset_data)
-            crc = zlib.crc32(file.read(member.size))
-            places[member.name] = Member(member.offset_data, member.size, crc)
+            places[member.name] = Member(member.offset_data, member.size, _crc32(file, member.size))
+    return places
+
+
+def _digest(file: BufferedRandom, meant: int, where: str) -> tuple[int, str]:
+    """Size and sha256 in hex of a whole file, what lies between its members too.
+
+    Raises:
+        StorageError: Its crc32 is not what was meant.
+    """
+    file.seek(0)
+    sha256, size, crc = hashlib.sha256(), 0, 0
+    while piece := file.read(PIECE):
+        sha256.update(piece)
+        size, crc = size + len(piece), zlib.crc32(piece, crc)
+    if crc != meant:
+        raise _spoilt(where, f"crc32 {crc:08x}, not {meant:08x}, outside of all members")
+    return size, sha256.hexdigest()
+
+
+def _crc32(file: IO[bytes], size: int) -> int:
+    """Of the next bytes, read in pieces: a member may be as large as two hours of features."""
+    crc = 0
+    while size and (piece := file.read(min(PIECE, size))):
+        crc, size = zlib.crc32(piece, crc), size - len(piece)
+    return crc
+
+
+def _spoilt(where: str, what: str) -> StorageError:
+    text = f"{where}: what was written is not what is read back: {what}; run the same command again"
+    return StorageError(text, transient=True)
+
+
+def _rows(
+    places: Mapping[str, Member],
+    spec: FeatureSpec,
+    clips: Sequence[Clip],
+    outcomes: Sequence[Outcome],
+) -> list[Row]:
+    """The index of members that lie at these places."""
     suffixes = {"values": f"{spec.name}.npy", "times": "times.npy", "meta": "json"}
     rows: list[Row] = []
     for clip, outcome in zip(clips, outcomes, strict=True):

@@ -460,13 +460,21 @@ class ObjectStore:
             raise _unwritten(where, what, error, written=written) from None
 
     def upload(self, path: Path, name: str, what: str) -> None:
-        """Put a local file there; it appears whole when the upload ends."""
-        size = path.stat().st_size
-        self._ask(
-            f"{what}, {size} bytes,",
-            name,
-            lambda: self._system.put_file(str(path), self._path(name)),
-        )
+        """Put a local file there; it appears whole when the upload ends, and its size is asked for.
+
+        Raises:
+            StorageError: Also when the object there has another size, again and again.
+        """
+        size, target = path.stat().st_size, self._path(name)
+
+        def call() -> None:
+            self._system.put_file(str(path), target)
+            self._system.invalidate_cache()
+            found = self._system.info(target)["size"]
+            if found != size:
+                raise OSError(errno.EIO, f"the object there has {found} bytes")
+
+        self._ask(f"{what}, {size} bytes,", name, call)
 
     def append(self, name: str, part: int, content: bytes) -> None:
         """See `Store`."""

@@ -346,6 +346,41 @@ def test_a_throttled_upload_is_repeated_and_one_whose_answer_was_lost_does_no_ha
     assert len(waits) == 2
 
 
+class Cutting:
+    """The first uploads of files arrive without their ends, and nobody says so."""
+
+    def __init__(self, system, times):
+        self._system, self.left = system, times
+
+    def __getattr__(self, name):
+        return getattr(self._system, name)
+
+    def put_file(self, path, target):
+        if self.left:
+            self.left -= 1
+            self._system.pipe_file(target, Path(path).read_bytes()[:-1])
+        else:
+            self._system.put_file(path, target)
+
+
+def test_an_upload_that_arrives_cut_is_repeated_and_in_the_end_an_error(server, waits):
+    store = store_at(f"s3://{BUCKET}/cutting")
+    system = store._system
+    store._system = Cutting(system, 2)
+    with store.draft("shard.tar", "a shard of 3 clips") as draft:
+        draft.file.write(bytes(1000))
+        draft.publish("shard.tar")
+    assert store.sizes() == {"shard.tar": 1000}
+    assert len(waits) == 2
+    store._system = Cutting(system, 99)
+    told = r"cutting/other\.tar: a shard of 3 clips, 1000 bytes, .*the object there has 999 bytes"
+    with store.draft("other.tar", "a shard of 3 clips") as draft:
+        draft.file.write(bytes(1000))
+        with pytest.raises(StorageError, match=told) as caught:
+            draft.publish("other.tar")
+    assert caught.value.transient
+
+
 def test_a_store_that_cannot_be_reached_is_a_storage_error_in_one_line(server, waits, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
