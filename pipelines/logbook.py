@@ -1,5 +1,6 @@
 """What may differ between runs: times, hosts, speeds. It lies in logs/ and nowhere else."""
 
+import contextlib
 import json
 import secrets
 import time
@@ -8,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from featurizers.dataset import LOGS
-from featurizers.store import Root, is_remote, store_at
+from featurizers.store import Root, StorageError, is_remote, store_at
 
 FLUSH_LINES = 500
 FLUSH_S = 20.0
@@ -43,7 +44,9 @@ class Logbook:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.flush()
+        # What ended the run is told, not that the log could not tell.
+        with contextlib.suppress(*([] if kind is None else [StorageError])):
+            self.flush()
 
     def add(self, kind: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON takes
         """Write a line; returns it.

@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 import yaml
 
+from featurizers.clip import Clip
 from featurizers.dataset import COLUMNS, LOGS, DatasetError, read_clips
 from featurizers.manifest import open_column
 from featurizers.media import encode
 from featurizers.shards import Record
+from featurizers.store import LocalStore, StorageError
 from featurizers.verify import verify
 from pipelines.executors import Answer, InProcess, one_cpu
 from pipelines.experiment import load
-from pipelines.featurize import TooManyDroppedError, featurize, finished, ledger
+from pipelines.featurize import TooManyDroppedError, featurize, finished, jobs, ledger, run_jobs
 from pipelines.ingest import ingest, read_plan
-from pipelines.worker import ChangedInputError, ShardWorker
+from pipelines.logbook import read_logs
+from pipelines.staging import Stage
+from pipelines.worker import ChangedInputError, Inputs, ShardWorker
 
 pytestmark = pytest.mark.media
 
@@ -242,6 +246,8 @@ def test_two_streams_with_the_same_featurizer_share_one_column(tmp_path, rows):
     )
     assert columns["a"].digest == columns["b"].digest
     assert len(list((made.root / COLUMNS).iterdir())) == 1
+    lines = [line for line in read_logs(made.root) if line["kind"] == "job"]
+    assert [len(line["columns"]) for line in lines] == [1]
 
 
 # Law 3
@@ -598,6 +604,94 @@ def test_training_is_refused_a_column_that_is_older_than_its_clips(tmp_path, row
     ingest(settings, InProcess(), lambda count: None)
     with pytest.raises(DatasetError, match="featurize first"):
         finished(settings)
+
+
+@pytest.mark.parametrize("change", ["mended", "grown"])
+def test_shards_that_are_finished_but_not_committed_are_out_of_date(tmp_path, rows, change):
+    text = {"features": {"text": FEATURES["text"]}}
+    before, after = rows[:3], rows[:6]
+    if change == "mended":
+        before, after = after, [{**rows[0], "transcript": "mended words"}, *rows[1:6]]
+    make(tmp_path, before, **text)
+    settings = experiment(tmp_path, after, **text)
+    ingest(settings, InProcess(), lambda count: None)
+    specs = [each.spec for each in settings.featurizers().values()]
+    todo = jobs(settings.root, specs).todo
+    run_jobs(settings, InProcess(), todo, lambda done: None, lambda sentence: None)
+    assert jobs(settings.root, specs).todo == []
+    with pytest.raises(DatasetError, match="0 jobs are left to do and 1 columns are out of date"):
+        finished(settings)
+    _, log = again(tmp_path, after, **text)
+    assert log == []
+    assert set(finished(settings)) == {"text"}
+
+
+# The log
+
+
+class Unlogged(LocalStore):
+    """A disk on which there is no room for some lines of a log."""
+
+    def append(self, name, part, content):
+        if b'"event": "start"' not in content and b'"event"' in content:
+            raise StorageError("no room for the log")
+        super().append(name, part, content)
+
+
+def test_a_log_that_cannot_be_written_hides_no_other_error_and_is_one(tmp_path, rows, monkeypatch):
+    made = experiment(tmp_path, rows[:4], features={"text": FEATURES["text"]})
+    ingest(made, InProcess(), lambda count: None)
+    monkeypatch.setattr("pipelines.logbook.store_at", Unlogged)
+    with pytest.raises(RuntimeError, match="the worker failed"):
+        featurize(made, Dies(1), lambda done: None)
+    with pytest.raises(StorageError, match="no room for the log"):
+        featurize(made, InProcess(), lambda done: None)
+
+
+def test_the_log_tells_how_a_run_ended(tmp_path, rows):
+    made = experiment(tmp_path, rows[:4], features={"text": FEATURES["text"]})
+    ingest(made, InProcess(), lambda count: None)
+    with pytest.raises(RuntimeError):
+        featurize(made, Dies(1), lambda done: None)
+    featurize(made, InProcess(), lambda done: None)
+    events = [line["event"] for line in read_logs(made.root) if line["kind"] == "run"]
+    assert sorted(events) == ["end", "start", "start", "stopped"]
+
+
+def inputs(folder, *reads):
+    return Inputs(Stage(folder=folder, limit_bytes=0), set(reads))
+
+
+def test_streams_are_held_against_what_was_ingested_where_they_are_read(tmp_path):
+    path = tmp_path / "pose.npy"
+    path.write_bytes(b"one")
+    digest = hashlib.sha256(b"one").hexdigest()
+    made = Clip(
+        key="a",
+        id="a",
+        media="/a.mp4",
+        media_digest="",
+        streams={"pose": str(path)},
+        stream_digests={"pose": digest},
+    )
+    inputs(tmp_path, "stream:pose").check_streams(made)
+    path.write_bytes(b"two")
+    with pytest.raises(ChangedInputError, match=r"clip 'a': .*pose\.npy changed since"):
+        inputs(tmp_path, "stream:pose").check_streams(made)
+    inputs(tmp_path, "audio", "stream:gaze").check_streams(made)
+
+
+def test_a_film_of_many_clips_is_read_once(tmp_path, media, monkeypatch):
+    film_ = media / "long.mp4"
+    digest = hashlib.sha256(film_.read_bytes()).hexdigest()
+    read = []
+    monkeypatch.setattr("pipelines.worker.file_digest", lambda path: read.append(path) or digest)
+    found = inputs(tmp_path, "audio")
+    for key in ("a", "b", "c"):
+        made = Clip(key=key, id=key, media=str(film_), media_digest=digest)
+        assert found.fetch(made) == film_
+    assert read == [film_]
+    assert found.bytes_read == film_.stat().st_size
 
 
 def test_a_plan_that_lacks_clips_is_refused(tmp_path, rows):
