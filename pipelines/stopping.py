@@ -99,7 +99,8 @@ def _code(work: Callable[[], int], ear: Ear) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (Exception, SystemExit):
-        # What a signal interrupts may say so by an exception of its own; Ray Train just exits.
+        # What a signal interrupts may say so by an exception of its own; Ray Train (2.60.0) exits.
+        # Held by test_whatever_a_stopped_library_raises_the_exit_code_tells_the_signal.
         if ear.heard is None:
             raise
         code = INTERRUPTED

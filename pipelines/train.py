@@ -279,7 +279,8 @@ def _fit(
             "uri": uri,
             "plans": [_sent(plan, run) for plan, run in todo],
         },
-        # Ray's own default backend time-out is 30 minutes: a hang would cost that much.
+        # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
+        # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=RunConfig(
@@ -298,10 +299,12 @@ def _fit(
             f"{last_words(error)}"
         ) from error
     except SystemExit:
-        # Ray answers Ctrl-C by ending the process with code 0, as if all were done.
+        # Ray Train (2.60.0) answers Ctrl-C by ending the process with code 0, as if all were done.
+        # Held by test_ctrl_c_while_ranks_train_is_no_success.
         raise KeyboardInterrupt from None
     finally:
-        # And it never puts back what stood there before.
+        # And it never puts back what stood there before (2.60.0).
+        # Held by test_after_training_ctrl_c_is_answered_as_before.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
 

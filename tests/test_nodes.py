@@ -6,6 +6,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -73,6 +74,38 @@ def test_the_items_of_a_node_that_is_killed_are_done_elsewhere(cluster, tmp_path
     assert {each.result[1] for each in seen if each.number in again} == {other.node_id}
 
 
+def slow_to_start(folder):
+    """A worker that is not up before another node than its own is lost."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    (folder / f"starts-{node}").touch()
+    while not (folder / "lost").exists() or (folder / "lost").read_text() == node:
+        time.sleep(0.1)
+    return lambda item: (item, node)
+
+
+def test_a_worker_that_is_lost_with_its_node_before_it_is_up_is_no_failed_start(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew, "STARTS", 1)
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
+
+    def lose_it():
+        while not (starting := list(tmp_path.glob("starts-*"))):
+            time.sleep(0.05)
+        node = starting[0].name.removeprefix("starts-")
+        (tmp_path / "lost").write_text(node)
+        cluster.remove_node(nodes[node], allow_graceful=False)
+
+    thread = Thread(target=lose_it)
+    thread.start()
+    answers = list(OnRay(1).run(partial(slow_to_start, tmp_path), range(3)))
+    thread.join()
+    (other,) = set(nodes) - {(tmp_path / "lost").read_text()}
+    assert sorted(each.result for each in answers) == [(item, other) for item in range(3)]
+
+
 def test_a_node_that_joins_late_gets_work(cluster, tmp_path):
     first = cluster.add_node(num_cpus=1)
     answers = OnRay(4).run(partial(node_of, tmp_path), range(80))
@@ -104,8 +137,8 @@ def test_waiting_for_a_node_is_told_and_ends(cluster, tmp_path, monkeypatch):
     told = []
     with pytest.raises(NoRoomError, match=r"the work needs 0 CPU, 1 GPU on one node, found after"):
         list(OnRay(1, patience_s=3, told=told.append).run(partial(node_of, tmp_path), [0], gpu))
-    assert len(told) == 1
-    assert told[0].startswith("waiting for 0 CPU, 1 GPU on one node; there are 2 node(s) with at")
+    assert len(told) == 2
+    assert told[1].startswith("waiting for 0 CPU, 1 GPU on one node; there are 2 node(s) with at")
 
 
 def gpu(item):

@@ -1,10 +1,14 @@
 """Around the workers: names, and what becomes of runs that do not end."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 
+from pipelines import train
+from pipelines.executors import stop_ray
 from pipelines.experiment import InputError
+from pipelines.stopping import GO_ON
 from pipelines.train import (
     FINISHED,
     Plan,
@@ -14,9 +18,30 @@ from pipelines.train import (
     group_name,
     last_words,
 )
+from tests.test_stopping import Script
 from tracking import mlflow_store
 from tracking.run import MemoryRun
 from training.recipe import ModelSettings, Recipe, Task
+
+# Trains with ranks that only wait; tells when they are there.
+WAITING = """
+import sys, time
+from pathlib import Path
+from pipelines import train
+from pipelines.executors import stop_ray
+from pipelines.stopping import stoppable
+
+def rank(config):
+    Path("FOLDER/begun").touch()
+    time.sleep(600)
+
+def work():
+    train._rank = rank
+    train._fit([], Path("FOLDER/group"), uri="", workers=1, max_failures=0)
+    return 0
+
+sys.exit(stoppable(work, stop_ray))
+"""
 
 RECIPE = Recipe(
     name="late_fusion",
@@ -90,3 +115,48 @@ def test_a_run_that_no_file_names_is_found_again(tmp_path):
         _mlflow_run(one, "http://elsewhere", "toys", group)
     assert str(one.folder) in str(raised.value)
     assert str(group) in str(raised.value)
+
+
+@pytest.fixture
+def fitted(tmp_path, monkeypatch):
+    """Runs a function of a folder on a rank, as training does."""
+
+    def run(rank):
+        monkeypatch.setattr(train, "_rank", lambda config: rank(tmp_path))
+        train._fit([], tmp_path / "group", uri="", workers=1, max_failures=0)
+        return tmp_path
+
+    yield run
+    stop_ray()
+
+
+def tells_its_patience(folder):
+    import torch
+    from torch.distributed import distributed_c10d
+
+    group = distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    (folder / "patience").write_text(str(group.options._timeout))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ranks_that_wait_for_each_other_give_up_after_ten_minutes(fitted):
+    assert (fitted(tells_its_patience) / "patience").read_text() == "0:10:00"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_after_training_ctrl_c_is_answered_as_before(fitted):
+    before = signal.getsignal(signal.SIGINT)
+    fitted(lambda folder: None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_while_ranks_train_is_no_success(tmp_path):
+    script = Script(WAITING, tmp_path)
+    script.wait_for("begun")
+    script.process.send_signal(signal.SIGINT)
+    code, _, err = script.end()
+    assert (code, err.splitlines()[-1]) == (130, GO_ON)
