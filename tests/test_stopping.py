@@ -1,9 +1,11 @@
 """What Ctrl-C and SIGTERM do: a clean end, one line, the right exit code, nobody left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.executors import InProcess
 from pipelines.stopping import GO_ON, Stopped, check, listen, stoppable
 
 ROOT = Path(__file__).parent.parent
@@ -253,6 +256,51 @@ def test_an_echo_of_the_first_signal_does_not_cut_the_end_short(tmp_path):
     code, _, err = script.end()
     assert (code in (130, 143), err) == (True, f"{GO_ON}\n")
     assert (tmp_path / "ending").exists()
+
+
+def test_a_first_signal_that_comes_when_the_work_is_over_does_not_cut_the_end_short():
+    ended = []
+
+    def end():
+        signal.raise_signal(signal.SIGTERM)
+        check()
+        ended.append(1)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        assert stoppable(lambda: 0, end) == 0
+    assert ended == [1]
+
+
+def test_work_that_says_it_failed_because_it_was_stopped_was_stopped(capsys):
+    def work():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:
+            return 1
+
+    assert stoppable(work, lambda: None) == 143
+    assert capsys.readouterr().err == f"{GO_ON}\n"
+
+
+def test_a_signal_that_an_item_let_drop_ends_the_work_before_the_next_one():
+    def work(item):
+        done.append(item)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    done = []
+    with listen(), pytest.raises(Stopped):
+        list(InProcess().run(lambda: work, range(3)))
+    assert done == [0]
+
+
+def test_work_in_another_thread_leaves_signals_alone():
+    codes, before = [], signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=lambda: codes.append(stoppable(lambda: 2, lambda: None)))
+    thread.start()
+    thread.join()
+    assert codes == [2]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_work_that_nobody_stops_keeps_its_exit_code(capsys):
