@@ -563,11 +563,7 @@ def _is_away(node: str, error: Exception) -> bool:
 
     if isinstance(error, ActorUnavailableError | ObjectLostError):
         return True
-    if not node:
-        # Of an actor that was not up yet, Ray (2.60.0) says only in words that its node was lost.
-        # Held by test_a_worker_that_is_lost_with_its_node_before_it_is_up_is_no_failed_start.
-        return "node has died" in str(error)
-    return node not in nodes_alive()
+    return bool(node) and node not in nodes_alive()
 
 
 def _likely(error: Exception) -> str:
