@@ -23,6 +23,7 @@ from featurizers.limits import Limits, check_pixels, check_seconds
 from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant
 
 GAP_S = 0.1
+JITTER_S = 0.002  # times are rounded to a thousandth in some forms
 MAX_RATE_HZ = 1000  # of pictures
 SHUFFLED = ("h264", "hevc")
 FLOAT_CODECS = ("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be")
@@ -212,6 +213,7 @@ class Sound(Taker):
         self.rate_hz, self._resampling = want.rate_hz, resampling
         self._resample: Resample | None = None  # until a frame comes, and after a flush
         self._form: tuple[int, str, str] | None = None  # what follows is placed by its own time
+        self._hole = False  # somewhere ahead, of a packet that may be shorter than a gap
         self._expected = -math.inf
         self._position = 0  # of the next sample, counted from the clip's start
         self._given_to = 0
@@ -234,7 +236,7 @@ class Sound(Taker):
     def fail(self, packet: AvPacket) -> None:
         """Take note that it could not be decoded: what follows must not move up."""
         super().fail(packet)
-        self._form = None
+        self._hole = True
 
     def remarks(self) -> list[str]:
         """What is to be said of the sound."""
@@ -259,7 +261,9 @@ class Sound(Taker):
             self._form = None
             return
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if form != self._form or abs(ahead) > GAP_S:
+        if form != self._form or abs(ahead) > (JITTER_S if self._hole else GAP_S):
+            # Not yet at the first frame, nor at one that was still waiting when the packet failed.
+            self._hole = self._hole and not JITTER_S < abs(ahead) < math.inf
             yield from self._flush()
             self._note_gap(time)
             # A resampler takes what it was first given: one of its own for each form.
