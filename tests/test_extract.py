@@ -196,6 +196,21 @@ def test_a_sample_with_some_damage_says_so(tmp_path, decoder):
     assert "damaged and passed over" in outcome.message
 
 
+def test_a_title_that_is_no_text_costs_nothing(folder, tmp_path, decoder):
+    content = (folder / "hurt.mkv").read_bytes()
+    assert b"Lavf" in content
+    (tmp_path / "odd.mkv").write_bytes(content.replace(b"Lavf", b"\xff\xfe\xfd\xfc"))
+    (outcome,) = extract(clip(), tmp_path / "odd.mkv", [FACE], decoder)
+    assert outcome.state == "sample"
+
+
+@pytest.mark.parametrize("span", [(2.0, 1.0), (-1.0, None), (0.0, np.inf)])
+def test_a_span_that_is_none_is_quarantined(folder, decoder, span):
+    made = clip(start=span[0], end=span[1])
+    (outcome,) = extract(made, folder / "both.mp4", [LOGMEL], decoder)
+    assert (outcome.state, outcome.fault) == ("quarantined", "bad_span")
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_feature_that_is_not_finite_is_quarantined(folder, decoder, number):
     odd, sound = extract(clip(), folder / "both.mp4", [Constant(number), LOGMEL], decoder)
