@@ -626,6 +626,30 @@ def test_shards_that_are_finished_but_not_committed_are_out_of_date(tmp_path, ro
     assert set(finished(settings)) == {"text"}
 
 
+@pytest.mark.parametrize("faults", [2, 99])
+def test_a_shard_that_cannot_be_written_just_now_is_written_a_little_later(
+    tmp_path, rows, monkeypatch, faults
+):
+    made = experiment(tmp_path, rows[:3], features={"text": FEATURES["text"]})
+    ingest(made, InProcess(), lambda count: None)
+    create, waits, left = LocalStore.create, [], [StorageError("busy", transient=True)] * faults
+
+    def sometimes(store, name, content):
+        if left:
+            raise left.pop()
+        return create(store, name, content)
+
+    monkeypatch.setattr(LocalStore, "create", sometimes)
+    monkeypatch.setattr("featurizers.transient.time.sleep", waits.append)
+    if faults > 2:
+        with pytest.raises(StorageError, match="busy"):
+            featurize(made, InProcess(), lambda done: None)
+        assert manifests(made.root) == []
+    else:
+        assert len(featurize(made, InProcess(), lambda done: None)["text"].rows) == 3
+        assert len(waits) == 2
+
+
 # The log
 
 

@@ -1,6 +1,7 @@
 """The contract with training: what is committed is whole, and every damaged byte is found."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -163,6 +164,13 @@ def test_nothing_committed_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(DatasetError, match=r"has no manifest.*featurize first"):
         open_column(tmp_path, SPEC.fingerprint)
     assert verify(tmp_path) == []
+
+
+def test_a_pointer_of_a_newer_format_is_refused(tmp_path, column):
+    pointer = column[0] / "manifest.json"
+    pointer.write_bytes(pointer.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(DatasetError, match="format 3, this code reads 2"):
+        committed_digest(tmp_path, SPEC.fingerprint)
 
 
 @pytest.mark.parametrize("part", ["both", "manifest"])
@@ -350,6 +358,18 @@ def test_no_pickle_is_ever_loaded(tmp_path):
         write_shard(
             LocalStore(tmp_path), 0, "0" * 64, SPEC, clips=[clip_of("a0")], outcomes=[outcome]
         )
+
+
+def test_no_pickle_is_loaded_that_somebody_else_wrote(tmp_path, monkeypatch):
+    def pickled(array):
+        buffer = io.BytesIO()
+        np.save(buffer, array.astype(object), allow_pickle=True)
+        return buffer.getvalue()
+
+    monkeypatch.setattr("featurizers.shards._npy", pickled)
+    commit(tmp_path, SPEC, "plan", write_column(tmp_path))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        open_column(tmp_path, SPEC.fingerprint).read("a0")
 
 
 def test_clean_removes_strays_leftovers_and_damage_and_nothing_else(tmp_path, column):
