@@ -407,8 +407,6 @@ class _Watch:
         if body is None:
             return None
         header = json.loads(body[:text_size].tobytes())
-        if not isinstance(header, dict) or "kind" not in header:
-            raise ValueError("a message of no kind")
         body.setflags(write=False)
         return header, body[text_size:]
 
