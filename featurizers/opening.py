@@ -8,6 +8,7 @@ when it fails for good, nothing is believed that was concluded from the file.
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -20,6 +21,7 @@ from featurizers.store import StorageError, read_input
 
 T = TypeVar("T")
 
+MOST = 1 << 20  # bytes that are asked for at once
 LFS_POINTER = b"version https://git-lfs"
 LISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\no=", b"v=0\r\no=")
 
@@ -38,7 +40,7 @@ class MediaFile(FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """So many bytes; fewer only at the end of the file, or where it cannot be read."""
-        wanted = -1 if size is None else size
+        wanted = sys.maxsize if size is None or size < 0 else size
         whole = piece = self._once(wanted)
         # Some network file systems give less than there is.
         while piece and len(whole) < wanted:
@@ -48,7 +50,7 @@ class MediaFile(FileIO):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """The new place, or -1, which FFmpeg takes for an error."""
-        return self._patient(lambda: super(MediaFile, self).seek(offset, whence), -1)
+        return self._patient(lambda: os.lseek(self.fileno(), offset, whence), -1)
 
     def check(self) -> None:
         """Raise StorageError when it could not be read at some place."""
@@ -70,7 +72,7 @@ class MediaFile(FileIO):
         self.check()
 
     def _once(self, size: int) -> bytes:
-        return self._patient(lambda: os.read(self.fileno(), size), b"")
+        return self._patient(lambda: os.read(self.fileno(), min(size, MOST)), b"")
 
     def _patient(self, call: Callable[[], T], failed: T) -> T:
         if self._fault is None:

@@ -17,6 +17,7 @@ from featurizers.decoder import Decoder
 from featurizers.intake import RawClip, digest, take_in
 from featurizers.limits import Limits
 from featurizers.media import decode, probe
+from featurizers.opening import open_media
 from featurizers.spec import AudioWant, VideoWant
 from featurizers.store import StorageError
 from pipelines.executors import InProcess
@@ -179,6 +180,33 @@ def test_a_file_system_that_gives_less_than_was_asked_for_changes_nothing(films,
     real = os.read
     monkeypatch.setattr(opening.os, "read", lambda handle, size: real(handle, min(size, 100)))
     is_same = everything(films / name) == undisturbed
+    assert is_same
+    whole = (films / name).read_bytes()
+    with open_media(films / name) as file:
+        assert [file.read(1000), file.read(), file.read(1)] == [whole[:1000], whole[1000:], b""]
+
+
+def test_a_place_that_cannot_be_sought_is_waited_for_too_and_not_taken_for_the_beginning(
+    films, monkeypatch, waits
+):
+    path, real, left = films / "a.mp4", os.lseek, []
+
+    def seek(handle, offset, whence):
+        if left:
+            raise OSError(left[-1], os.strerror(left.pop()))
+        return real(handle, offset, whence)
+
+    expected = everything(path)
+    monkeypatch.setattr(os, "lseek", seek)
+    with open_media(path) as file:
+        left += [errno.ESTALE] * 3
+        assert (file.seek(-7, os.SEEK_END), file.tell()) == (path.stat().st_size - 7,) * 2
+        assert (left, len(waits), len(file.read(9))) == ([], 3, 7)
+        left += [errno.ESTALE] * 5
+        assert (file.seek(3), file.read(9)) == (-1, b"")
+        with pytest.raises(StorageError, match="Stale file handle"):
+            file.check()
+    is_same = everything(path) == expected
     assert is_same
 
 
