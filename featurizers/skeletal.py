@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
+from featurizers.opening import is_file
 from featurizers.spec import Chunk, Feature, FeatureSpec, names
+from featurizers.store import read_input
 
 FORMATS = (".npy", ".csv")
 TIME = "time"
@@ -79,11 +81,13 @@ def read_numbers(
 
     Raises:
         BadClipError: "missing", or "bad_stream" with what is wrong.
+        StorageError: It cannot be read now.
     """
-    if not path.is_file():
-        raise BadClipError("missing", "no such file")
+    read = _npy if path.suffix == ".npy" else _csv
     try:
-        table, header = _npy(path) if path.suffix == ".npy" else _csv(path)
+        if not read_input(path, lambda: is_file(path)):
+            raise BadClipError("missing", "no such file")
+        table, header = read_input(path, lambda: read(path))
     except (ValueError, OSError, EOFError) as error:
         raise BadClipError("bad_stream", str(error)) from None
     if table.ndim != 2 or not table.size:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurizers.clip import BadClipError, Word
+from featurizers.store import read_input
 
 FORMATS = (".vtt", ".srt", ".txt")
 PACE_S = 0.4
@@ -25,6 +26,7 @@ def read_transcript(path: Path) -> tuple[Word, ...] | str:
 
     Raises:
         BadClipError: "bad_transcript", naming the file.
+        StorageError: It cannot be read now.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
@@ -32,7 +34,7 @@ def read_transcript(path: Path) -> tuple[Word, ...] | str:
             "bad_transcript", f"{path.name}: wanted one of {', '.join(FORMATS)}, found {suffix!r}"
         )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_input(path, path.read_bytes).decode("utf-8-sig")
     except OSError as error:
         raise BadClipError("bad_transcript", f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from featurizers.store import StorageError
+from featurizers.store import StorageError, read_input
 from featurizers.transient import patiently
 
 _FETCHING = ".fetch."
@@ -38,15 +38,17 @@ class Stage:
         """The path of media on this machine, fetched when remote; None when there are none.
 
         Raises:
-            StorageError: The copy could not be fetched or written, or is larger than the whole
-                cache.
+            StorageError: Nobody can say now whether there are any; or the copy could not be fetched
+                or written, or is larger than the whole cache.
         """
         if "://" in media:
             return self._fetched(media)
+        path = Path(media)
         try:
-            return Path(media) if Path(media).exists() else None
-        except OSError:  # no permission to look, or a name that no file can have
+            read_input(path, path.stat)
+        except (OSError, ValueError):  # none, no permission to look, a name that no file can have
             return None
+        return path
 
     def _fetched(self, url: str) -> Path | None:
         import fsspec

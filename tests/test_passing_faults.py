@@ -1,7 +1,9 @@
 """A fault of the disk or the network is no fault of a clip: waited for, or nothing is concluded."""
 
+import builtins
 import errno
 import hashlib
+import io
 import math
 import os
 import subprocess
@@ -18,11 +20,14 @@ from featurizers.intake import RawClip, digest, take_in
 from featurizers.limits import Limits
 from featurizers.media import decode, probe
 from featurizers.opening import open_media
+from featurizers.skeletal import read_numbers
 from featurizers.spec import AudioWant, VideoWant
 from featurizers.store import StorageError
+from featurizers.transcript import read_transcript
 from pipelines.executors import InProcess
 from pipelines.featurize import featurize
 from pipelines.ingest import ingest
+from pipelines.staging import Stage
 from pipelines.worker import ChangedInputError
 from tests.media_maker import tone, write
 from tests.test_featurize import digests, experiment, film
@@ -383,3 +388,68 @@ def test_media_that_may_not_be_read_any_more_stop_the_job_until_they_may(
         assert len(left) > 990  # not waited for
     columns = featurize(made, InProcess(), lambda done: None)
     assert all(row.state == "sample" for row in columns["audio"].rows.values())
+
+
+# Other inputs.
+
+
+def refused_by_stat(monkeypatch, path, code):
+    real = Path.stat
+
+    def stat(self, **how):
+        if self == path:
+            raise OSError(code, os.strerror(code))
+        return real(self, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+@pytest.mark.parametrize("name", ["pose.npy", "pose.csv"])
+def test_a_stream_that_cannot_be_read_now_is_no_bad_stream(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    np.save(tmp_path / "pose.npy", np.ones((2, 1)))
+    (tmp_path / "pose.csv").write_text("a\n1\n1\n")
+    real, left = builtins.open, [errno.EIO] * 2
+
+    def opened(file, *arguments, **how):
+        if str(file) == str(path) and left:
+            raise OSError(left[-1], os.strerror(left.pop()))
+        return real(file, *arguments, **how)
+
+    # `Path.open` and numpy find it under either name.
+    monkeypatch.setattr(builtins, "open", opened)
+    monkeypatch.setattr(io, "open", opened)
+    values, _ = read_numbers(path, 1.0)
+    assert (values.tolist(), left) == ([[1.0], [1.0]], [])
+    left += [errno.EIO] * 5
+    with pytest.raises(StorageError, match=rf"{name} {NOW}"):
+        read_numbers(path, 1.0)
+    refused_by_stat(monkeypatch, path, errno.ESTALE)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        read_numbers(path, 1.0)
+
+
+def test_a_transcript_that_cannot_be_read_now_is_no_bad_transcript(tmp_path, monkeypatch):
+    path = tmp_path / "said.txt"
+    path.write_text("so so")
+    left = failing(monkeypatch, path, 2)
+    assert (read_transcript(path), left) == ("so so", [])
+    failing(monkeypatch, path, 5)
+    with pytest.raises(StorageError, match=rf"said\.txt {NOW}"):
+        read_transcript(path)
+
+
+def test_media_of_which_nobody_can_say_whether_they_are_there_are_not_taken_for_absent(
+    tmp_path, monkeypatch
+):
+    stage, path = Stage(folder=tmp_path / "cache", limit_bytes=1), tmp_path / "a.wav"
+    assert stage.local(str(path)) is None
+    assert stage.local(str(tmp_path / "a\0b")) is None
+    path.touch()
+    assert stage.local(str(path)) == path
+    with monkeypatch.context() as patch:
+        refused_by_stat(patch, path, errno.EACCES)
+        assert stage.local(str(path)) is None
+    refused_by_stat(monkeypatch, path, errno.ETIMEDOUT)
+    with pytest.raises(StorageError, match="timed out"):
+        stage.local(str(path))
