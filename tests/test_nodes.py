@@ -106,9 +106,25 @@ def test_a_worker_that_is_lost_with_its_node_before_it_is_up_is_no_failed_start(
     assert sorted(each.result for each in answers) == [(item, other) for item in range(3)]
 
 
+def node_in_company(folder):
+    """The same, but from the sixth item on it waits until another node has begun on one."""
+    work = node_of(folder)
+
+    def wait(item):
+        result = work(item)
+        deadline = time.monotonic() + 90
+        while item > 5 and time.monotonic() < deadline:
+            if len({path.name.split("-")[1] for path in folder.iterdir()}) > 1:
+                break
+            time.sleep(0.05)
+        return result
+
+    return wait
+
+
 def test_a_node_that_joins_late_gets_work(cluster, tmp_path):
     first = cluster.add_node(num_cpus=1)
-    answers = OnRay(4).run(partial(node_of, tmp_path), range(80))
+    answers = OnRay(4).run(partial(node_in_company, tmp_path), range(80))
     seen = [next(answers) for _ in range(3)]
     assert {each.result[1] for each in seen} == {first.node_id}
     late = cluster.add_node(num_cpus=1)
