@@ -64,7 +64,7 @@ class Costs:
         actor_driver_ms, actor_start_s: The driver's CPU for an actor; its start by the clock.
         shard_write_s: A worker's CPU for a shard of 128 clips of 80 log-mel bands.
         media_per_cpu_s, media_per_cpu_s_1080p: Seconds of media a second, small and large pictures.
-        clip_reads, column_writes, open_reads: Requests to an object store.
+        clip_reads, column_reads, column_writes, open_reads: Requests to an object store.
     """
 
     deal_us: float = 10.4
@@ -96,6 +96,7 @@ class Costs:
     media_per_cpu_s: float = 90.1
     media_per_cpu_s_1080p: float = 13.0
     clip_reads: float = 2.0
+    column_reads: float = 1.0
     column_writes: float = 3.0
     open_reads: float = 2.0
 
@@ -168,7 +169,8 @@ def service_s(costs: Costs, job: Work) -> float:
 
 def reads_of(costs: Costs, job: Work) -> float:
     """Requests that read."""
-    return costs.clip_reads * job.clips if job.media_s else 0.0
+    media = costs.clip_reads * job.clips if job.media_s else 0.0
+    return media + costs.column_reads * job.columns
 
 
 def writes_of(costs: Costs, job: Work) -> float:
