@@ -295,9 +295,8 @@ def killed_twice(scene, chance, firsts, seconds):
         with scene.after(number):
             tree.write(scene.made.root)
             again = Scene(scene.made, featurized)
-            for second, left in chance.sample(
-                list(again.states()), min(seconds, len(again.disk.left))
-            ):
+            found = list(again.states())
+            for second, left in chance.sample(found, min(seconds, len(found))):
                 with again.after(second):
                     left.write(scene.made.root)
                     featurized(scene.made)
