@@ -11,6 +11,7 @@ only FFmpeg can do with them is given as a function.
 
 import heapq
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -68,7 +69,7 @@ class Span:
         return self.origin + self.start
 
 
-class Taker:
+class Taker(ABC):
     """What one want takes of its stream, in order of time, and what was wrong with it.
 
     A frame whose time fits neither the one before nor the one after it is passed over: a single
@@ -177,11 +178,13 @@ class Taker:
             check_seconds(time, self.limits)
         yield from self._place(time, frame)
 
+    @abstractmethod
     def _place(self, time: float, frame: AvFrame) -> Iterator[Chunk]:
-        raise NotImplementedError
+        """Take a frame that stands in its right place."""
 
+    @abstractmethod
     def _rest(self) -> Iterator[Chunk]:
-        raise NotImplementedError
+        """What is left when no frame follows."""
 
 
 def _counted(count: int, noun: str) -> str:
