@@ -1,6 +1,9 @@
-"""Arithmetic of time: pool steps to words or to equal cells. Pure."""
+"""Arithmetic of time: pool steps to words, to cells of equal length, or to so many parts. Pure."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +11,16 @@ from numpy.typing import NDArray
 from featurizers.clip import Clip
 from featurizers.spec import Feature
 
-WEIGHTS = 1 << 22
-"""Overlaps of targets with steps that are held at one time: 32 MiB, a few times over."""
+How: TypeAlias = Literal["mean", "max", "first", "last", "linear"]
+HOWS: tuple[How, ...] = get_args(How)
+
+HELD = 1 << 20
+"""Numbers of the steps under some targets that are held at one time: 8 MiB, a few times over."""
+
+ROUNDING = 1e-6
+"""A target and a step that share no more than this part of the shorter of them are neighbours."""
+
+EDGE_S = 1e-6
 
 
 def word_times(clip: Clip) -> NDArray[np.float64]:
@@ -19,55 +30,215 @@ def word_times(clip: Clip) -> NDArray[np.float64]:
 
 
 def cells(seconds: float, cell_s: float) -> NDArray[np.float64]:
-    """Equal cells that cover a duration, at least one: [W, 2]."""
+    """Cells of one length that cover a duration, at least one: [W, 2]. A rate is 1 / cell_s."""
     count = max(1, math.ceil(seconds / cell_s - 1e-9))
     edges = np.arange(count + 1, dtype=np.float64) * cell_s
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def pool(
-    feature: Feature, targets: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Mean of the steps that overlap each target, weighted by the overlap.
+def parts(seconds: float, count: int) -> NDArray[np.float64]:
+    """So many equal parts of a duration, however long it is: [count, 2]."""
+    edges = np.linspace(0.0, seconds, count + 1)
+    return np.stack([edges[:-1], edges[1:]], axis=1)
 
-    A target shorter than a step takes that step, so a short word has a value. A target without any
-    step (the stream had ended, or not begun) is 0 and not valid. Targets are pooled some rows at a
-    time, as many as the number of steps permits, so memory does not grow with their number.
+
+def gaps(times: NDArray[np.float64], seconds: float) -> NDArray[np.float64]:
+    """The spans of a clip in which a stream has no step, in order of time.
 
     Args:
-        feature: Values [T, D] with times [T, 2] in seconds.
-        targets: [W, 2] in seconds.
+        times: [T, 2] in seconds from the clip's start, in any order.
+        seconds: The clip's duration.
+
+    Returns:
+        [G, 2] in seconds; what is no longer than a microsecond is rounding, and no gap.
+    """
+    rising = times[np.argsort(times[:, 0], kind="stable")]
+    ends = np.maximum.accumulate(np.concatenate([[0.0], rising[:, 1]]))
+    begins = np.minimum(np.concatenate([rising[:, 0], [seconds]]), seconds)
+    spans: NDArray[np.float64] = np.stack([ends, begins], axis=1)[begins - ends > EDGE_S]
+    return spans
+
+
+def pool(
+    feature: Feature, targets: NDArray[np.float64], how: How = "mean"
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """One value a target, of the steps that it overlaps.
+
+    - "mean": weighted by the overlap. A target within one step has that step's value, so a word
+      shorter than a step has one too. Steps are means over their span, so the overlap's share is
+      the exact mean of what was measured: two halves of a word average to the word, nothing jumps
+      when a word grows, and nothing is made up between steps.
+    - "max": the largest of each dimension.
+    - "first", "last": the step that begins first, or last.
+    - "linear": the mean; but a target shorter than the hop from one step's middle to the next, and
+      whose own middle lies between these two, has the value there of the line that joins them. A
+      smoother guess for streams of a low rate. No line leads over a gap.
+
+    A target without any step (the stream had ended, or not begun, or paused) is 0 and not valid. A
+    target without length lies in the step that contains it, a step without length in the target
+    that does.
+
+    Work grows with the number of overlaps, memory with the stream and the targets alone, and no
+    target's value depends, in any bit, on which others are pooled beside it.
+
+    Args:
+        feature: Values [T, D] with times [T, 2] in seconds; steps may overlap, in any order.
+        targets: [W, 2] in seconds, in any order.
+        how: See above.
 
     Returns:
         Values float32 [W, D] and valid bool [W].
     """
-    # A power of two that only the number of steps decides: a product's last bits may depend on how
-    # many rows it has, so the blocks must not follow from anything else.
-    rows = 1 << max(0, (WEIGHTS // max(1, len(feature.times))).bit_length() - 1)
-    steps = feature.values.astype(np.float64)
-    values = np.zeros((len(targets), steps.shape[1]), dtype=np.float32)
+    width = feature.values.shape[1]
+    most = max(1, HELD // max(1, width))
+    pooled = np.zeros((len(targets), width), dtype=np.float32)
     valid = np.zeros(len(targets), dtype=np.bool_)
-    for first in range(0, len(targets), rows):
-        block = slice(first, first + rows)
-        values[block], valid[block] = _pool(steps, feature.times, targets[block])
-    return values, valid
+    for touched in _touched(feature.times, targets, most):
+        pooled[touched.targets] = _one_each(feature.values, touched, how, most)
+        valid[touched.targets] = True
+    if how == "linear":
+        _join(feature, targets, pooled, valid, most)
+    return pooled, valid
 
 
-def _pool(
-    steps: NDArray[np.float64], times: NDArray[np.float64], targets: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    begin, end = times[:, 0], times[:, 1]
-    low, high = targets[:, :1], targets[:, 1:]
+@dataclass(frozen=True, slots=True)
+class _Touched:
+    """Targets and the steps that each of them overlaps.
+
+    Attributes:
+        targets: Rows of the targets [N], each with one step at least.
+        first: Where the steps of each target begin [N]; they lie one after the other.
+        steps: Rows of the steps [P], for each target in order of their begin.
+        weights: How much each overlaps [P], more than 0.
+    """
+
+    targets: NDArray[np.int64]
+    first: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def _touched(
+    times: NDArray[np.float64], targets: NDArray[np.float64], most: int
+) -> Iterator[_Touched]:
+    """The steps of all targets; some targets at a time with `most` steps, or one with more."""
+    order = np.argsort(times[:, 0], kind="stable")
+    begin, end = times[order].T
+    low, high = targets.T
+    # Steps may lie in each other, as the words of two speakers: none before the first whose latest
+    # end so far reaches the target can do so itself.
+    start = np.searchsorted(np.maximum.accumulate(end), low, side="left")
+    counts = np.maximum(0, np.searchsorted(begin, high, side="right") - start)
+    for block in _blocks(counts, most):
+        rows = np.repeat(np.arange(block.start, block.stop), counts[block])
+        along = np.arange(len(rows)) - np.repeat(np.cumsum(counts[block]), counts[block])
+        steps = np.repeat((start + counts)[block], counts[block]) + along
+        weights = _weights(low[rows], high[rows], begin[steps], end[steps], rows - block.start)
+        there = weights > 0
+        found, first = np.unique(rows[there], return_index=True)
+        if len(found):
+            yield _Touched(found, first, order[steps[there]], weights[there])
+
+
+def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    first = 0
+    while first < len(counts):
+        fits = int(np.searchsorted(sums, sums[first] + most, side="right")) - 1
+        stop = max(first + 1, fits)
+        yield slice(first, stop)
+        first = stop
+
+
+def _weights(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    begin: NDArray[np.float64],
+    end: NDArray[np.float64],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """How much each target overlaps each of its steps; all [P], `rows` tells the targets apart."""
     overlap = np.minimum(high, end) - np.maximum(low, begin)
-    weights = np.clip(overlap, 0.0, None)
+    real = overlap > ROUNDING * np.minimum(high - low, end - begin)
     # Where nothing overlaps: a target without length lies in the step that contains it, a step
     # without length in the target that does, and two of them in each other.
     inside = (low == high) & (begin <= low) & (low < end)
     points = (begin == end) & (low <= begin) & ((begin < high) | (begin == low))
-    alone = weights.sum(axis=1, keepdims=True) == 0
-    weights = np.where(alone, (inside | points).astype(np.float64), weights)
-    total = weights.sum(axis=1, keepdims=True)
-    valid = total[:, 0] > 0
-    # Divided before the sum: the shortest overlaps would lose their values in it.
-    means = weights / np.where(total > 0, total, 1.0) @ steps
-    return np.where(valid[:, np.newaxis], means, 0.0), valid
+    alone = np.bincount(rows, weights=real)[rows] == 0
+    weights: NDArray[np.float64] = np.where(
+        alone, (inside | points).astype(np.float64), np.where(real, overlap, 0.0)
+    )
+    return weights
+
+
+def _one_each(values: NDArray[Any], touched: _Touched, how: How, most: int) -> NDArray[Any]:
+    """The value of each target, [N, D]."""
+    match how:
+        case "first":
+            return _at(values, touched.steps[touched.first])
+        case "last":
+            last = np.append(touched.first[1:], len(touched.steps)) - 1
+            return _at(values, touched.steps[last])
+        case "max":
+            return _reduced(np.maximum, values, touched, np.ones(1), most)
+        case _:
+            totals = np.add.reduceat(touched.weights, touched.first)
+            counts = np.diff(np.append(touched.first, len(touched.steps)))
+            # Divided before the sum: the shortest overlaps would lose their values in it.
+            shares = touched.weights / np.repeat(totals, counts)
+            return _reduced(np.add, values, touched, shares, most)
+
+
+def _at(values: NDArray[Any], steps: NDArray[np.int64]) -> NDArray[Any]:
+    chosen: NDArray[Any] = values[steps]
+    return chosen
+
+
+def _reduced(
+    ufunc: np.ufunc,
+    values: NDArray[Any],
+    touched: _Touched,
+    factors: NDArray[np.float64],
+    most: int,
+) -> NDArray[np.float64]:
+    """Steps times their factors, reduced for each target: [N, D].
+
+    More than `most` steps are of one target alone, and taken in pieces.
+    """
+    factors = np.broadcast_to(factors, touched.steps.shape)
+    pieces = [
+        ufunc.reduceat(
+            values[touched.steps[at : at + most]] * factors[at : at + most, np.newaxis],
+            touched.first,
+            axis=0,
+        )
+        for at in range(0, len(touched.steps), most)
+    ]
+    reduced: NDArray[np.float64] = ufunc.reduce(pieces)
+    return reduced
+
+
+def _join(
+    feature: Feature,
+    targets: NDArray[np.float64],
+    pooled: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    most: int,
+) -> None:
+    """Give targets that are shorter than a hop their value on the line between two steps."""
+    middles = feature.times.mean(axis=1)
+    order = np.argsort(middles, kind="stable")
+    rising, wanted = middles[order], targets.mean(axis=1)
+    after = np.searchsorted(rising, wanted, side="right")
+    between = np.flatnonzero((after > 0) & (after < len(order)))
+    left, right = order[after[between] - 1], order[after[between]]
+    hop = middles[right] - middles[left]
+    apart = feature.times[right, 0] - feature.times[left, 1]
+    short = (np.diff(targets[between])[:, 0] < hop) & (apart <= ROUNDING * hop)
+    rows, left, right, hop = between[short], left[short], right[short], hop[short]
+    share = ((wanted[rows] - middles[left]) / hop)[:, np.newaxis]
+    for at in range(0, len(rows), most):
+        part = slice(at, at + most)
+        lower, upper = feature.values[left[part]], feature.values[right[part]]
+        pooled[rows[part]] = lower * (1.0 - share[part]) + upper * share[part]
+        valid[rows[part]] = True

@@ -199,7 +199,7 @@ def recipe_of(
     *,
     seed: int,
     model: Mapping[str, Scalar],
-    train: Mapping[str, Scalar],
+    train: Mapping[str, recipes.Setting],
 ) -> Recipe:
     """A named recipe with settings of the model and of the training replaced."""
     known = [each.name for each in fields(Recipe) if each.name not in _NOT_SET_HERE]

@@ -1,11 +1,14 @@
 """Pooling in time, against a loop that says what is meant."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurizers.align import cells, pool, word_times
+from featurizers import align
+from featurizers.align import HOWS, cells, gaps, parts, pool, word_times
 from featurizers.clip import Clip, Word
 from featurizers.spec import Feature
 
@@ -25,29 +28,46 @@ def regular(count, step=0.5, width=1):
     return Feature(values, np.stack([edges[:-1], edges[1:]], axis=1))
 
 
-def slow_pool(feature, targets):
+def slow_pool(feature, targets, how="mean"):
     """One target, one step at a time."""
-    rows, valid = [], []
-    for low, high in targets:
-        parts = []
-        for value, (begin, end) in zip(feature.values, feature.times, strict=True):
-            overlap = min(high, end) - max(low, begin)
-            if overlap > 0:
-                parts.append((overlap, value.astype(np.float64)))
-        if not parts:
-            parts = [
-                (1.0, value.astype(np.float64))
-                for value, (begin, end) in zip(feature.values, feature.times, strict=True)
-                if touches(low, high, begin, end)
-            ]
-        total = sum(weight for weight, _ in parts)
-        valid.append(bool(parts))
-        rows.append(
-            sum(weight * value for weight, value in parts) / total
-            if parts
-            else np.zeros(feature.values.shape[1])
-        )
-    return np.array(rows, dtype=np.float32), np.array(valid)
+    found = [slow_value(feature, low, high, how) for low, high in targets]
+    nothing = np.zeros(feature.values.shape[1])
+    rows = [nothing if value is None else value for value in found]
+    return np.array(rows, dtype=np.float32), np.array([value is not None for value in found])
+
+
+def slow_value(feature, low, high, how):
+    steps = list(zip(feature.times.tolist(), feature.values.astype(np.float64), strict=True))
+    if how == "linear" and (value := slow_line(steps, low, high)) is not None:
+        return value
+    steps.sort(key=lambda step: step[0][0])
+    touched = [(min(high, end) - max(low, begin), value) for (begin, end), value in steps]
+    touched = [(overlap, value) for overlap, value in touched if overlap > 0] or [
+        (1.0, value) for (begin, end), value in steps if touches(low, high, begin, end)
+    ]
+    values = [value for _, value in touched]
+    if not values:
+        return None
+    match how:
+        case "first":
+            return values[0]
+        case "last":
+            return values[-1]
+        case "max":
+            return np.max(values, axis=0)
+        case _:
+            return sum(w * value for w, value in touched) / sum(w for w, _ in touched)
+
+
+def slow_line(steps, low, high):
+    """The value at the target's middle, where it is shorter than the hop that it lies in."""
+    middle = (low + high) / 2
+    by_middle = sorted(steps, key=lambda step: sum(step[0]))
+    for ((begin, end), value), ((begin_2, end_2), value_2) in itertools.pairwise(by_middle):
+        here, there = (begin + end) / 2, (begin_2 + end_2) / 2
+        if here <= middle < there and high - low < there - here and begin_2 <= end:
+            return value + (value_2 - value) * (middle - here) / (there - here)
+    return None
 
 
 def touches(low, high, begin, end):
@@ -60,11 +80,11 @@ def touches(low, high, begin, end):
 
 
 @settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
-@given(SPANS, SPANS, st.integers(0, 5))
-def test_pooling_equals_the_slow_loop(times, targets, seed):
+@given(SPANS, SPANS, st.integers(0, 5), st.sampled_from(HOWS))
+def test_pooling_equals_the_slow_loop(times, targets, seed, how):
     feature = steps(times, seed)
-    values, valid = pool(feature, targets)
-    expected, expected_valid = slow_pool(feature, targets)
+    values, valid = pool(feature, targets, how)
+    expected, expected_valid = slow_pool(feature, targets, how)
     assert valid.tolist() == expected_valid.tolist()
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert values.dtype == np.float32
@@ -78,10 +98,11 @@ FREE = st.floats(0, 1e4, allow_subnormal=True)
 @given(
     st.lists(st.tuples(FREE, FREE).map(sorted), min_size=1, max_size=6),
     st.lists(st.tuples(FREE, FREE).map(sorted), min_size=1, max_size=6),
+    st.sampled_from(HOWS),
 )
-def test_pooling_is_never_nan_and_never_leaves_the_range_of_its_steps(times, targets):
+def test_pooling_is_never_nan_and_never_leaves_the_range_of_its_steps(times, targets, how):
     feature = steps(times)
-    values, valid = pool(feature, np.array(targets, dtype=np.float64))
+    values, valid = pool(feature, np.array(targets, dtype=np.float64), how)
     assert np.isfinite(values).all()
     assert (values[~valid] == 0).all()
     low, high = feature.values.min(axis=0), feature.values.max(axis=0)
@@ -129,25 +150,89 @@ def test_no_targets_and_no_steps_are_no_trouble():
     assert (values.tolist(), valid.tolist()) == ([[0.0, 0.0, 0.0]], [False])
 
 
-def test_a_long_stream_is_pooled_in_little_memory_and_to_the_same_values():
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
+@given(SPANS, SPANS, st.sampled_from(HOWS), st.integers(1, 9))
+def test_a_target_has_the_same_bits_whatever_is_pooled_beside_it(times, targets, how, most):
+    feature, held = steps(times), align.HELD
+    values, valid = pool(feature, targets, how)
+    alone = [pool(feature, target[np.newaxis], how) for target in targets]
+    assert values.tobytes() == b"".join(each.tobytes() for each, _ in alone)
+    assert valid.tolist() == [there[0] for _, there in alone]
+    try:  # held in pieces, the sum's last bits alone may differ
+        align.HELD = most
+        pieces, there = pool(feature, targets, how)
+    finally:
+        align.HELD = held
+    assert valid.tolist() == there.tolist()
+    np.testing.assert_allclose(values, pieces, atol=1e-6)
+
+
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
+@given(st.lists(GRID, min_size=3, max_size=3, unique=True).map(sorted), st.integers(0, 5))
+def test_the_parts_of_a_word_average_to_the_word(cuts, seed):
+    values = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)
+    feature = Feature(values, cells(3.0, 0.25))
+    low, middle, high = cuts
+    (one, other, whole), _ = pool(feature, np.array([[low, middle], [middle, high], [low, high]]))
+    together = (one * (middle - low) + other * (high - middle)) / (high - low)
+    np.testing.assert_allclose(together, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_times_that_differ_by_rounding_make_neighbours_and_no_overlap(how):
+    feature = Feature(regular(30).values, cells(3.0, 0.1))  # its third step begins after 0.3
+    assert feature.times[3, 0] > 0.3
+    values, valid = pool(feature, np.array([[0.3, 0.4], [2.9999999999, 4.0], [3.0, 4.0]]), how)
+    assert values[0].tolist() == [3.0]
+    assert valid.tolist() == [True, False, False]
+
+
+def test_the_largest_the_first_and_the_last_are_those_of_the_steps_that_a_word_overlaps():
+    feature = Feature(np.array([[1.0], [9.0], [2.0], [5.0]], np.float32), regular(4).times)
+    word = np.array([[0.4, 1.2]])
+    assert [pool(feature, word, how)[0].item() for how in ("max", "first", "last")] == [9, 1, 2]
+    turned = Feature(feature.values[::-1], feature.times[::-1])
+    assert [pool(turned, word, how)[0].item() for how in ("max", "first", "last")] == [9, 1, 2]
+
+
+def test_a_word_shorter_than_a_hop_lies_on_the_line_between_two_steps_but_over_no_gap():
+    stream = regular(3)  # middles 0.25, 0.75, 1.25
+    words = np.array([[0.4, 0.5], [0.5, 0.5], [0.0, 0.1], [1.4, 1.5], [0.0, 0.5]])
+    values, valid = pool(stream, words, "linear")
+    assert values[:, 0].tolist() == [pytest.approx(0.4), 0.5, 0.0, 2.0, 0.0]
+    assert valid.all()
+    torn = Feature(stream.values, stream.times + np.array([[0.0], [0.1], [0.2]]))
+    values, valid = pool(torn, np.array([[0.4, 0.5], [0.52, 0.58], [0.6, 0.7]]), "linear")
+    assert (values[:, 0].tolist(), valid.tolist()) == ([0.0, 0.0, 1.0], [True, False, True])
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_two_hours_are_pooled_to_twenty_thousand_words_in_little_memory(how):
     import tracemalloc
 
-    count, wanted = 300_000, 101
+    count, width = 720_000, 4
     times = np.arange(count + 1) / 100
-    values = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     feature = Feature(values, np.stack([times[:-1], times[1:]], axis=1))
-    ends = np.arange(1, wanted + 1) * 2900
-    targets = np.stack([times[ends - 37], times[ends]], axis=1)
+    ends = np.arange(1, 20_001) * 36
+    targets = np.stack([times[ends - 7], times[ends]], axis=1)
     tracemalloc.start()
-    found, valid = pool(feature, targets)
+    found, valid = pool(feature, targets, how)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert valid.all()
-    assert peak < 1.3 * wanted * count * 8  # one dense array, of the five that would be needed
-    expected = [values[end - 37 : end].astype(np.float64).mean(axis=0) for end in ends]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    again = [pool(feature, targets[first : first + 8])[0] for first in range(0, wanted, 8)]
-    assert found.tobytes() == np.concatenate(again).tobytes()
+    assert peak < 128 << 20  # dense weights would take 115 GB
+    under = values[ends[:, np.newaxis] + np.arange(-7, 0)].astype(np.float64)
+    expected = {"max": under.max(axis=1), "first": under[:, 0], "last": under[:, -1]}
+    np.testing.assert_allclose(found, expected.get(how, under.mean(axis=1)), atol=1e-6)
+
+
+def test_one_target_over_a_long_stream_is_pooled_in_pieces():
+    values = np.random.default_rng(0).normal(size=(70_000, 32)).astype(np.float32)
+    feature = Feature(values, cells(700.0, 0.01))
+    whole, _ = pool(feature, np.array([[0.0, 700.0]]))
+    np.testing.assert_allclose(whole[0], values.mean(axis=0, dtype=np.float64), atol=1e-6)
+    assert pool(feature, np.array([[0.0, 700.0]]), "max")[0][0].tolist() == values.max(0).tolist()
 
 
 @settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
@@ -164,6 +249,34 @@ def test_cells_cover_the_duration_and_no_cell_lies_beyond_it(seconds, cell_s):
 @pytest.mark.parametrize(("seconds", "count"), [(0.0, 1), (0.3, 3), (0.31, 4), (1.0, 10)])
 def test_rounding_makes_no_cell_too_many(seconds, count):
     assert len(cells(seconds, 0.1)) == count
+
+
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
+@given(st.floats(0, 1e4), st.integers(1, 300))
+def test_parts_are_as_many_as_were_asked_for_and_cover_the_duration(seconds, count):
+    found = parts(seconds, count)
+    assert (len(found), found[0, 0], found[-1, 1]) == (count, 0.0, seconds)
+    np.testing.assert_array_equal(found[1:, 0], found[:-1, 1])
+    np.testing.assert_allclose(np.diff(found, axis=1), seconds / count, atol=1e-9)
+
+
+@settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
+@given(SPANS, GRID)
+def test_gaps_and_steps_share_no_time_and_leave_none_out(times, seconds):
+    found = gaps(times, seconds)
+    assert found[:, 0].tolist() == sorted(found[:, 0].tolist())
+    ticks = (np.arange(int(seconds * 8)) + 0.5) / 8  # the middle of each eighth of a second
+    silent = [bool(((low < t) & (t < high)).any()) for t in ticks for low, high in [found.T]]
+    said = [bool(((begin < t) & (t < end)).any()) for t in ticks for begin, end in [times.T]]
+    assert silent == [not each for each in said]
+    assert (found >= 0).all()
+    assert (found <= seconds).all()
+
+
+def test_a_stream_without_steps_is_one_gap_and_rounding_is_none():
+    assert gaps(np.zeros((0, 2)), 2.0).tolist() == [[0.0, 2.0]]
+    assert gaps(cells(3.0, 0.1), 3.0).tolist() == []
+    assert gaps(np.array([[1.0, 2.0], [-1.0, 0.5]]), 2.0).tolist() == [[0.5, 1.0]]
 
 
 def clip(words):

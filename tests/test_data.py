@@ -298,3 +298,13 @@ def test_a_sample_has_the_words_as_its_time_base_and_cells_without_words():
     assert silent.valid["audio"] is None
     tables_only = replace(clip, words=(), seconds=0.0)
     assert to_sample(tables_only, features, Pooling(), same).values["audio"].shape == (4, 2)
+
+
+def test_the_recipe_chooses_the_time_base_and_how_steps_are_pooled_to_it():
+    clip = Clip(key="a", id="a", media="", media_digest="", seconds=2.0)
+    features, same = {"audio": feature(0, 2)}, Normaliser.identity({"audio": 2})
+    steps = features["audio"].values.clip(-LIMIT, LIMIT)  # half a second each
+    two = to_sample(clip, features, Pooling(kind="steps", steps=2, how="max"), same)
+    assert two.values["audio"].tolist() == [steps[:2].max(0).tolist(), steps[2:].max(0).tolist()]
+    whole = to_sample(clip, features, Pooling(kind="cells", cell_s=2.0, how="last"), same)
+    assert whole.values["audio"].tolist() == [steps[3].tolist()]

@@ -150,6 +150,7 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("train", {"epochs": True}, "epochs is True; wanted a whole number"),
         ("train", {"precision": "fp8"}, "precision is 'fp8'"),
         ("train", {"seeds": 0}, "train.seeds: "),
+        ("train", {"pooling": {"how": "sum"}}, "train: pooling.how is 'sum'"),
         ("train", {"seeds": "x"}, "train.seeds: "),
         ("train", {"seed": 3}, "unknown key 'train.seed' (did you mean 'seeds'?)"),
         ("train", {"name": "x"}, "unknown key 'train.name'"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.recipe import Recipe, Task
+from training.recipe import Pooling, Recipe, Task
 from training.recipes import NAMES, check, named
 
 SCORE = Task(kind="regression", label="score")
@@ -17,6 +17,12 @@ def test_every_name_gives_a_recipe_that_survives_json(name):
     recipe = named(name, SCORE, streams, {"hidden": 32}, epochs=3, zero=0)
     assert (recipe.name, recipe.epochs, recipe.model.settings["hidden"]) == (name, 3, 32)
     assert Recipe.from_json(recipe.to_json()).digest == recipe.digest
+
+
+def test_the_pooling_of_an_experiment_file_is_a_mapping():
+    recipe = named("mmlatch", SCORE, ["text"], pooling={"kind": "steps", "how": "max"})
+    assert recipe.pooling == Pooling(kind="steps", steps=50, how="max")
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 def test_the_loss_follows_the_task():
@@ -35,6 +41,15 @@ def test_the_loss_follows_the_task():
         ({"zero": 4}, "zero is 4; for this task it can be: 0, 1, 2, 3"),
         ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; for this task it can be: l1, mse"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"pooling": "cells"}, "pooling is 'cells'; wanted some of kind, cell_s, steps, how"),
+        ({"pooling": {"hwo": "max"}}, "pooling has no setting 'hwo'; the nearest is 'how'"),
+        ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, max, first, last, linear"),
+        ({"pooling": {"kind": "rate"}}, "pooling.kind is 'rate'.* words, cells, steps"),
+        ({"pooling": {"cell_s": 0}}, "pooling.cell_s is 0; wanted a number of at least 0.001"),
+        ({"pooling": {"cell_s": float("inf")}}, "pooling.cell_s is inf"),
+        ({"pooling": {"cell_s": "x"}}, "pooling.cell_s is 'x'"),
+        ({"pooling": {"steps": 0}}, "pooling.steps is 0; wanted a whole number of at least 1"),
+        ({"pooling": {"steps": 2.5}}, "pooling.steps is 2.5"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(overrides, message):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from featurizers import dataset, manifest
-from featurizers.align import cells, pool, word_times
+from featurizers.align import cells, parts, pool, word_times
 from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Root
@@ -188,7 +188,7 @@ def to_sample(
         clip: Gives the words or the duration.
         features: By stream, in the model's order; None where the clip lacks it (absent or
             quarantined).
-        pooling: The time base.
+        pooling: The time base, and how steps are pooled to it.
         normaliser: None only while the normaliser itself is being measured.
         target: A number, or the index of a class (int).
     """
@@ -199,7 +199,7 @@ def to_sample(
         values[name], valid[name] = None, None
         if feature is None:
             continue
-        pooled, there = pool(feature, base)
+        pooled, there = pool(feature, base, pooling.how)
         if there.any():
             scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
             scaled[~there] = 0.0
@@ -219,7 +219,10 @@ def _time_base(
         return word_times(clip)
     ends = [f.times[-1, 1] for f in features.values() if f is not None and len(f.times)]
     # A clip that only has a table of numbers has no media that know its duration.
-    return cells(clip.seconds or max(ends, default=0.0), pooling.cell_s)
+    seconds = clip.seconds or max(ends, default=0.0)
+    if pooling.kind == "steps":
+        return parts(seconds, pooling.steps)
+    return cells(seconds, pooling.cell_s)
 
 
 def target_of(clip: Clip, task: Task) -> float | int:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from featurizers.align import How
+
 Scalar: TypeAlias = str | int | float | bool
 
 LARGEST_MICRO = 64
@@ -27,15 +29,20 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pooling:
-    """The time base that training asks for.
+    """The time base that training asks for, and how a stream's steps become a value of it.
 
     "words": every stream is pooled to the clip's words; a clip without words is pooled to cells of
     `cell_s` seconds.
-    "cells": every stream is pooled to cells of `cell_s` seconds.
+    "cells": every stream is pooled to cells of `cell_s` seconds, which is a rate of 1 / cell_s.
+    "steps": every stream is pooled to `steps` equal parts of the clip.
+
+    `how` is that of `featurizers.align.pool`.
     """
 
-    kind: Literal["words", "cells"] = "words"
+    kind: Literal["words", "cells", "steps"] = "words"
     cell_s: float = 0.5
+    steps: int = 50
+    how: How = "mean"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

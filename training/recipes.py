@@ -1,13 +1,15 @@
 """Recipes by name: functions that give all settings of a run, fit for a few hundred clips."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TypeAlias
 
+from featurizers.align import HOWS
 from training.recipe import ModelSettings, Pooling, Recipe, Scalar, Task
 
-Setting: TypeAlias = Scalar | Pooling | None
+Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | None
 
 NAMES = ("mmlatch", "late_fusion", "unimodal")
 
@@ -26,7 +28,7 @@ def mmlatch(
         task: What is predicted.
         streams: In the model's order, text first where there is text.
         settings: The model's own settings.
-        **overrides: Other fields of `Recipe`.
+        **overrides: Other fields of `Recipe`; `pooling` may be a mapping of its fields.
     """
     return _recipe("mmlatch", task, streams, settings, overrides)
 
@@ -85,6 +87,7 @@ def check(recipe: Recipe) -> None:
         _check_number(recipe, "micro_batch", whole=True, least=1)
     if recipe.clip_norm is not None:
         _check_number(recipe, "clip_norm", whole=False, least=0)
+    _check_pooling(recipe.pooling)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     if recipe.task.kind == "classes":
@@ -117,19 +120,43 @@ def _recipe(
         kind=name, streams=tuple(streams), settings={"hidden": 64, **(settings or {})}
     )
     chosen = {**defaults, **overrides}
+    chosen["pooling"] = _pooling(chosen.get("pooling", Pooling()))
     # A mapping cannot be typed by field; `check` looks at each value.
     recipe = Recipe(name=name, model=model, task=task, **chosen)  # type: ignore[arg-type]
     check(recipe)
     return recipe
 
 
-def _check_number(recipe: Recipe, name: str, *, whole: bool, least: int) -> None:
-    value = getattr(recipe, name)
+def _pooling(given: Setting) -> Pooling:
+    if isinstance(given, Pooling):
+        return given
+    known = [each.name for each in fields(Pooling)]
+    settings = given if isinstance(given, Mapping) else {}
+    if not settings:
+        raise ValueError(f"pooling is {given!r}; wanted some of {', '.join(known)}, each a value")
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"pooling has no setting {setting!r}; {_nearest(setting, known)}")
+    # As above: `check` looks at each value.
+    return replace(Pooling(), **settings)  # type: ignore[arg-type]
+
+
+def _check_pooling(pooling: Pooling) -> None:
+    _check_choice("pooling.kind", pooling.kind, ("words", "cells", "steps"))
+    _check_choice("pooling.how", pooling.how, HOWS)
+    _check_number(pooling, "cell_s", whole=False, least=0.001, among="pooling.")
+    _check_number(pooling, "steps", whole=True, least=1, among="pooling.")
+
+
+def _check_number(
+    settings: Recipe | Pooling, name: str, *, whole: bool, least: float, among: str = ""
+) -> None:
+    value = getattr(settings, name)
     kinds = (int,) if whole else (int, float)
     # bool is an int in Python; "epochs: yes" in YAML is a mistake.
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{name} is {value!r}; wanted a {kind} of at least {least}")
+        raise ValueError(f"{among}{name} is {value!r}; wanted a {kind} of at least {least}")
 
 
 def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
