@@ -486,21 +486,22 @@ def _feed(packet: AvPacket, takers: dict[int, Taker]) -> Iterator[Event]:
     """
     from av.error import FFmpegError
 
-    mine = {index: taker for index, taker in takers.items() if taker.needs(packet)}
+    mine = [(index, taker) for index, taker in takers.items() if taker.needs(packet)]
     if not mine:
         return
-    for taker in mine.values():
+    for _, taker in mine:
         taker.hear(packet)
     try:
         frames = packet.decode()
     except FFmpegError as error:
         _reason(error)
-        for taker in mine.values():
+        for _, taker in mine:
             taker.fail(packet)
         return
     for frame in frames:
-        for index, taker in mine.items():
-            yield from ((index, chunk) for chunk in taker.take(frame))
+        for index, taker in mine:
+            for chunk in taker.take(frame):
+                yield index, chunk
 
 
 def _resampling(rate_hz: int) -> Resample:
@@ -514,7 +515,7 @@ def _resampling(rate_hz: int) -> Resample:
             pieces: Sequence[AvFrame] = resampler.resample(frame)
         except (FFmpegError, ValueError) as error:
             raise BadClipError("corrupt", f"audio: cannot be resampled: {_reason(error)}") from None
-        return [piece.to_ndarray().reshape(-1) for piece in pieces]
+        return [np.frombuffer(piece.planes[0], np.int16, piece.samples) for piece in pieces]
 
     return resample
 

@@ -93,6 +93,7 @@ class Taker(ABC):
         self._damaged = self._passed = self._late = 0
         self._waiting: tuple[float, AvFrame] | None = None
         self._last = self._due = -math.inf
+        self._far: float | None = None  # ticks; nothing before it can be too late
 
     def needs(self, packet: AvPacket) -> bool:
         """Whether a packet has to be decoded for it."""
@@ -106,8 +107,13 @@ class Taker(ABC):
             BadClipError: "too_long": a second one lies behind the limit; one may have a wrong time.
         """
         self.packets += bool(packet.size)
-        if self.span.seconds is None and packet.pts is not None:
-            time = seconds_of(packet.pts, packet.time_base) - self.span.offset
+        pts = packet.pts
+        if self.span.seconds is not None or pts is None:
+            return
+        if self._far is None:  # once: a time base is made anew each time it is asked for
+            self._far = (self.span.offset + self.limits.seconds) / packet.time_base - 1
+        if pts > self._far:
+            time = seconds_of(pts, packet.time_base) - self.span.offset
             self._late += time > self.limits.seconds
             if self._late > 1:
                 check_seconds(time, self.limits)
@@ -116,18 +122,18 @@ class Taker(ABC):
         """Take note that it could not be decoded."""
         self.bad += 1
 
-    def stamp(self, frame: AvFrame) -> int | None:
-        """The time stamp of a frame."""
-        pts: int | None = frame.pts
-        return pts
+    def stamp(self, frame: AvFrame) -> float | None:
+        """The time stamp of a frame, in seconds."""
+        time: float | None = frame.time
+        return time
 
     def take(self, frame: AvFrame) -> Iterator[Chunk]:
         """Take the next frame as it is decoded; it is used when the one after it is known."""
-        pts = self.stamp(frame)
-        if pts is None:
+        stamp = self.stamp(frame)
+        if stamp is None:
             self.untimed += 1
             return
-        time = seconds_of(pts, frame.time_base) - self.span.offset
+        time = stamp - self.span.offset
         self._damaged += time >= 0 and frame.is_corrupt
         before = self._waiting
         if before is not None and time < before[0]:
@@ -231,7 +237,7 @@ class Sound(Taker):
         """Whether a packet has to be decoded for it; not what lies long before the span."""
         if not super().needs(packet):
             return False
-        if packet.pts is None or not packet.size:
+        if self.span.sound_from == -math.inf or packet.pts is None or not packet.size:
             return True
         stop = packet.pts + (packet.duration or 0)
         return seconds_of(stop, packet.time_base) >= self.span.sound_from
@@ -319,7 +325,7 @@ class Sound(Taker):
             last = min(last, round(self.span.seconds * self.rate_hz) - begin)
         if last > first:
             self.given, self._given_to = True, begin + last
-            yield AudioChunk((begin + first) / self.rate_hz, samples[first:last].astype(np.int16))
+            yield AudioChunk((begin + first) / self.rate_hz, samples[first:last])
 
 
 class Pictures(Taker):
@@ -367,9 +373,11 @@ class Pictures(Taker):
             self._stamps.remove(packet.pts)
             heapq.heapify(self._stamps)
 
-    def stamp(self, frame: AvFrame) -> int | None:
+    def stamp(self, frame: AvFrame) -> float | None:
         """The time stamp of a picture: where they are out of order, the earliest of those left."""
-        return heapq.heappop(self._stamps) if self._stamps else super().stamp(frame)
+        if self._stamps:
+            return seconds_of(heapq.heappop(self._stamps), frame.time_base)
+        return super().stamp(frame)
 
     def _place(self, time: float, frame: AvFrame) -> Iterator[Chunk]:
         # Once more after the header: the size may change on the way.

@@ -1,5 +1,8 @@
 """Make pictures small, in whole numbers: the same bytes on every machine."""
 
+import functools
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,25 +28,48 @@ def box_mean(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Pixels of smaller pictures are repeated.
     """
     side = len(square)
-    edges = np.arange(size) * side // size
     if side < size:
+        edges = np.arange(size) * side // size
         return square[edges][:, edges]
+    boxes = _boxes(side, size)
+    sums = np.add.reduceat(_row_sums(square, boxes), boxes.edges, axis=1, dtype=np.uint32)
+    area = boxes.area if square.ndim == 2 else boxes.area[:, :, np.newaxis]
+    sums += area // 2
+    return (sums // area).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Boxes:
+    """Where the boxes of whole pixels lie, the same along rows and columns.
+
+    Attributes:
+        edges: The first pixel of each.
+        least: Pixels of the narrowest; no other has more than one more.
+        longer: Which have one more.
+        area: Pixels of each [size, size].
+    """
+
+    edges: NDArray[np.int64]
+    least: int
+    longer: NDArray[np.int64]
+    area: NDArray[np.uint32]
+
+
+@functools.lru_cache(maxsize=16)
+def _boxes(side: int, size: int) -> _Boxes:
+    edges = np.arange(size) * side // size
     counts = np.diff(edges, append=side)
-    sums = np.add.reduceat(_row_sums(square, edges, counts), edges, axis=1, dtype=np.uint32)
-    area = np.multiply.outer(counts, counts).astype(np.uint32)
-    if square.ndim == 3:
-        area = area[:, :, np.newaxis]
-    return ((sums + area // 2) // area).astype(np.uint8)
-
-
-def _row_sums(
-    square: NDArray[np.uint8], edges: NDArray[np.int64], counts: NDArray[np.int64]
-) -> NDArray[np.uint32]:
-    """np.add.reduceat(square, edges, axis=0), several times as fast: whole rows are added."""
     least = int(counts.min())
+    area = np.multiply.outer(counts, counts).astype(np.uint32)
+    return _Boxes(edges, least, np.flatnonzero(counts > least), area)
+
+
+def _row_sums(square: NDArray[np.uint8], boxes: _Boxes) -> NDArray[np.uint32]:
+    """np.add.reduceat(square, edges, axis=0), several times as fast: whole rows are added."""
+    edges = boxes.edges
     sums = square[edges].astype(np.uint32)
-    for below in range(1, least):
+    for below in range(1, boxes.least):
         sums += square[edges + below]
-    longer = np.flatnonzero(counts > least)  # by one row
-    sums[longer] += square[edges[longer] + least]
+    if len(boxes.longer):
+        sums[boxes.longer] += square[edges[boxes.longer] + boxes.least]
     return sums
