@@ -278,7 +278,7 @@ def _committing(root: Path, size: int) -> Callable[[], object]:
 
 
 def _opening(root: Path, size: int) -> Callable[[], object]:
-    return lambda: manifest.open_column(root, _spec().fingerprint)
+    return lambda: manifest.open_column(root, _spec().fingerprint).rows
 
 
 def of_manifest(folder: Path, count: int) -> dict[str, float]:
@@ -533,7 +533,7 @@ def _requests(folder: Path, clips: int) -> tuple[Counter[str], Counter[str]]:
         commit_all(experiment.root, specs, done.records, 0.0)
         with _counted(system) as of_opening:
             for spec in specs:
-                manifest.open_column(experiment.root, spec.fingerprint)
+                len(manifest.open_column(experiment.root, spec.fingerprint).rows)
         return of_job, of_opening
 
 

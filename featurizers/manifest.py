@@ -40,8 +40,6 @@ class Column:
         digest: sha256 of the manifest.
         plan: sha256 of the plan that it was made by.
         records: Its shards, in order.
-        rows: What became of each clip.
-        shards: The shard of each clip, by key.
     """
 
     store: Store
@@ -50,13 +48,26 @@ class Column:
     digest: str
     plan: str
     records: tuple[Record, ...]
-    rows: Mapping[str, Row]
-    shards: Mapping[str, int]
+    _found: tuple[dict[str, Row], dict[str, int]] | None = None
     _by_shard: dict[int, Record] = field(default_factory=dict)
     _files: OrderedDict[str, Opened] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self._by_shard.update((record.shard, record) for record in self.records)
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """What became of each clip. Read from all indexes when it is first asked for.
+
+        Raises:
+            CorruptShardError: An index is missing or not what was written.
+        """
+        return self._indexes()[0]
+
+    @property
+    def shards(self) -> Mapping[str, int]:
+        """The shard of each clip, by key. Raises as `rows`."""
+        return self._indexes()[1]
 
     def read(self, key: str) -> Feature | None:
         """A clip's feature; None when it is absent or quarantined.
@@ -90,6 +101,16 @@ class Column:
     def where(self, file: str = "") -> str:
         """The whole path or URL of one of its files, for messages."""
         return self.store.where(f"{self.folder}/{file}" if file else self.folder)
+
+    def _indexes(self) -> tuple[dict[str, Row], dict[str, int]]:
+        if self._found is None:
+            rows: dict[str, Row] = {}
+            shards: dict[str, int] = {}
+            for record in self.records:
+                for row in index_rows(self.store, self.folder, record):
+                    rows[row.key], shards[row.key] = row, record.shard
+            self._found = rows, shards
+        return self._found
 
     def _member(self, record: Record, row: Row, member: str) -> NDArray[Any]:
         content = self._bytes(record, row, member)
@@ -180,11 +201,12 @@ def committed(root: Root) -> list[str]:
 
 
 def open_column(root: Root, fingerprint: str) -> Column:
-    """Open the newest manifest of a column, checking every digest down to the indexes.
+    """Open the newest manifest of a column; its indexes are read when they are asked for.
 
     Raises:
         DatasetError: Nothing is committed under that name.
-        CorruptShardError: A manifest or index is not what was written, or a tar has another size.
+        CorruptShardError: The manifest is not what was written, or a tar or an index has another
+            size.
     """
     store, folder = store_at(root), column_folder(fingerprint)
     digest = committed_digest(root, fingerprint)
@@ -197,12 +219,9 @@ def open_column(root: Root, fingerprint: str) -> Column:
 
 def _opened(store: Store, folder: str, digest: str, sizes: Mapping[str, int]) -> Column:
     manifest = read_manifest(store, folder, digest)
-    rows: dict[str, Row] = {}
-    shards: dict[str, int] = {}
     for record in manifest.records:
-        _check_size(store, f"{folder}/{record.tar.file}", record.tar.size, sizes)
-        for row in index_rows(store, folder, record):
-            rows[row.key], shards[row.key] = row, record.shard
+        for part in (record.tar, record.index):
+            _check_size(store, f"{folder}/{part.file}", part.size, sizes)
     return Column(
         store=store,
         folder=folder,
@@ -210,8 +229,6 @@ def _opened(store: Store, folder: str, digest: str, sizes: Mapping[str, int]) ->
         digest=digest,
         plan=manifest.plan,
         records=manifest.records,
-        rows=rows,
-        shards=shards,
     )
 
 

@@ -27,7 +27,7 @@ from featurizers.manifest import (
     index_rows,
     read_manifest,
 )
-from featurizers.shards import Part, Record, Row, column_folder, column_of, record_at
+from featurizers.shards import Part, Record, column_folder, column_of, record_at
 from featurizers.store import Root, Store, sha256, store_at
 
 What: TypeAlias = Literal[
@@ -267,18 +267,17 @@ class _ColumnCheck:
             name = f"{self._folder}/{record.file}"
             if name not in self._sizes:
                 self._say("damaged", name, "is missing", self._keys(name))
-            rows = self._index(record)
-            self._tar(digest, manifest, record, rows)
+            self._index(record)
+            self._tar(digest, manifest, record)
 
-    def _index(self, record: Record) -> list[Row]:
+    def _index(self, record: Record) -> None:
         name = f"{self._folder}/{record.index.file}"
         try:
-            return index_rows(self._store, self._folder, record)
+            index_rows(self._store, self._folder, record)
         except (CorruptShardError, DatasetError):
             self._say("damaged", name, self._size_text(record.index), self._keys(name))
-            return []
 
-    def _tar(self, digest: str, manifest: Manifest, record: Record, rows: Sequence[Row]) -> None:
+    def _tar(self, digest: str, manifest: Manifest, record: Record) -> None:
         name = f"{self._folder}/{record.tar.file}"
         size = self._sizes.get(name)
         if size == record.tar.size and sha256(self._store, name, size) == record.tar.sha256:
@@ -290,12 +289,14 @@ class _ColumnCheck:
             digest=digest,
             plan=manifest.plan,
             records=(record,),
-            rows={row.key: row for row in rows},
-            shards={row.key: record.shard for row in rows},
         )
-        clips = column.damaged(record) if size is not None else sorted(column.rows)
+        clips: Sequence[str]
+        try:
+            clips = column.damaged(record) if size is not None else sorted(column.rows)
+            where = "" if clips else ", between the clips"
+        except CorruptShardError:  # its index, which was told of
+            clips, where = self._keys(name), ""
         column.close()
-        where = "" if clips else ", between the clips"
         self._say("damaged", name, self._size_text(record.tar) + where, clips)
 
     def _sizes_of(self, record: Record) -> None:

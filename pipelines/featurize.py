@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import overload
 
 from featurizers.clip import Clip
-from featurizers.dataset import LOGS, DatasetError, read_clips
+from featurizers.dataset import LOGS, Clips, DatasetError, read_clips
 from featurizers.manifest import Column, commit, committed_digest, open_column
 from featurizers.shards import Record, column_folder, job_id, read_record
 from featurizers.spec import FeatureSpec
@@ -35,11 +36,48 @@ class TooManyDroppedError(FailedError):
     """More clips are quarantined than max_dropped permits; records stay, no manifest is written."""
 
 
+class Jobs(Sequence[Job]):
+    """Jobs that are made when they are asked for: the clips of all of them are never held.
+
+    Args:
+        clips: All clips.
+        shards: The places in `clips` of each shard's clips, in the plan's order.
+        todo: A shard and the columns to be computed, for each job.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        shards: Mapping[int, Sequence[int]],
+        todo: Sequence[tuple[int, tuple[Part, ...]]],
+    ) -> None:
+        self._clips, self._shards, self._todo = clips, shards, todo
+
+    def __len__(self) -> int:
+        return len(self._todo)
+
+    @overload
+    def __getitem__(self, at: int) -> Job: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Jobs": ...
+    def __getitem__(self, at: int | slice) -> "Job | Jobs":
+        if isinstance(at, slice):
+            return Jobs(self._clips, self._shards, self._todo[at])
+        shard, parts = self._todo[at]
+        return Job(shard=shard, clips=_some(self._clips, self._shards[shard]), parts=parts)
+
+
+def _some(clips: Sequence[Clip], numbers: Sequence[int]) -> Sequence[Clip]:
+    if isinstance(clips, Clips):
+        return clips.some(numbers)
+    return tuple(clips[number] for number in numbers)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What is left to do for some columns, and the records of what is finished."""
 
-    todo: list[Job]
+    todo: Jobs
     finished: list[Record]
 
 
@@ -56,17 +94,18 @@ def jobs_of(
     root: Root, specs: Sequence[FeatureSpec], clips: Sequence[Clip], places: Sequence[Place]
 ) -> Work:
     """The same for clips and a plan that may not be written yet."""
-    by_key = {clip.key: clip for clip in clips}
-    shards = by_shard(places, by_key)
+    keys = clips.keys() if isinstance(clips, Clips) else [clip.key for clip in clips]
+    shards = by_shard(places, {key: number for number, key in enumerate(keys)})
     store = store_at(root)
     if sum(map(len, shards.values())) != len(clips) or not clips:
         raise DatasetError(
             f"{store.where()}: the plan has not all of {len(clips)} clips; ingest again"
         )
     sizes = {spec.digest: store.sizes(column_folder(spec.fingerprint)) for spec in specs}
-    todo: list[Job] = []
+    todo: list[tuple[int, tuple[Part, ...]]] = []
     finished: list[Record] = []
-    for shard, members in sorted(shards.items()):
+    for shard, numbers in sorted(shards.items()):
+        members = _some(clips, numbers)
         missing: list[Part] = []
         for spec in specs:
             job = job_id(spec, members)
@@ -76,18 +115,21 @@ def jobs_of(
                 missing.append(Part(spec=spec, job=job))
             else:
                 finished.append(record)
-        todo += [
-            Job(shard=shard, clips=tuple(members), parts=tuple(group))
-            for group in by_stream(missing)
-        ]
-    return Work(todo=todo, finished=finished)
+        todo += [(shard, tuple(group)) for group in by_stream(missing)]
+    # The long ones first: short ones at the end keep all workers busy until it comes.
+    todo.sort(key=lambda job: not any(_decodes(part) for part in job[1]))
+    return Work(todo=Jobs(clips, shards, todo), finished=finished)
 
 
 def by_stream(parts: Sequence[Part]) -> list[list[Part]]:
     """Columns that read the media share one decoding; others need none and stand alone."""
-    media = [part for part in parts if MEDIA & set(part.spec.reads)]
+    media = [part for part in parts if _decodes(part)]
     others = [[part] for part in parts if part not in media]
     return [group for group in (media, *others) if group]
+
+
+def _decodes(part: Part) -> bool:
+    return bool(MEDIA & set(part.spec.reads))
 
 
 def featurize(
@@ -95,6 +137,8 @@ def featurize(
     executor: Executor,
     done: Callable[[Done], None],
     told: Callable[[str], None] = lambda sentence: None,
+    *,
+    work: Work | None = None,
 ) -> dict[str, Column]:
     """Compute every column of an experiment that is not finished, and commit it.
 
@@ -103,6 +147,7 @@ def featurize(
         executor: Where jobs run.
         done: Told of each finished job, for a progress bar.
         told: Told in sentences how fast it was, and which stage held it up.
+        work: What `jobs` found just now for the experiment's specs; None to look.
 
     Returns:
         The committed columns by stream.
@@ -115,13 +160,19 @@ def featurize(
         StorageError: Something could not be written; run again to go on.
     """
     specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
-    unique = list({spec.digest: spec for spec in specs.values()}.values())
-    work = jobs(experiment.root, unique)
+    unique = specs_of(experiment)
+    work = work or jobs(experiment.root, unique)
     records = [*work.finished, *run_jobs(experiment, executor, work.todo, done, told)]
     commit_all(experiment.root, unique, records, experiment.max_dropped)
     return {
         stream: open_column(experiment.root, spec.fingerprint) for stream, spec in specs.items()
     }
+
+
+def specs_of(experiment: Experiment) -> list[FeatureSpec]:
+    """The specs of an experiment's columns, each once."""
+    specs = [each.spec for each in experiment.featurizers().values()]
+    return list({spec.digest: spec for spec in specs}.values())
 
 
 def run_jobs(
@@ -268,12 +319,8 @@ def _commit(root: Root, spec: FeatureSpec, plan: str, records: Sequence[Record])
 
 
 def _check_dropped(spec: FeatureSpec, records: Sequence[Record], permitted: float) -> None:
-    faults: Counter[str] = Counter()
-    total = 0
-    for record in records:
-        faults.update(record.faults)
-        total += sum(record.counts.values())
-    dropped = sum(faults.values())
+    states, faults = _counted(records)
+    dropped, total = faults.total(), states.total()
     if dropped > permitted * total:
         raise TooManyDroppedError(
             f"{spec.fingerprint}: {dropped} of {total} clips are quarantined {dict(faults)}, "
@@ -295,20 +342,30 @@ class Balance:
 
 
 def ledger(columns: Mapping[str, Column]) -> list[Balance]:
-    """The ledger of some columns."""
+    """The ledger of some columns, by their records."""
     lines: list[Balance] = []
     for stream, column in columns.items():
-        states = Counter(row.state for row in column.rows.values())
+        states, faults = _counted(column.records)
         lines.append(
             Balance(
                 stream=stream,
                 column=column.spec.fingerprint,
-                clips=len(column.rows),
+                clips=states.total(),
                 sample=states["sample"],
                 absent=states["absent"],
                 quarantined=states["quarantined"],
                 # Not a Counter: `dataclasses.asdict` makes tuples of its keys, which are no JSON.
-                faults=dict(Counter(row.fault for row in column.rows.values() if row.fault)),
+                faults=dict(faults),
             )
         )
     return lines
+
+
+def _counted(records: Iterable[Record]) -> tuple[Counter[str], Counter[str]]:
+    """Clips by state, and the quarantined ones by fault."""
+    states: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    for record in records:
+        states.update(record.counts)
+        faults.update(record.faults)
+    return states, faults

@@ -11,7 +11,7 @@ from featurizers.spec import FeatureSpec
 from featurizers.store import Root, store_at
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment
-from pipelines.featurize import jobs_of
+from pipelines.featurize import jobs_of, specs_of
 from pipelines.ingest import read_plan, survey
 from pipelines.logbook import read_logs
 from pipelines.plan import by_shard
@@ -102,7 +102,7 @@ def forecast(
         clips, places = found.clips, found.places
         changes = _changes(standing, clips)
     specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
-    work = jobs_of(root, list({s.digest: s for s in specs.values()}.values()), clips, places)
+    work = jobs_of(root, specs_of(experiment), clips, places)
     shards = by_shard(places, {clip.key: clip for clip in clips})
     columns = [_column(root, stream, spec, work.todo, shards) for stream, spec in specs.items()]
     seconds, basis = estimate(work.todo, read_logs(root), max(1, experiment.workers.featurize))

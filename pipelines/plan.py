@@ -6,9 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,9 +60,14 @@ def deal(places: Sequence[Place], clips: Sequence[Clip], room: Room) -> list[Pla
     return sorted([*places, *dealt])
 
 
-def by_shard(places: Sequence[Place], clips: Mapping[str, Clip]) -> dict[int, list[Clip]]:
-    """The clips of each shard in the plan's order, without those that left the table."""
-    shards: dict[int, list[Clip]] = defaultdict(list)
+def by_shard(places: Sequence[Place], clips: Mapping[str, T]) -> dict[int, list[T]]:
+    """The clips of each shard in the plan's order, without those that left the table.
+
+    Args:
+        places: The plan.
+        clips: Clips by key, or whatever stands for them.
+    """
+    shards: dict[int, list[T]] = defaultdict(list)
     for place in sorted(places):
         if place.key in clips:
             shards[place.shard].append(clips[place.key])

@@ -15,7 +15,7 @@ from featurizers.manifest import Column
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse, save
-from pipelines.featurize import featurize, jobs, ledger
+from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.score import row_of, score
@@ -65,12 +65,11 @@ def featurize_all(experiment: Experiment, show: Show) -> dict[str, Column]:
     """Compute and commit the columns, with a progress bar."""
     show.head("featurize")
     save(experiment)  # also where --set changed the columns: a report must know which are meant
-    specs = [each.spec for each in experiment.featurizers().values()]
-    todo = jobs(experiment.root, specs).todo
+    work = jobs(experiment.root, specs_of(experiment))
     speed: list[str] = []
-    with show.featurizing(sum(len(job.clips) for job in todo)) as done:
+    with show.featurizing(sum(len(job.clips) for job in work.todo)) as done:
         where = executor(experiment.workers.featurize)
-        columns = featurize(experiment, where, done, speed.append)
+        columns = featurize(experiment, where, done, speed.append, work=work)
     for sentence in speed or ["all columns are finished already"]:
         show.say(sentence)
     show.ledger(ledger(columns))

@@ -44,7 +44,7 @@ from featurizers.spec import FeatureSpec
 from featurizers.store import Root, Store, store_at
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, FailedError, InputError
-from pipelines.featurize import commit_all, jobs, run_jobs
+from pipelines.featurize import commit_all, jobs, run_jobs, specs_of
 from pipelines.ingest import read_plan, write_plan
 from pipelines.plan import by_shard, digest
 from pipelines.staging import Stage, clear
@@ -102,7 +102,7 @@ def retry(
             raise InputError(f"--reason {reason}: there is none; there are {', '.join(FAULTS)}")
     root = experiment.root
     specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
-    unique = list({spec.digest: spec for spec in specs.values()}.values())
+    unique = specs_of(experiment)
     work = jobs(root, unique)
     if work.todo:
         raise DatasetError(

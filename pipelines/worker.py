@@ -13,7 +13,7 @@ from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract_all
 from featurizers.intake import digest as file_digest
-from featurizers.manifest import Column, CorruptShardError, index_rows
+from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import FeatureSpec, Featurizer
@@ -56,7 +56,7 @@ class Job:
     """
 
     shard: int
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     parts: tuple[Part, ...]
     redo: frozenset[str] | None = None
 
@@ -247,21 +247,18 @@ def taken_from(store: Store, part: Part, job: Job) -> dict[str, Outcome]:
     record, redo = part.standing, job.redo
     if record is None or redo is None:
         return {}
-    folder = column_folder(part.spec.fingerprint)
-    try:
-        rows = {row.key: row for row in index_rows(store, folder, record)}
-    except CorruptShardError:
-        return {}
     column = Column(
         store=store,
-        folder=folder,
+        folder=column_folder(part.spec.fingerprint),
         spec=part.spec,
         digest="",
         plan="",
         records=(record,),
-        rows=rows,
-        shards=dict.fromkeys(rows, record.shard),
     )
+    try:
+        rows = column.rows
+    except CorruptShardError:
+        return {}
     taken: dict[str, Outcome] = {}
     for clip in job.clips:
         if clip.key in redo or clip.key not in rows:

@@ -37,7 +37,7 @@ def tables(tmp_path):
 
 
 def test_clips_and_plan_are_read_as_they_were_written(tables):
-    assert read_clips(tables) == [clip(number) for number in range(3)]
+    assert list(read_clips(tables)) == [clip(number) for number in range(3)]
     assert read_plan(tables) == [Place(0, number, f"c{number}", 0) for number in range(3)]
     assert verify(tables) == []
 

@@ -300,11 +300,31 @@ def test_a_tar_cut_between_two_members_is_found_when_it_is_opened(tmp_path, colu
     assert "were written: clips a2" in str(problem)
 
 
-def test_a_column_with_a_changed_index_is_not_opened(tmp_path, column):
+def test_a_column_with_a_changed_index_is_opened_but_gives_no_rows(tmp_path, column):
     path = column[0] / column[1][0].index.file
     flip(path, path.stat().st_size // 2)
+    opened = open_column(tmp_path, SPEC.fingerprint)
     with pytest.raises(CorruptShardError, match="is not what was written"):
+        opened.rows  # noqa: B018 - reading is what fails
+    with pytest.raises(CorruptShardError, match="is not what was written"):
+        opened.read("a0")
+
+
+@pytest.mark.parametrize("part", ["tar", "index"])
+def test_a_column_with_a_cut_file_is_not_opened(tmp_path, column, part):
+    path = column[0] / getattr(column[1][0], part).file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptShardError, match=r"bytes, \d+ were written"):
         open_column(tmp_path, SPEC.fingerprint)
+
+
+def test_verify_tells_of_a_tar_whose_index_is_damaged_too(tmp_path, column):
+    for part in (column[1][0].index, column[1][0].tar):
+        path = column[0] / part.file
+        flip(path, path.stat().st_size // 2)
+    found = {each.file.rsplit(".", 1)[1]: str(each) for each in verify(tmp_path)}
+    assert set(found) == {"parquet", "tar"}
+    assert "between the clips" not in found["tar"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{'digest'", b"\xff\xfe"])
