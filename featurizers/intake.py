@@ -8,9 +8,10 @@ from typing import Any
 
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.decoder import Decoder
+from featurizers.estimate import words_from_text
 from featurizers.opening import is_file
 from featurizers.store import read_input
-from featurizers.transcript import read_transcript, within, words_from_text
+from featurizers.transcript import read_transcript, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,63 +1,79 @@
 """Transcripts to one form: words with start and end."""
 
-import html
-import itertools
-import re
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
+from featurizers.captions import read_captions
 from featurizers.clip import BadClipError, Word
-from featurizers.store import read_input
+from featurizers.elan import read_elan
+from featurizers.labels import read_align, read_ctm, read_lab
+from featurizers.recognised import read_recognised
+from featurizers.textgrid import read_textgrid
+from featurizers.texts import Text, read_text
+from featurizers.tiers import Tier, words_of_tiers
 
-FORMATS = (".vtt", ".srt", ".txt")
-PACE_S = 0.4
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{3})"
-_TIMING = re.compile(rf"\s*{_TIME}[ \t]+-->[ \t]+{_TIME}")
-_INLINE = re.compile(f"<{_TIME}>")
-_TAGS = re.compile(r"<[^>]*>|\{[^}]*\}")
+_Reader: TypeAlias = Callable[[Text], Iterable[Word] | str]
+
+_TIERED: Mapping[str, Callable[[Text], Sequence[Tier]]] = {
+    ".textgrid": read_textgrid,
+    ".eaf": read_elan,
+}
+_PLAIN: Mapping[str, _Reader] = {
+    ".ctm": read_ctm,
+    ".align": read_align,
+    ".json": read_recognised,
+    ".lab": read_lab,
+    ".vtt": read_captions,
+    ".srt": read_captions,
+    ".txt": lambda text: text.body,
+}
+FORMATS = (*_TIERED, *_PLAIN)
+"""Suffixes in lower case, those that mostly tell more of times first."""
+
+MARKS = frozenset("-–—…♪♫.,:;!?¡¿\"'()[]«»„“”‘’_/|*~<>")  # noqa: RUF001 - as they are written
 
 
 def read_transcript(path: Path) -> tuple[Word, ...] | str:
-    """Words with times on the media's clock; the bare text of a .txt file, which has no times.
+    """Words with times on the media's clock, in order of their start; a bare text as it is.
 
-    WebVTT's inline times are used; words of a cue without them share it by their length, marked as
-    estimated.
+    What the suffix says: .textgrid (Praat, long and short), .eaf (ELAN), .ctm (NIST), .align
+    (GRID), .json (Whisper, WhisperX, transformers, whisper.cpp), .lab (HTK), .vtt and .srt
+    (captions), .txt (no times). Words that share measured times are marked as estimated, and so
+    are all whose times nobody measured. Labels of silence and marks that stand alone are no words.
+
+    Args:
+        path: The file. In a file with tiers the tier of words is found by the rules of
+            `tiers.words_of_tiers`, or named after the file and a "#": "a.TextGrid#ORT".
 
     Raises:
-        BadClipError: "bad_transcript", naming the file.
+        BadClipError: "bad_transcript", naming the file and, where it can, the line.
         StorageError: It cannot be read now.
     """
-    suffix = path.suffix.lower()
+    file, tier = file_and_tier(path)
+    suffix = file.suffix.lower()
     if suffix not in FORMATS:
         raise BadClipError(
-            "bad_transcript", f"{path.name}: wanted one of {', '.join(FORMATS)}, found {suffix!r}"
+            "bad_transcript", f"{file.name}: wanted one of {', '.join(FORMATS)}, found {suffix!r}"
         )
-    try:
-        text = read_input(path, path.read_bytes).decode("utf-8-sig")
-    except OSError as error:
-        raise BadClipError("bad_transcript", f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadClipError(
-            "bad_transcript", f"{path.name}: not UTF-8 at byte {error.start}"
-        ) from None
-    if suffix == ".txt":
-        return text
-    return tuple(_cues(path, text))
+    text = read_text(file)
+    if suffix in _TIERED:
+        return _in_order(text, words_of_tiers(text, _TIERED[suffix](text), tier))
+    found = _PLAIN[suffix](text)
+    return found if isinstance(found, str) else _in_order(text, found)
 
 
-def words_from_text(text: str, seconds: float, start: float = 0.0) -> tuple[Word, ...]:
-    """Words of a bare text, spread over a duration by their length; marked as estimated."""
-    spoken = text.split()
-    # Words without media still need an order in time: a usual pace of speech stands in.
-    seconds = seconds or PACE_S * len(spoken)
-    ends = list(itertools.accumulate(len(word) + 1 for word in spoken))
-    scale = seconds / ends[-1] if ends else 0.0
-    begins = [0, *ends][:-1]
-    return tuple(
-        Word(text=word, start=start + begin * scale, end=start + end * scale, estimated=True)
-        for word, begin, end in zip(spoken, begins, ends, strict=True)
-    )
+def file_and_tier(path: Path) -> tuple[Path, str | None]:
+    """The file of a transcript and, where "#NAME" follows one with tiers, the tier's name."""
+    whole = str(path)
+    for suffix in _TIERED:
+        at = whole.lower().rfind(f"{suffix}#")
+        if at >= 0 and not path.is_file():
+            end = at + len(suffix)
+            return Path(whole[:end]), whole[end + 1 :]
+    return path, None
 
 
 def within(words: Sequence[Word], start: float, end: float | None) -> tuple[Word, ...]:
@@ -70,42 +86,15 @@ def within(words: Sequence[Word], start: float, end: float | None) -> tuple[Word
     )
 
 
-def _cues(path: Path, text: str) -> Iterator[Word]:
-    """Words of all cues in order of time; blocks without times are headers, styles and notes."""
-    plain = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    cues: list[tuple[float, float, str]] = []
-    for block in re.split(r"\n(?:[ \t]*\n)+", plain):
-        lines = block.split("\n")
-        at = [number for number, line in enumerate(lines) if "-->" in line]
-        if not at:
-            continue
-        timing = _TIMING.match(lines[at[0]])
-        if timing is None or len(at) > 1:
-            raise BadClipError(
-                "bad_transcript",
-                f"{path.name}: {lines[at[-1]]!r}; wanted 'HH:MM:SS.mmm --> HH:MM:SS.mmm' "
-                f"after an empty line",
-            )
-        found = timing.groups()
-        cues.append((_seconds(found[:4]), _seconds(found[4:]), " ".join(lines[at[0] + 1 :])))
-    if plain and not cues and not plain.startswith("WEBVTT"):
-        raise BadClipError("bad_transcript", f"{path.name}: no cue with times was found")
-    for start, end, spoken in sorted(cues):
-        yield from _cue_words(spoken, start, end)
-
-
-def _seconds(time: Sequence[str | None]) -> float:
-    hours, minutes, seconds, thousandths = (int(part or 0) for part in time)
-    return (((hours * 60 + minutes) * 60 + seconds) * 1000 + thousandths) / 1000
-
-
-def _cue_words(text: str, start: float, end: float) -> Iterator[Word]:
-    pieces = _INLINE.split(text)
-    inline = zip(*(pieces[part::5] for part in range(1, 5)), strict=True)
-    times = [start, *(_seconds(time) for time in inline)]
-    times.append(end)
-    for piece, begin, stop in zip(pieces[0::5], times, times[1:], strict=False):
-        bare = html.unescape(_TAGS.sub("", piece))
-        words = words_from_text(bare, max(0.0, stop - begin), begin)
-        # A word alone between two times has the times of its piece; several must share them.
-        yield from (replace(word, estimated=len(words) > 1) for word in words)
+def _in_order(text: Text, words: Iterable[Word]) -> tuple[Word, ...]:
+    """What is said, in order of time, none of it before the media or shorter than nothing."""
+    said = [word for word in words if not MARKS.issuperset(word.text)]
+    for word in said:
+        if not math.isfinite(word.start + word.end):
+            raise text.bad(f"word {word.text[:40]!r} lies at {word.start} s to {word.end} s")
+    starts = [max(0.0, word.start) for word in said]
+    inside = [
+        replace(word, start=start, end=max(start, word.end))
+        for word, start in zip(said, starts, strict=True)
+    ]
+    return tuple(sorted(inside, key=lambda word: word.start))

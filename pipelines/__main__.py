@@ -354,7 +354,7 @@ def score_command(
     clips: Annotated[list[Path], typer.Argument(help="Media files.")],
     *,
     transcript: Annotated[
-        str | None, typer.Option(help="What is said: the words, or a .vtt, .srt or .txt file.")
+        str | None, typer.Option(help="What is said: the words, or a file of them.")
     ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
@@ -384,10 +384,15 @@ def score_command(
 
 def _transcript(text: str | None) -> str | None:
     """Words as they are; a file by its whole path, since another process will read it."""
-    if text is not None and text.endswith((".vtt", ".srt", ".txt")) and " " not in text:
-        if not Path(text).is_file():
-            raise InputError(f"--transcript {text}: there is no such file")
-        return str(Path(text).resolve())
+    from featurizers.transcript import FORMATS, file_and_tier
+
+    file, tier = (None, None) if text is None else file_and_tier(Path(text))
+    if file is None or file.suffix.lower() not in FORMATS:
+        return text
+    if file.is_file():
+        return str(file.resolve()) if tier is None else f"{file.resolve()}#{tier}"
+    if " " not in str(text):
+        raise InputError(f"--transcript {text}: there is no such file")
     return text
 
 

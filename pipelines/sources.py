@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from featurizers.clip import BadClipError, Clip, Fault, Label, key_of
 from featurizers.decoder import Decoder
 from featurizers.intake import RawClip, take_in
+from featurizers.transcript import file_and_tier
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError
 from pipelines.staging import Stage, inside
@@ -235,15 +236,21 @@ def _media(
 def _file(
     experiment: Experiment, roots: Sequence[str], row: RowDict, column: str, wrong: Wrong
 ) -> Path | None:
-    """The file that a cell names, which must be there; None for an empty cell."""
+    """The file that a cell names, which must be there; None for an empty cell.
+
+    A transcript's may name a tier after a "#".
+    """
     if column not in row:
         return None
-    file = _beside(experiment, str(row[column]), partial(wrong, column))
+    path, tier = _beside(experiment, str(row[column]), partial(wrong, column)), None
+    if column == "transcript_file":
+        path, tier = file_and_tier(path)
+    file = _beside(experiment, str(path), partial(wrong, column))  # what it is a link to
     if not inside(str(file), roots):
         raise wrong(column, f"{file} lies outside every media root")
     if not file.is_file():
         raise wrong(column, f"there is no file {file}")
-    return file
+    return file if tier is None else Path(f"{file}#{tier}")
 
 
 def _streams(row: RowDict, file_of: Callable[[str], Path | None]) -> dict[str, Path]:

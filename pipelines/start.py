@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -13,11 +13,13 @@ import yaml
 from featurizers.clip import BadClipError
 from featurizers.skeletal import read_numbers
 from featurizers.store import publish
+from featurizers.transcript import FORMATS, read_transcript
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
 
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
-TRANSCRIPTS = (".vtt", ".srt", ".txt")
+
+_LANGUAGE = re.compile(r"\.[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
 _FILE = """\
 # Written by `fuseline init`. Next: fuseline run {name}
@@ -106,7 +108,11 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     if table.exists():
         return init(table, label, to)
     names = [path.relative_to(folder) for path in media]
-    rows = [_row(folder, name, id_, label) for name, id_ in zip(names, _ids(names), strict=True)]
+    beside = _transcripts(folder)
+    rows = [
+        {"id": id_, "media": str(name), "transcript_file": _best(folder, beside, name), label: ""}
+        for name, id_ in zip(names, _ids(names), strict=True)
+    ]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -128,15 +134,36 @@ def _ids(names: Sequence[Path]) -> list[str]:
     return ids
 
 
-def _row(folder: Path, name: Path, id_: str, label: str) -> dict[str, str]:
-    beside = [name.with_suffix(suffix) for suffix in TRANSCRIPTS]
-    transcript = next((str(each) for each in beside if (folder / each).exists()), "")
-    return {
-        "id": id_,
-        "media": str(name),
-        "transcript_file": transcript,
-        label: "",
-    }
+def _transcripts(folder: Path) -> dict[Path, list[Path]]:
+    """The files that may be transcripts, by the name of their media without suffix."""
+    found: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in FORMATS and path.is_file():
+            name = path.relative_to(folder)
+            stem = name.with_suffix("")
+            # Downloaded captions are called after their language: talk.en.vtt, talk.pt-BR.vtt.
+            named = stem.with_suffix("") if _LANGUAGE.fullmatch(stem.suffix) else stem
+            for each in {stem, named}:
+                found.setdefault(each, []).append(name)
+    return found
+
+
+def _best(folder: Path, beside: Mapping[Path, Sequence[Path]], media: Path) -> str:
+    """The transcript of a media file that tells most of times; empty when there is none."""
+    named = beside.get(media.with_suffix(""), ())
+    own = [path for path in named if path.with_suffix("") == media.with_suffix("")]
+    # Of captions in several languages nobody knows which one is spoken.
+    some = own or (named if len(named) == 1 else ())
+    ranked = sorted(some, key=lambda path: FORMATS.index(path.suffix.lower()))
+    return next((str(path) for path in ranked if _is_transcript(folder / path)), "")
+
+
+def _is_transcript(path: Path) -> bool:
+    """Whether a file is what its suffix says, asked only of JSON, which may be anything."""
+    try:
+        return path.suffix.lower() != ".json" or bool(read_transcript(path))
+    except BadClipError:
+        return False
 
 
 def _scalar(text: str) -> str:

@@ -585,6 +585,22 @@ def test_init_of_a_folder_writes_a_table_and_then_the_file(tmp_path, called, ref
     assert called("ingest", to, "--set", "workers.featurize=0")[0] == 0
 
 
+def test_init_of_a_folder_finds_the_transcript_of_each_file_that_tells_most_of_times(
+    tmp_path, called
+):
+    names = ["a.mp4", "a.txt", "a.TextGrid", "b.mp4", "b.json", "b.srt", "c.mp4", "c.JSON"]
+    names += ["d.mp4", "d.en.vtt", "e.mp4", "e.en.vtt", "e.de.vtt", "f.mp4", "f.pt-BR.vtt", "f.lab"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "b.json").write_text('{"title": "about the film"}')
+    (tmp_path / "c.JSON").write_text('[{"text": "so", "start": 0, "end": 1}]')
+    assert called("init", tmp_path, "--label", "mood", "--to", tmp_path / "e.yaml")[0] == 0
+    lines = (tmp_path / "clips.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[2] for line in lines] == [
+        *("a.TextGrid", "b.srt", "c.JSON", "d.en.vtt", "", "f.lab")
+    ]
+
+
 def test_init_of_a_folder_gives_files_that_differ_in_their_suffix_ids_that_differ(tmp_path, called):
     names = ["a.mp4", "a.mpg", "a.mp4.mov", "b.mp4", "sub/a.mp4"]
     (tmp_path / "sub").mkdir()

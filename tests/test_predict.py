@@ -199,6 +199,19 @@ def test_words_may_be_given_as_they_are_and_empty_cells_are_left_out(world):
     assert (silent["state"], silent["missing"]) == ("scored", "text")
 
 
+def test_words_may_be_given_as_a_tier_of_a_file(world, tmp_path):
+    root, _, folder, _ = world
+    grid = 'File type = "ooTextFile"\nObject class = "TextGrid"\n0 1 <exists> 2\n'
+    grid += '"IntervalTier" "a" 0 1 1 0 1 "so"\n"IntervalTier" "b c" 0 1 2 0 0.5 "so" 0.5 1 "so"\n'
+    (tmp_path / "a.TextGrid").write_text(grid)
+    predictor = Predictor.load(folder)
+    for tier, count in {"": 2, "#a": 1, "#b c": 2}.items():
+        found = predictor.features(row(root, 2, transcript=f"{tmp_path}/a.TextGrid{tier}"))
+        assert len(found["text"].feature.values) == count
+    spoken = row(root, 2, transcript=f"{tmp_path}/b.TextGrid#a\0 or so")
+    assert len(predictor.features(spoken)["text"].feature.values) == 3
+
+
 def test_weights_that_explode_give_no_number_and_no_class(world):
     root, _, regression, classes = world
     for folder in (regression, classes):

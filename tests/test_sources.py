@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from featurizers.clip import Clip
+from featurizers.dataset import read_clips
 from featurizers.media import encode
 from featurizers.store import StorageError
 from pipelines.executors import InProcess
@@ -445,6 +446,37 @@ def test_an_ingest_of_which_nothing_is_left_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing is left: none of 2 media files can be read"):
         ingest(settings(tmp_path), InProcess(), lambda count: None)
     assert not (tmp_path / "dataset" / "clips.parquet").exists()
+
+
+GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+0 1 <exists> 2
+"IntervalTier" "words" 0 1 1 0 0.2 "so"
+"IntervalTier" "Ann #2" 0 1 1 0.2 0.4 "it"
+"""
+
+
+@pytest.mark.media
+def test_a_table_may_name_the_tier_of_a_transcript(tmp_path):
+    film(tmp_path / "a.mp4")
+    (tmp_path / "a.TextGrid").write_text(GRID)
+    lines = ["id,media,mood,transcript_file", "a,a.mp4,1,a.TextGrid", "b,a.mp4,2,a.TextGrid#Ann #2"]
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    ingest(settings(tmp_path), InProcess(), lambda count: None)
+    clips = read_clips(tmp_path / "dataset")
+    assert [[word.text for word in clip.words] for clip in clips] == [["so"], ["it"]]
+
+
+def test_a_link_out_of_the_media_roots_is_no_transcript_with_a_tier_or_without(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.mp4").touch()
+    (tmp_path / "secret.TextGrid").write_text(GRID)
+    (root / "a.TextGrid").symlink_to(tmp_path / "secret.TextGrid")
+    for cell in ("a.TextGrid", "a.TextGrid#words"):
+        (root / "clips.csv").write_text(f"id,media,mood,transcript_file\na,a.mp4,1,{cell}\n")
+        with pytest.raises(InputError, match=r"transcript_file: .*secret.* lies outside every"):
+            ask(settings(root), read_rows(root / "clips.csv"))
 
 
 @pytest.mark.media

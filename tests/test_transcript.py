@@ -1,9 +1,11 @@
 """Transcripts in the forms that people have become words with times."""
 
+from pathlib import Path
+
 import pytest
 
 from featurizers.clip import BadClipError, Word
-from featurizers.transcript import FORMATS, read_transcript, within, words_from_text
+from featurizers.transcript import FORMATS, file_and_tier, read_transcript, within
 
 
 def written(tmp_path, name, text):
@@ -114,9 +116,10 @@ def test_a_plain_text_has_no_times(tmp_path):
         ("a.srt", "1\n00:00:01 -> 2\nhello\n", "no cue with times"),
         ("a.srt", "1\n1.5 --> 2.5\nhello\n", "wanted 'HH:MM:SS.mmm"),
         ("a.srt", "0:01.000 --> 0:02.000\na\n0:02.000 --> 0:03.000\nb\n", "after an empty line"),
-        ("a.srt", b"\xff\xfe\x00", "not UTF-8 at byte 0"),
-        ("a.txt", b"ab\xe9", "not UTF-8 at byte 2"),
-        ("a.docx", b"PK", "wanted one of .vtt, .srt, .txt"),
+        ("a.srt", b"\xff\xfe\x00", "not utf-16 at byte 2; save it as UTF-8"),
+        ("a.txt", b"a\x00\x00\x00b\x00\n\x00", "line 1: holds NUL characters, so it is no text"),
+        ("a.docx", b"PK", "wanted one of .textgrid, .eaf, .ctm, .align, .json, .lab, .vtt, .srt"),
+        ("a.ctm", "a 1 0 1 so\na 1 1e400 1 it\n", "word 'it' lies at inf s to inf s"),
         ("a", b"", "wanted one of"),
     ],
 )
@@ -135,17 +138,6 @@ def test_a_missing_file_and_a_folder_are_bad_transcripts(tmp_path, suffix):
         with pytest.raises(BadClipError, match=name) as caught:
             read_transcript(tmp_path / f"{name}{suffix}")
         assert caught.value.fault == "bad_transcript"
-
-
-def test_bare_words_are_spread_by_their_length_and_marked():
-    words = words_from_text("a bcd", 3.0, start=1.0)
-    assert told(words) == [("a", 1.0, 2.0, True), ("bcd", 2.0, 4.0, True)]
-    assert words_from_text("  \n", 3.0) == ()
-
-
-def test_bare_words_without_a_duration_keep_an_order_in_time():
-    starts = [word.start for word in words_from_text("one two three", 0.0)]
-    assert starts == sorted(set(starts))
 
 
 def word(text, start, end):
@@ -169,3 +161,75 @@ def test_spans_side_by_side_share_no_word():
     parts = [within(words, start, start + 1.1) for start in (0.0, 1.1, 2.2, 3.3)]
     said = [one.text for part in parts for one in part]
     assert said == [str(i) for i in range(len(said))]
+
+
+NARROW = {
+    "cp1252": "Ça va, où êtes-vous allés hier? Je suis allé à la plage avec mon frère et ma sœur.",
+    "latin-1": "Hon är så trött på allt det där, säger han till mig, men vi åker ändå i kväll.",
+    "cp1250": "Zażółć gęślą jaźń, proszę. Dzisiaj jest bardzo ładna pogoda i pójdę na spacer.",
+    "cp1251": "Привет, как дела сегодня вечером? Мы с друзьями ходили в город.",  # noqa: RUF001 - as they are written
+    "koi8-r": "Привет, как дела сегодня вечером? Мы с друзьями ходили в город.",  # noqa: RUF001 - as they are written
+    "cp1253": "Καλημέρα, τι κάνεις σήμερα; Χθες το βράδυ πήγαμε στην πόλη με φίλους.",
+    "shift_jis": "こんにちは、今日はいい天気ですね。昨日の夜は友達と街へ行きました。",
+    "gb18030": "今天天气很好，我们去公园吧。昨天晚上我和朋友们一起去了城里。",  # noqa: RUF001 - as they are written
+    "utf-16-le": "no mark",
+    "utf-16-be": "nor here",
+    "utf-32": "the mark of it",
+}
+
+
+@pytest.mark.parametrize("encoding", NARROW)
+def test_character_sets_are_told_from_the_text(tmp_path, encoding):
+    text = NARROW[encoding]
+    assert read_transcript(written(tmp_path, "a.txt", text.encode(encoding))) == text
+    caption = f"1\n00:00:01,000 --> 00:00:02,000\n{text}\n".encode(encoding)
+    found = read_transcript(written(tmp_path, "a.srt", caption))
+    assert " ".join(word.text for word in found) == text
+
+
+@pytest.mark.parametrize("text", ["Café", "déjà vu", "I don’t “know”", "über"])  # noqa: RUF001 - as they are written
+def test_a_text_that_is_too_short_to_tell_is_taken_for_western(tmp_path, text):
+    assert read_transcript(written(tmp_path, "a.txt", text.encode("cp1252"))) == text
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(BadClipError, match=r"a\.json: 64 MiB; at most 64 are taken"):
+        read_transcript(path)
+
+
+def test_marks_that_stand_alone_are_no_words_but_signs_that_are_spoken_are(tmp_path):
+    text = "00:01.000 --> 00:02.000\n- Rock & roll … ♪\n\n00:02.000 --> 00:03.000\n--\n"
+    words = read_transcript(written(tmp_path, "a.vtt", text))
+    assert [word.text for word in words] == ["Rock", "&", "roll"]
+
+
+def test_words_come_in_order_and_none_lies_before_the_media_or_ends_before_it_begins(tmp_path):
+    lines = ["a 1 2.0 1.0 late", "a 2 -0.5 1.0 early", "a 1 1.0 -0.5 back"]
+    assert read(tmp_path, "a.ctm", "\n".join(lines)) == [
+        ("early", 0.0, 0.5, False),
+        ("back", 1.0, 1.0, False),
+        ("late", 2.0, 3.0, False),
+    ]
+
+
+GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+0 1 <exists> 2
+"IntervalTier" "words" 0 1 1 0 1 "so"
+"IntervalTier" "Ann/ORT #2" 0 1 1 0 1 "it"
+"""
+
+
+def test_a_tier_may_be_named_after_the_file(tmp_path):
+    path = written(tmp_path, "a.TextGrid", GRID)
+    assert [word.text for word in read_transcript(path)] == ["so"]
+    assert [word.text for word in read_transcript(Path(f"{path}#Ann/ORT #2"))] == ["it"]
+    assert file_and_tier(Path(f"{path}#words")) == (path, "words")
+    odd = written(tmp_path, "a.textgrid#words", "")
+    assert file_and_tier(odd) == (odd, None)
+    assert file_and_tier(tmp_path / "a.srt#words") == (tmp_path / "a.srt#words", None)
+    with pytest.raises(BadClipError, match=r"a\.TextGrid: there is no tier 'phones'; there are"):
+        read_transcript(Path(f"{path}#phones"))

@@ -26,7 +26,7 @@ from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract
 from featurizers.intake import RawClip, take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
-from featurizers.transcript import FORMATS
+from featurizers.transcript import FORMATS, file_and_tier
 from training.batch import Sample, collate
 from training.data import Normaliser, is_empty, to_sample
 from training.models import build
@@ -154,8 +154,8 @@ class Predictor:
 
         Args:
             rows: Each has `media` (a path on this machine) and, where wanted, `transcript` (the
-                words, or the path of a .vtt, .srt or .txt file), `start` and `end` in seconds,
-                `id`, and `stream:NAME` (a .npy or .csv file) with `stream:NAME:hz`.
+                words, or the path of a file that `read_transcript` takes), `start` and `end` in
+                seconds, `id`, and `stream:NAME` (a .npy or .csv file) with `stream:NAME:hz`.
 
         Returns:
             For each row, in order:
@@ -264,12 +264,14 @@ def _id_of(index: int, row: Mapping[str, Any]) -> str:
 
 def _transcript_file(text: object) -> Path | None:
     """The file, if the text is the name of one; words that merely end in .txt are words."""
-    if not isinstance(text, str) or not text.lower().endswith(FORMATS) or "\n" in text:
+    if not isinstance(text, str) or "\n" in text:
         return None
     try:
-        return Path(text) if Path(text).is_file() else None
-    except OSError:
-        return None  # longer than a path can be
+        file, _ = file_and_tier(Path(text))
+        there = file.suffix.lower() in FORMATS and file.is_file()
+    except (OSError, ValueError):
+        return None  # longer than a path can be, or with a character that none has
+    return Path(text) if there else None
 
 
 def _seconds(row: Mapping[str, Any], name: str) -> float | None:
