@@ -12,6 +12,10 @@ from featurizers.clip import BadClipError
 from featurizers.tiers import SILENCES
 from featurizers.transcript import FORMATS, MARKS, read_transcript
 
+# One folder serves all examples of a test: each writes its file anew.
+QUICK = settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SPOKEN = st.text(
     st.characters(categories=("Ll", "Lu", "Lo", "Nd"), include_characters="'-&\"<"), min_size=1
 ).filter(lambda text: not MARKS.issuperset(text) and text.lower() not in SILENCES)
@@ -166,7 +170,7 @@ def test_every_format_is_written_here():
 
 
 @pytest.mark.parametrize("write", WRITERS)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@QUICK
 @given(words=timed_words(), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
 def test_words_that_were_written_are_read(tmp_path, write, words, encoding):
     path = tmp_path / f"talk.{WRITERS[write]}"
@@ -179,7 +183,7 @@ def test_words_that_were_written_are_read(tmp_path, write, words, encoding):
         assert word.confidence == (0.5 if write in SURE else None)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@QUICK
 @given(words=timed_words(), form=st.sampled_from(["long_textgrid", "short_textgrid"]))
 def test_textgrids_that_praatio_writes_are_read(tmp_path, words, form):
     from praatio import textgrid
@@ -195,7 +199,7 @@ def test_textgrids_that_praatio_writes_are_read(tmp_path, words, form):
 
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@QUICK
 @given(words=timed_words())
 def test_captions_that_pysubs2_writes_are_read(tmp_path, words, form):
     import pysubs2
@@ -211,7 +215,7 @@ def test_captions_that_pysubs2_writes_are_read(tmp_path, words, form):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@QUICK
 @given(words=timed_words(), harm=st.data())
 def test_a_file_that_was_spoilt_is_read_or_refused_and_never_a_bug(tmp_path, write, words, harm):
     content = bytearray(write(words).encode(harm.draw(st.sampled_from(["utf-8", "utf-16"]))))
