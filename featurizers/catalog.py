@@ -3,19 +3,30 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import cast, get_args
 
 from featurizers.acoustic import LogMel
+from featurizers.image_encoder import ImageEncoder
 from featurizers.lexical import HashedWords
+from featurizers.pretrained import MissingWeightsError
 from featurizers.skeletal import Numbers
 from featurizers.spec import FeatureSpec, Featurizer, Scalar
+from featurizers.speech_encoder import SpeechEncoder
+from featurizers.text_encoder import TextEncoder
+from featurizers.video_encoder import VideoEncoder
 from featurizers.visual import FaceMotion
+from featurizers.word_vectors import WordVectors
 
 KINDS: Mapping[str, type[Featurizer]] = {
     "hashed-words": HashedWords,
     "logmel": LogMel,
     "face-motion": FaceMotion,
     "numbers": Numbers,
+    "speech-encoder": SpeechEncoder,
+    "text-encoder": TextEncoder,
+    "image-encoder": ImageEncoder,
+    "video-encoder": VideoEncoder,
+    "word-vectors": WordVectors,
 }
 NAMES = tuple(KINDS)
 
@@ -46,26 +57,48 @@ def build(name: str, /, **parameters: Scalar) -> Featurizer:
 
 
 def _check(name: str, parameter: str, value: Scalar, wanted: type) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    right = isinstance(value, str) if wanted is str else whole
-    if not right and not (wanted is float and isinstance(value, float)):
-        form = {int: "a whole number", str: "a text"}.get(wanted, "a number")
+    kinds = get_args(wanted) or (wanted,)
+    if not any(_is(value, kind) for kind in kinds):
+        forms = {int: "a whole number", str: "a text"}
+        form = " or ".join(forms.get(kind, "a number") for kind in kinds)
         raise ValueError(f"featurizer {name!r}: {parameter} is {value!r}; wanted {form}")
+
+
+def _is(value: Scalar, wanted: type) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if wanted is str:
+        return isinstance(value, str)
+    return whole or (wanted is float and isinstance(value, float))
 
 
 def from_spec(spec: FeatureSpec) -> Featurizer:
     """The featurizer that computes exactly this spec.
 
+    Weights are looked for where the spec was made, if it says so, and then by their digest.
+
     Raises:
-        ValueError: This version of the code computes another one under that name.
+        ValueError: This version of the code computes another one under that name, or its weights
+            are not to be had.
     """
-    featurizer = build(spec.name, **spec.parameters)
+    settings = dict(spec.parameters)
+    if place := places(spec.name):
+        settings["weights"] = spec.weights
+        settings |= {place: spec.source} if spec.source else {}
+    try:
+        featurizer = build(spec.name, **settings)
+    except MissingWeightsError as error:
+        raise MissingWeightsError(f"{spec.fingerprint} cannot be computed: {error}") from None
     if featurizer.spec.digest != spec.digest:
         raise ValueError(
             f"{spec.fingerprint} (version {spec.version}) cannot be computed: this code makes "
             f"{featurizer.spec.fingerprint} (version {featurizer.spec.version}); featurize anew"
         )
     return featurizer
+
+
+def places(name: str) -> str:
+    """The setting of this featurizer that says where its weights lie; empty when it has none."""
+    return str(getattr(kind(name), "weights_from", ""))
 
 
 def kind(name: str) -> type[Featurizer]:

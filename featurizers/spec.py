@@ -35,7 +35,10 @@ class FeatureSpec:
         parameters: The featurizer's settings, all of them, defaults included.
         rate_hz: Steps per second; None where steps are events, such as words.
         weights: sha256 of the pretrained weights; empty when there are none.
+        licence: Of the code and, where there are weights, of them.
         atol: None promises equal bits everywhere ("exact"); a number promises that much ("within").
+        source: Where weights of the user's own lay. No part of the identity, and never written: it
+            goes with a job to a worker, which looks there first.
     """
 
     name: str
@@ -49,6 +52,7 @@ class FeatureSpec:
     weights: str = ""
     licence: str = "Apache-2.0"
     atol: float | None = None
+    source: str = field(default="", compare=False)
 
     @property
     def width(self) -> int:
@@ -57,8 +61,14 @@ class FeatureSpec:
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 of the whole spec in hex."""
-        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+        """sha256 in hex of the whole spec; without the licence where weights are named by theirs.
+
+        A model card that is added to a checkpoint later changes no number.
+        """
+        plain = self.to_json()
+        if self.weights:
+            del plain["licence"]
+        return hashlib.sha256(canonical_json(plain)).hexdigest()
 
     @property
     def fingerprint(self) -> str:
@@ -66,8 +76,10 @@ class FeatureSpec:
         return f"{self.name}-{self.digest[:12]}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` gives the spec back."""
-        return asdict(self)
+        """Plain data; `from_json` gives the spec back, but for its source."""
+        plain = asdict(self)
+        del plain["source"]
+        return plain
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "FeatureSpec":

@@ -79,14 +79,16 @@ class Train(BaseModel):
 class Workers(Section):
     """How many processes.
 
-    `featurize` changes no number, nor does `memory_gb`: what a cluster sets aside for each worker
-    that decodes. `train` does: each rank draws its own dropout, and sums are taken
-    in another order. The clips of each global batch stay the same.
+    `featurize` changes no number, nor do `memory_gb`, what a cluster sets aside for each worker
+    that decodes, and `gpus`, what it gives of a GPU to each worker that has a pretrained encoder
+    (0: none, 1: a GPU, 0.5: half of one). `train` does: each rank draws its own dropout, and sums
+    are taken in another order. The clips of each global batch stay the same.
     """
 
     featurize: Annotated[int, Field(ge=0)] = 2
     train: Annotated[int, Field(ge=1)] = 2
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Register(Section):
@@ -163,7 +165,7 @@ class Experiment(Section):
             InputError: Unknown featurizer or setting.
         """
         return {
-            stream: _at(f"features.{stream}", catalog.build, each.featurizer, **_extra(each))
+            stream: _at(f"features.{stream}", _built, self.folder, each)
             for stream, each in self.features.items()
         }
 
@@ -297,6 +299,16 @@ def save(experiment: Experiment) -> None:
     plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder"})
     content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
     store_at(experiment.root).replace(RESOLVED, content)
+
+
+def _built(folder: Path, chosen: FeatureSettings) -> Featurizer:
+    """A featurizer; weights of the user's own are looked for from the file's folder."""
+    settings = _extra(chosen)
+    placed = catalog.places(chosen.featurizer)
+    given = settings.get(placed)
+    if isinstance(given, str) and not settings.get("revision") and (folder / given).exists():
+        settings[placed] = str(folder / given)
+    return catalog.build(chosen.featurizer, **settings)
 
 
 def _extra(section: BaseModel) -> dict[str, Any]:

@@ -6,26 +6,68 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featurizers.catalog import NAMES, build, from_spec
+from featurizers.catalog import NAMES, build, from_spec, places
 from featurizers.clip import Clip, Word
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
 from featurizers.media import encode
 from featurizers.spec import FeatureSpec, check_feature
+from tests import checkpoints
 from tests.media_maker import stairs, voice
 
+# Where weights are wanted, "@" stands for the folder of checkpoints that the tests make.
 OTHERS = {
     "hashed-words": {"dims": 16},
     "logmel": {"hop_ms": 20, "mels": 16},
     "face-motion": {"fps": 12.5},
     "numbers": {"stream": "hand", "dims": 2},
+    "speech-encoder": {"model": "@/speech", "layers": 2},
+    "text-encoder": {"model": "@/text", "unit": "pieces"},
+    "image-encoder": {"model": "@/image", "fps": 10.0},
+    "video-encoder": {"model": "@/video", "hop": 2},
+    "word-vectors": {"file": "@/other.txt"},
 }
-WANTED = {"numbers": {"stream": "pose", "dims": 3}}  # settings that have no default
+WANTED = {  # settings that have no default
+    "numbers": {"stream": "pose", "dims": 3},
+    "speech-encoder": {"model": "@/speech"},
+    "text-encoder": {"model": "@/text"},
+    "image-encoder": {"model": "@/image"},
+    "video-encoder": {"model": "@/video", "hop": 4},
+    "word-vectors": {"file": "@/words.txt"},
+}
+WEIGHED = {name for name, settings in WANTED.items() if "@" in str(settings)}
 BUILT = [(name, WANTED.get(name, {})) for name in NAMES] + list(OTHERS.items())
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def weights(tmp_path_factory):
+    """A folder with a checkpoint for each featurizer that wants one."""
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoints.speech(folder / "speech", "wav2vec2")
+    checkpoints.text(folder / "text", "bert")
+    checkpoints.image(folder / "image", "dinov2")
+    checkpoints.video(folder / "video")
+    (folder / "words.txt").write_text("so 1 2 3\nit 0.5 -1 2\n")
+    (folder / "other.txt").write_text("so 1 2\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(weights):
+    """Builds a featurizer; knows where the weights lie."""
+
+    def make(name, **settings):
+        there = {
+            setting: value.replace("@", str(weights)) if isinstance(value, str) else value
+            for setting, value in settings.items()
+        }
+        return build(name, **there)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, built):
     """What every featurizer makes of one generated clip."""
     folder = tmp_path_factory.mktemp("clip")
     path = folder / "a.mp4"
@@ -43,7 +85,7 @@ def outcomes(tmp_path_factory):
         streams={name: str(folder / f"{name}.npy") for name in ("pose", "hand")},
         stream_rates={"pose": 10.0, "hand": 10.0},
     )
-    featurizers = [build(name, **settings) for name, settings in BUILT]
+    featurizers = [built(name, **settings) for name, settings in BUILT]
     with Decoder() as decoder:
         return list(zip(featurizers, extract(clip, path, featurizers, decoder), strict=True))
 
@@ -70,29 +112,33 @@ def test_what_comes_out_is_what_the_spec_declares(outcomes, number):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_has_a_spec_of_that_name_with_all_its_settings(name):
-    spec = build(name, **WANTED.get(name, {})).spec
+def test_a_name_has_a_spec_of_that_name_with_all_its_settings(built, name):
+    spec = built(name, **WANTED.get(name, {})).spec
     assert spec.name == name
-    assert spec.atol is None
-    assert spec.weights == ""
-    assert set(OTHERS[name]) <= set(spec.parameters)
+    assert (spec.atol is None) == (name not in WEIGHED - {"word-vectors"})
+    assert len(spec.weights) == (64 if name in WEIGHED else 0)
+    assert set(OTHERS[name]) - {places(name)} <= set(spec.parameters)
     assert len({dim.name for dim in spec.dims}) == spec.width
     assert re.fullmatch(rf"{name}-[0-9a-f]{{12}}", spec.fingerprint)
 
 
 @pytest.mark.parametrize(("name", "settings"), BUILT)
-def test_a_spec_builds_the_featurizer_that_it_came_from(name, settings):
-    spec = build(name, **settings).spec
+def test_a_spec_builds_the_featurizer_that_it_came_from(
+    built, weights, monkeypatch, name, settings
+):
+    monkeypatch.setenv("FUSELINE_WEIGHTS", str(weights))
+    spec = built(name, **settings).spec
     again = from_spec(FeatureSpec.from_json(spec.to_json()))
     assert again.spec == spec
     assert again.spec.digest == spec.digest
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_setting_changes_the_fingerprint_and_its_default_does_not(name):
-    default = build(name, **WANTED.get(name, {})).spec
-    assert build(name, **OTHERS[name]).spec.fingerprint != default.fingerprint
-    assert build(name, **default.parameters).spec.fingerprint == default.fingerprint
+def test_a_setting_changes_the_fingerprint_and_its_default_does_not(built, name):
+    default = built(name, **WANTED.get(name, {})).spec
+    assert built(name, **OTHERS[name]).spec.fingerprint != default.fingerprint
+    given = {**WANTED.get(name, {}), **default.parameters}
+    assert built(name, **given).spec.fingerprint == default.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -153,6 +199,7 @@ def test_no_word_of_our_own_code_is_taken_for_a_setting(setting):
         ("hashed-words", {"dims": [64]}, r"dims is \[64\]; wanted a whole number"),
         ("face-motion", {"fps": "5"}, "fps is '5'; wanted a number"),
         ("face-motion", {"fps": False}, "fps is False; wanted a number"),
+        ("speech-encoder", {"layers": 1.5}, "layers is 1.5; wanted a text or a whole number"),
     ],
 )
 def test_a_setting_of_the_wrong_kind_is_refused(name, settings, wanted):

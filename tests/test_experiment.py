@@ -9,6 +9,7 @@ import yaml
 from featurizers import catalog
 from pipelines.experiment import InputError, load, save
 from pipelines.sources import ask, read_rows
+from tests import checkpoints
 from tracking.gate import Rule
 from training.recipe import Task
 
@@ -194,7 +195,19 @@ def test_a_wrong_setting_is_told_with_its_place_and_the_nearest_known(tmp_path, 
 
 
 def test_every_featurizer_of_the_catalog_can_be_named(tmp_path):
-    needed = {"numbers": {"stream": "pose", "dims": 8}}
+    checkpoints.speech(tmp_path / "weights" / "speech", "wav2vec2")
+    checkpoints.text(tmp_path / "weights" / "text", "bert")
+    checkpoints.image(tmp_path / "weights" / "image", "vit")
+    checkpoints.video(tmp_path / "weights" / "video")
+    (tmp_path / "words.txt").write_text("so 1 2 3\n")
+    needed = {
+        "numbers": {"stream": "pose", "dims": 8},
+        "speech-encoder": {"model": "weights/speech"},
+        "text-encoder": {"model": "weights/text"},
+        "image-encoder": {"model": "weights/image"},
+        "video-encoder": {"model": "weights/video", "hop": 4},
+        "word-vectors": {"file": "words.txt"},
+    }
     for name in catalog.NAMES:
         some = {"featurizer": name, **needed.get(name, {})}
         features = {"some": some, "other": {"featurizer": "logmel"}}
