@@ -89,6 +89,7 @@ def register_model(
     uri: str,
     name: str,
     stage: Stage | None = None,
+    weights: Sequence[str] = (),
 ) -> Registered:
     """Log a trained run as a model, hold it against the shards, and register it.
 
@@ -100,6 +101,7 @@ def register_model(
         uri: The tracking server.
         name: The registered model's name.
         stage: Where remote clips are fetched to; where not given, local clips alone are compared.
+        weights: Where the weights of encoders lie that are not of the hub.
 
     Raises:
         StorageError: A remote clip cannot be fetched.
@@ -109,7 +111,7 @@ def register_model(
     model_uri = _logged(trained, run)
     used = {stream: columns[stream] for stream in trained.plan.recipe.model.streams}
     some = _some(asked, clips, used, remote=stage is not None)
-    differences, compared = _compare(uri, model_uri, some, used, stage)
+    differences, compared = _compare(uri, model_uri, some, used, stage, weights=weights)
     if differences:
         raise ParityError(
             f"{model_uri} is not registered: features of raw clips differ from the shards: "
@@ -131,7 +133,7 @@ def _logged(trained: Trained, run: MlflowRun) -> str:
     file = trained.plan.folder / "model.json"
     if file.is_file():
         return str(json.loads(file.read_bytes())["model_uri"])
-    installed = versions(REQUIREMENTS)
+    installed = versions([*REQUIREMENTS, *_encoders(trained)])
     model_uri = log_model(
         run,
         trained.predictor,
@@ -144,6 +146,12 @@ def _logged(trained: Trained, run: MlflowRun) -> str:
     )
     publish(file, canonical_json({"model_uri": model_uri}))
     return model_uri
+
+
+def _encoders(trained: Trained) -> list[str]:
+    """What reads the weights of the model's features, where they have any."""
+    about = json.loads((trained.predictor / "predictor.json").read_bytes())
+    return ["transformers"] if any(spec["weights"] for _, spec in about["specs"]) else []
 
 
 def _stream_inputs(trained: Trained) -> list[tuple[str, str, bool]]:
@@ -198,17 +206,19 @@ def _compare(
     some: Sequence[Asked],
     columns: Mapping[str, Column],
     stage: Stage | None,
+    *,
+    weights: Sequence[str],
 ) -> tuple[list[str], int]:
     """What differs from the shards, and how many clips were compared."""
     local = [each for each in some if not _is_remote(each)]
-    differences = parity(uri, model_uri, local, columns) if local else []
+    differences = parity(uri, model_uri, local, columns, weights) if local else []
     compared = len(local)
     for each in some:
         path = stage.local(each.raw.media) if stage and _is_remote(each) else None
         if path is not None:
             # One at a time: the stage keeps the copy that was asked for last.
             here = replace(each, raw=replace(each.raw, media=str(path)))
-            differences += parity(uri, model_uri, [here], columns)
+            differences += parity(uri, model_uri, [here], columns, weights)
             compared += 1
     return differences, compared
 

@@ -174,6 +174,7 @@ def register_best(
         uri=store_uri(experiment),
         name=experiment.register_.name,
         stage=stage_of(experiment),
+        weights=sorted({each.spec.source for each in experiment.featurizers().values()} - {""}),
     )
     show.say(
         f"{registered.name} version {registered.version} ({best.plan.name}): {registered.checked}"

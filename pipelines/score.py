@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featurizers.manifest import Column
+from featurizers.pretrained import FOLDERS
 from featurizers.spec import Feature
 from pipelines.experiment import FailedError, InputError
 from pipelines.sources import Asked
@@ -76,16 +77,31 @@ def score(uri: str, model: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[
 
 
 def parity(
-    uri: str, model: str, clips: Sequence[Asked], columns: Mapping[str, Column]
+    uri: str,
+    model: str,
+    clips: Sequence[Asked],
+    columns: Mapping[str, Column],
+    weights: Sequence[str] = (),
 ) -> list[str]:
     """Compute features of raw clips through a model, and hold them against the shards.
+
+    Args:
+        uri: The tracking server.
+        model: As `score` takes it.
+        clips: The raw clips.
+        columns: The columns that the model was trained on, by stream.
+        weights: Where encoders' weights lie: a model names them by their digests alone.
 
     Returns:
         What differs, a line for each clip and stream; empty when each spec's promise is kept.
     """
     rows = [row_of(each) for each in clips]
     with tempfile.TemporaryDirectory() as scratch:
-        states = _ask(Path(scratch), {"do": "features", "uri": uri, "model": model, "rows": rows})
+        states = _ask(
+            Path(scratch),
+            {"do": "features", "uri": uri, "model": model, "rows": rows},
+            weights,
+        )
         return [
             f"clip {clips[number].raw.id}, stream {stream}: {difference}"
             for number, found in enumerate(states)
@@ -134,10 +150,16 @@ def _difference(column: Column, stored: Feature | None, computed: Feature | None
     return "" if gap <= atol else f"differs by {gap:g}, promised is {atol:g}"
 
 
-def _ask(scratch: Path, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+def listing(weights: Sequence[str]) -> dict[str, str]:
+    """What tells a process where weights lie, beside the places that it is told of anyway."""
+    listed = [*weights, *filter(None, [os.environ.get(FOLDERS)])]
+    return {FOLDERS: os.pathsep.join(listed)} if listed else {}
+
+
+def _ask(scratch: Path, request: Mapping[str, Any], weights: Sequence[str] = ()) -> Any:  # noqa: ANN401 - any JSON
     question, answer = scratch / "question.json", scratch / "answer.json"
     question.write_text(json.dumps(request))
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"} | listing(weights)
     # -P keeps the current folder, and a training/ that may lie there, off the path.
     result = subprocess.run(  # noqa: S603 - our own program text, no shell
         [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(question), str(answer)],

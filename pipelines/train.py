@@ -363,7 +363,7 @@ def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
     from training.data import load
     from training.evaluate import predictions
     from training.loop import fit
-    from training.predict import Predictor
+    from training.predict import Predictor, load_model
 
     data = load(plan.root, plan.columns, plan.recipe)
 
@@ -383,7 +383,7 @@ def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
         fallback=data.fallback,
         weights=outcome.weights,
     )
-    model = Predictor.load(plan.folder / "predictor").model
+    model = load_model(plan.folder / "predictor")
     finished = {
         "best_epoch": outcome.best_epoch,
         "history": list(outcome.history),

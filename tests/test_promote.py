@@ -167,16 +167,19 @@ def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(
         promote,
         "parity",
-        lambda _uri, _model, some, _columns: compared.append([e.raw.media for e in some]) or [],
+        lambda _uri, _model, some, _columns, weights: (
+            compared.append([*weights, *(each.raw.media for each in some)]) or []
+        ),
     )
     (tmp_path / "far.mp4").write_text("film")
     far, gone = f"file://{tmp_path}/far.mp4", f"file://{tmp_path}/gone.mp4"
     stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
     some = [asked("a", "/a.mp4"), asked("b", far), asked("c", gone)]
-    assert promote._compare("uri", "model", some, {}, stage) == ([], 2)
-    assert compared[0] == ["/a.mp4"]
-    assert Path(compared[1][0]).parent == tmp_path / "cache"
-    assert promote._compare("uri", "model", some[2:], {}, stage) == ([], 0)
+    assert promote._compare("uri", "model", some, {}, stage, weights=["/w"]) == ([], 2)
+    assert compared[0] == ["/w", "/a.mp4"]
+    assert compared[1][0] == "/w"
+    assert Path(compared[1][1]).parent == tmp_path / "cache"
+    assert promote._compare("uri", "model", some[2:], {}, stage, weights=[]) == ([], 0)
 
 
 def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
@@ -189,7 +192,7 @@ def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, nam
 
 
 def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
-    monkeypatch.setattr(score, "_ask", lambda _scratch, _request: [{"text": "absent"}])
+    monkeypatch.setattr(score, "_ask", lambda *_asked: [{"text": "absent"}])
     columns = {"text": Column(a="absent"), "audio": Column(a="sample"), "video": Column(a="absent")}
     found = score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], columns)
     assert found == [

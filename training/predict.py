@@ -50,6 +50,31 @@ def outputs(
     return np.concatenate(parts)
 
 
+def load_model(folder: Path) -> nn.Module:
+    """A predictor's model alone, in evaluation mode: it needs no weights of its features' encoders.
+
+    Raises:
+        ValueError: It was written in another format.
+    """
+    about = _about(folder)
+    recipe = Recipe.from_json(about["recipe"])
+    widths = {name: spec.width for name, spec in _specs(about).items()}
+    model = build(recipe.model, widths, recipe.task.outputs)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval()
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((folder / "predictor.json").read_bytes())
+    if about["format"] != FORMAT:
+        raise ValueError(f"{folder}: predictor format {about['format']}, this code reads {FORMAT}")
+    return about
+
+
+def _specs(about: Mapping[str, Any]) -> dict[str, FeatureSpec]:
+    return {name: FeatureSpec.from_json(plain) for name, plain in about["specs"]}
+
+
 def decide(task: Task, outputs_NK: NDArray[np.float32]) -> NDArray[np.float64]:
     """Predictions [N] from outputs [N, K]: the number, or the index of the likeliest class.
 
@@ -116,24 +141,17 @@ class Predictor:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: It was written in another format, or this code computes other features.
+            ValueError: It was written in another format, this code computes other features, or
+                the weights of an encoder are not to be had.
         """
-        about = json.loads((folder / "predictor.json").read_bytes())
-        if about["format"] != FORMAT:
-            raise ValueError(
-                f"{folder}: predictor format {about['format']}, this code reads {FORMAT}"
-            )
-        recipe = Recipe.from_json(about["recipe"])
-        specs = {name: FeatureSpec.from_json(plain) for name, plain in about["specs"]}
-        widths = {name: spec.width for name, spec in specs.items()}
-        model = build(recipe.model, widths, recipe.task.outputs)
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        about = _about(folder)
+        specs = _specs(about)
         return Predictor(
-            recipe=recipe,
+            recipe=Recipe.from_json(about["recipe"]),
             specs=specs,
             normaliser=Normaliser.load(folder / "normaliser.safetensors"),
             fallback=about["fallback"],
-            model=model.eval(),
+            model=load_model(folder),
             featurizers={name: catalog.from_spec(spec) for name, spec in specs.items()},
         )
 
