@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from featurizers import acoustic
-from featurizers.acoustic import LogMel, mel_filters
+from featurizers.acoustic import LogMel
 from featurizers.clip import BadClipError, Clip
+from featurizers.sound import WINDOW, mel_filters, to_hz, to_mel
 from featurizers.spec import AudioChunk, VideoChunk
 from tests.media_maker import tone, voice
 
@@ -47,7 +47,7 @@ def middle(feature, margin=5):
 def test_mel_energies_are_librosas(hop_ms, mels, sound):
     import librosa
 
-    hop, window = RATE * hop_ms // 1000, acoustic.WINDOW
+    hop, window = RATE * hop_ms // 1000, WINDOW
     ours = feature(sound, hop_ms=hop_ms, mels=mels).values[:, :mels]
     # Ours are centred on the step's middle; librosa's frame 0 begins with the samples it is given.
     first = next(step for step in range(9) if step * hop + hop // 2 >= window // 2)
@@ -77,7 +77,7 @@ def test_mel_filters_are_librosas():
 
 
 def test_a_tone_is_loudest_in_its_own_band():
-    corners = acoustic._to_hz(np.linspace(0, acoustic._to_mel(RATE / 2), 42))
+    corners = to_hz(np.linspace(0, to_mel(RATE / 2), 42))
     for frequency in (500, 1500, 4000):
         values = feature(tone(frequency, 0.5)).values[middle(feature(tone(frequency, 0.5)))]
         band = int(np.bincount(values[:, :40].argmax(axis=1)).argmax())
@@ -210,7 +210,7 @@ def test_a_gap_that_no_clip_can_have_is_too_long():
 def test_the_size_of_the_blocks_does_not_show(monkeypatch, block):
     sound = np.concatenate([voice(np.linspace(90, 300, RATE), 1.0), noise(0.53)])
     whole = feature(sound)
-    monkeypatch.setattr(acoustic, "BLOCK", block)
+    monkeypatch.setattr("featurizers.sound.BLOCK", block)
     parts = feature(sound)
     np.testing.assert_array_equal(parts.values, whole.values)
     np.testing.assert_array_equal(parts.times, whole.times)
@@ -226,7 +226,7 @@ def test_blocks_that_are_computed_as_the_sound_comes_are_those_of_the_whole(
     whole = feature(np.concatenate([sound, silence, sound]), hop_ms=hop_ms)
     pieces = [(at, sound[at : at + 1037]) for at in range(0, len(sound), 1037)]
     pieces += [(len(sound) + len(silence) + at, piece) for at, piece in pieces]
-    monkeypatch.setattr(acoustic, "BLOCK", block)
+    monkeypatch.setattr("featurizers.sound.BLOCK", block)
     parts = feature(*[(at / RATE, piece) for at, piece in pieces], hop_ms=hop_ms)
     np.testing.assert_array_equal(parts.values, whole.values)
     np.testing.assert_array_equal(parts.times, whole.times)
@@ -239,7 +239,7 @@ def test_settings_out_of_range_are_refused_with_the_range(settings):
 
 
 def test_a_long_sound_takes_little_more_memory_than_its_feature(monkeypatch):
-    monkeypatch.setattr(acoustic, "BLOCK", 64)
+    monkeypatch.setattr("featurizers.sound.BLOCK", 64)
     extraction, second = LogMel().begin(CLIP), noise(1.0)
     tracemalloc.start()
     try:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from featurizers.acoustic import RATE_HZ, LogMel
+from featurizers.acoustic import LogMel
 from featurizers.clip import Clip
+from featurizers.sound import RATE_HZ
 from featurizers.spec import AudioChunk
 
 CLIP = Clip(key="a", id="a", media="a.mp4", media_digest="")
