@@ -19,6 +19,7 @@ from featurizers.sound import (
 )
 from featurizers.spec import AudioWant, Chunk, Dim, Feature, FeatureSpec, names
 
+OCTAVE_COST = 0.02
 PROSODY = (
     Dim("pitch", "semitones above 55 Hz"),
     Dim("pitch_from_median", "semitones"),
@@ -87,7 +88,7 @@ class _LogMel:
         short = frames[:, margin : margin + WINDOW]
         energies = power_spectrum(short) @ mel_filters(self._mels, WINDOW)
         self._energies.append(rounded(decibels(energies)))
-        found = pitch.find(frames)
+        found = pitch.find(frames, OCTAVE_COST)
         loudness = decibels(mean_square(short))
         self._prosody.append(np.stack([found.hz, found.strength, loudness], axis=1))
 

@@ -6,20 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast, get_args
 
 from featurizers.acoustic import LogMel
+from featurizers.egemaps import Egemaps
 from featurizers.image_encoder import ImageEncoder
 from featurizers.lexical import HashedWords
+from featurizers.mfcc import Mfcc
 from featurizers.pretrained import MissingWeightsError
+from featurizers.prosody import Prosody
 from featurizers.skeletal import Numbers
 from featurizers.spec import FeatureSpec, Featurizer, Scalar
 from featurizers.speech_encoder import SpeechEncoder
 from featurizers.text_encoder import TextEncoder
 from featurizers.video_encoder import VideoEncoder
 from featurizers.visual import FaceMotion
+from featurizers.waveform import Waveform
 from featurizers.word_vectors import WordVectors
 
 KINDS: Mapping[str, type[Featurizer]] = {
     "hashed-words": HashedWords,
     "logmel": LogMel,
+    "mfcc": Mfcc,
+    "prosody": Prosody,
+    "waveform": Waveform,
+    "egemaps": Egemaps,
     "face-motion": FaceMotion,
     "numbers": Numbers,
     "speech-encoder": SpeechEncoder,
