@@ -56,6 +56,10 @@ class Clips(Sequence[Clip]):
         """Of all clips, in order."""
         return [key for batch in self._batches for key in batch.column("key").to_pylist()]
 
+    def ids(self) -> list[str]:
+        """Of all clips, in order."""
+        return [name for batch in self._batches for name in batch.column("id").to_pylist()]
+
     def some(self, numbers: Sequence[int]) -> "Some":
         """The clips in these places."""
         return Some(self, numbers)

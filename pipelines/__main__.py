@@ -227,6 +227,34 @@ def report_command(
         raise typer.Exit(1)
 
 
+@app.command("peek", rich_help_panel=DATA)
+def peek_command(
+    dataset: Dataset,
+    clip: Annotated[str, typer.Argument(help="The clip's key or id.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; else KEY.html, and none with --json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One clip as a page: frames, waveform, words and features on one axis of time."""
+    from featurizers.store import publish
+    from pipelines.pages.peek import page, sentences
+    from pipelines.peek import peek
+
+    made = peek(dataset, clip)
+    if output is None and not as_json:
+        output = Path(f"{made.clip.key[:100]}.html")  # keys may be longer than a name of a file
+    if output is not None:
+        publish(output, page(made).encode())
+    if as_json:
+        print(json.dumps(made.to_json()))
+    else:
+        print("\n".join([*sentences(made), f"wrote {output}"]))
+    if not made.whole:
+        raise typer.Exit(1)
+
+
 @app.command("verify", rich_help_panel=DATA)
 def verify_command(
     dataset: Dataset,

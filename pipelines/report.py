@@ -243,7 +243,7 @@ def report(root: Root) -> Report:
     columns: dict[str, Counted] = {name: open_column(root, name) for name in committed(root)}
     started = {column_of(name) for name in store.sizes(COLUMNS)} - {""}
     left = sorted(started.difference(columns))
-    asked = _asked(root) if left else {}
+    asked = asked_for(root) if left else {}
     columns |= {name: _unfinished(root, asked[name]) for name in left if name in asked}
     count = Counter(column.spec.name for column in columns.values())
     names = {
@@ -262,11 +262,11 @@ def report(root: Root) -> Report:
 def asked_but_not_there(root: Root) -> list[str]:
     """Columns of the dataset's resolved settings of which nothing lies there."""
     started = {column_of(name) for name in store_at(root).sizes(COLUMNS)}
-    return sorted(_asked(root).keys() - started)
+    return sorted(asked_for(root).keys() - started)
 
 
-def _asked(root: Root) -> dict[str, FeatureSpec]:
-    """The columns of the dataset's resolved settings; none where these cannot be read any more."""
+def asked_for(root: Root) -> dict[str, FeatureSpec]:
+    """The columns of a dataset's resolved settings by fingerprint; none where they are not read."""
     try:
         plain = yaml.safe_load(store_at(root).read(RESOLVED))
         featurizers = parse(plain, Path()).featurizers().values()

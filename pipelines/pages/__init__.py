@@ -96,7 +96,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for number in (units.amount, units.share, units.span, units.size):
+    for number in (units.amount, units.signed, units.share, units.span, units.size):
         environment.filters[number.__name__] = number
     return environment
 

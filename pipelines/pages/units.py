@@ -13,6 +13,11 @@ def amount(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def signed(value: float) -> str:
+    """A measured number of either sign, four digits of it, with a true minus."""
+    return f"{value:.4g}".replace("-", "\u2212")
+
+
 def share(value: float | None) -> str:
     """A share of 1 in percent; what is not all or nothing never reads so."""
     if value is None:
