@@ -3,7 +3,8 @@
 Both sides compute features of the same clips with the same random weights of base size: ours from
 media to features as a job does, decoding left out, in batches over clips; the other with the
 checkpoint's own preprocessor and model, a clip at a time. They take turns. What they computed is
-compared before any figure is printed. One thread on a CPU; on a GPU where there is one.
+compared before any figure is printed. On a CPU one thread, and seconds are CPU seconds, so that
+other work on the machine does not count; on a GPU, where there is one, seconds of the clock.
 
     python benchmarks/encoders.py [--quick]
 """
@@ -83,7 +84,7 @@ def main() -> None:
         ):
             side = make(Path(scratch, name), sizes, clips)
             figures |= {f"{name}_{figure}": value for figure, value in measured(side, rounds)}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     print(f"{clips} clips, {rounds} rounds, medians, {device}, {sizes['hidden_size']} dims")
     print(f"  {'':<14} {'ours':>10} {'by hand':>10} {'times':>6}")
     for name in ("text_encoder", "audio_encoder", "image_encoder"):
@@ -100,16 +101,17 @@ def measured(side: Side, rounds: int) -> list[tuple[str, float]]:
     first = side.clips[:1]
     ours(side.featurizer, first)  # loads the model
     side.by_hand(*first[0])
+    clock = time.process_time if _device() == "cpu" else time.perf_counter
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         made: list[Sequence[NDArray[Any]]] = [(), ()]
         for which in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
+            began = clock()
             if which == 0:
                 made[0] = ours(side.featurizer, side.clips)
             else:
                 made[1] = [side.by_hand(clip, chunks) for clip, chunks in side.clips]
-            seconds[which].append(time.perf_counter() - began)
+            seconds[which].append(clock() - began)
         _compare(side, made)
     mine, theirs = (side.amount / statistics.median(each) for each in seconds)
     return [
@@ -257,10 +259,14 @@ def saved(model: Any, folder: Path) -> None:  # noqa: ANN401 - transformers' mod
 
 def on_device(model: Any) -> tuple[Any, str]:  # noqa: ANN401 - transformers' model
     """A model in evaluation mode on the GPU, if there is one."""
+    where = _device()
+    return model.eval().to(where), where
+
+
+def _device() -> str:
     import torch
 
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(where), where
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def built(name: str, folder: Path) -> EncodingFeaturizer:
