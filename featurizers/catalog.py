@@ -13,9 +13,11 @@ from featurizers.mfcc import Mfcc
 from featurizers.pretrained import MissingWeightsError
 from featurizers.prosody import Prosody
 from featurizers.skeletal import Numbers
+from featurizers.skeleton import Skeleton
 from featurizers.spec import FeatureSpec, Featurizer, Scalar
 from featurizers.speech_encoder import SpeechEncoder
 from featurizers.text_encoder import TextEncoder
+from featurizers.track import Track
 from featurizers.video_encoder import VideoEncoder
 from featurizers.visual import FaceMotion
 from featurizers.waveform import Waveform
@@ -30,6 +32,8 @@ KINDS: Mapping[str, type[Featurizer]] = {
     "egemaps": Egemaps,
     "face-motion": FaceMotion,
     "numbers": Numbers,
+    "track": Track,
+    "skeleton": Skeleton,
     "speech-encoder": SpeechEncoder,
     "text-encoder": TextEncoder,
     "image-encoder": ImageEncoder,

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers import rows
 from featurizers.clip import BadClipError, Clip
-from featurizers.opening import is_file
 from featurizers.spec import Chunk, Feature, FeatureSpec, names
-from featurizers.store import read_input
 
 FORMATS = (".npy", ".csv")
 TIME = "time"
@@ -67,11 +66,7 @@ class _Numbers:
                 "bad_stream",
                 f"{values.shape[1]} numbers in a row, {self._dims} wanted",
             )
-        last = np.inf if self._clip.end is None else self._clip.end
-        inside = (times[:, 1] > self._clip.start) & (times[:, 0] < last)
-        if not inside.any():
-            raise BadClipError("empty", "no row lies in the clip's span")
-        return Feature(values[inside], times[inside] - self._clip.start)
+        return rows.within(self._clip, values, times)
 
 
 def read_numbers(
@@ -83,22 +78,16 @@ def read_numbers(
         BadClipError: "missing", or "bad_stream" with what is wrong.
         StorageError: It cannot be read now.
     """
-    read = _npy if path.suffix == ".npy" else _csv
-    try:
-        if not read_input(path, lambda: is_file(path)):
-            raise BadClipError("missing", "no such file")
-        table, header = read_input(path, lambda: read(path))
-    except (ValueError, OSError, EOFError) as error:
-        raise BadClipError("bad_stream", str(error)) from None
+    table, header = rows.read(path, _npy if path.suffix == ".npy" else _csv)
     if table.ndim != 2 or not table.size:
         raise BadClipError("bad_stream", f"shape {table.shape}; wanted [T, D]")
     if TIME in header:
         column = header.index(TIME)
-        return np.delete(table, column, axis=1).astype(np.float32), _spans(path, table[:, column])
+        starts = table[:, column].astype(np.float64)
+        return np.delete(table, column, axis=1).astype(np.float32), rows.lasting(starts)
     if not rate_hz:
         raise BadClipError("bad_stream", f"there is no column {TIME!r}, and the clip gives no rate")
-    edges = np.arange(len(table), dtype=np.float64)[:, np.newaxis] + np.array([0.0, 1.0])
-    return table.astype(np.float32), edges / rate_hz
+    return table.astype(np.float32), rows.paced(len(table), rate_hz)
 
 
 def _npy(path: Path) -> tuple[NDArray[Any], list[str]]:
@@ -124,12 +113,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _spans(path: Path, starts: NDArray[Any]) -> NDArray[np.float64]:
-    """A row lasts until the next one begins; the last one as long as is usual."""
-    if not np.isfinite(starts).all() or (np.diff(starts) <= 0).any():
-        raise BadClipError("bad_stream", "times do not rise from row to row")
-    usual = float(np.median(np.diff(starts))) if len(starts) > 1 else 0.0
-    ends = np.append(starts[1:], starts[-1] + usual)
-    return np.stack([starts, ends], axis=1).astype(np.float64)

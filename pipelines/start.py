@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 from collections import Counter
@@ -11,8 +12,9 @@ from pathlib import Path
 import yaml
 
 from featurizers.clip import BadClipError
-from featurizers.skeletal import read_numbers
+from featurizers.spec import Scalar
 from featurizers.store import publish
+from featurizers.streams import fitting
 from featurizers.transcript import FORMATS, read_transcript
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
@@ -172,18 +174,27 @@ def _scalar(text: str) -> str:
 
 
 def _numbers(source: Path, rows: Sequence[RowDict], name: str) -> str:
-    """The line of a stream of numbers, its width read from the first file that there is."""
-    width = 1
+    """The line of a stream of numbers, as fits the first file that there is."""
+    featurizer, settings = "numbers", dict[str, Scalar](dims=1)
     for row in rows:
         if f"stream:{name}" in row:
             path = source.parent / str(row[f"stream:{name}"])
             try:
-                width = read_numbers(path, 1.0)[0].shape[1]
+                featurizer, found = fitting(path)
             except BadClipError as error:
                 raise InputError(f"{source}: column stream:{name}: {error}") from None
+            settings = dict(found)
             break
     stream = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-    return f"  {stream}: {{featurizer: numbers, stream: {_scalar(name)}, dims: {width}}}"
+    plain = {"featurizer": featurizer, "stream": name, **settings}
+    inside = ", ".join(f"{key}: {_inside(value)}" for key, value in plain.items())
+    return f"  {stream}: {{{inside}}}"
+
+
+def _inside(value: Scalar) -> str:
+    """A value as YAML reads it back within braces, where a comma or a brace ends it."""
+    text = _scalar(value) if isinstance(value, str) else str(value)
+    return json.dumps(value) if isinstance(value, str) and set(text) & set(",[]{}") else text
 
 
 def _relative(source: Path, to: Path) -> str:

@@ -26,6 +26,8 @@ OTHERS = {
     "egemaps": {"level": "functionals"},
     "face-motion": {"fps": 12.5},
     "numbers": {"stream": "hand", "dims": 2},
+    "track": {"stream": "face", "columns": "AU{01,02}_r", "least": 0.8, "time": "timestamp"},
+    "skeleton": {"stream": "joints", "joints": 4, "persons": 2, "coordinates": 2},
     "speech-encoder": {"model": "@/speech", "layers": 2},
     "text-encoder": {"model": "@/text", "unit": "pieces"},
     "image-encoder": {"model": "@/image", "fps": 10.0},
@@ -34,6 +36,8 @@ OTHERS = {
 }
 WANTED = {  # settings that have no default
     "numbers": {"stream": "pose", "dims": 3},
+    "track": {"stream": "face", "columns": "AU01_r"},
+    "skeleton": {"stream": "body"},
     "speech-encoder": {"model": "@/speech"},
     "text-encoder": {"model": "@/text"},
     "image-encoder": {"model": "@/image"},
@@ -79,6 +83,10 @@ def outcomes(tmp_path_factory, built):
     path = folder / "a.mp4"
     for name, dims in (("pose", 3), ("hand", 2)):
         np.save(folder / f"{name}.npy", np.arange(10.0 * dims).reshape(10, dims))
+    np.save(folder / "body.npy", np.zeros((10, 25, 3)))
+    np.save(folder / "joints.npy", np.zeros((10, 4, 2)))
+    (folder / "face.csv").write_text("timestamp,AU01_r,AU02_r\n0,1,2\n0.1,3,4\n")
+    streams = {name: str(folder / f"{name}.npy") for name in ("pose", "hand", "body", "joints")}
     encode(path, frames=stairs(25), fps=25, samples=voice(150, 1.0), rate_hz=16_000)
     words = (Word(text="so", start=0.0, end=0.5), Word(text="it", start=0.5, end=0.5))
     clip = Clip(
@@ -88,8 +96,8 @@ def outcomes(tmp_path_factory, built):
         media_digest="",
         words=words,
         seconds=1.0,
-        streams={name: str(folder / f"{name}.npy") for name in ("pose", "hand")},
-        stream_rates={"pose": 10.0, "hand": 10.0},
+        streams={**streams, "face": str(folder / "face.csv")},
+        stream_rates=dict.fromkeys(streams, 10.0),
     )
     featurizers = {
         number: built(name, **settings)

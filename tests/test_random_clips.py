@@ -21,6 +21,8 @@ SETTINGS = {
     "waveform": {},
     "face-motion": {},
     "numbers": {"stream": "pose", "dims": 3},
+    "track": {"stream": "face", "columns": "a,b"},
+    "skeleton": {"stream": "body", "joints": 2, "persons": 2},
 }
 # Their numbers are made by weights, or by others' programs.
 OTHERS = {
@@ -179,3 +181,38 @@ def test_any_numbers_give_what_the_spec_declares(steps, rate_hz, scale, seed):
         measured = clip(streams={"pose": str(path)}, stream_rates={"pose": rate_hz})
         featurizer = build("numbers", **SETTINGS["numbers"])
         check(featurizer, measured, [], 0.0, steps / rate_hz)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    cells=st.lists(
+        st.tuples(*[st.sampled_from(["", "nan", "inf", "0", "-1.5", "1e9"])] * 2, st.floats(0, 1)),
+        min_size=1,
+        max_size=20,
+    ),
+    least=st.floats(0, 1),
+)
+def test_any_track_gives_what_the_spec_declares(cells, least):
+    lines = [f"{0.1 * number},{a},{b},{c}" for number, (a, b, c) in enumerate(cells)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "face.csv")
+        path.write_text("\n".join(["time,a,b,confidence", *lines]))
+        featurizer = build("track", **SETTINGS["track"], least=least)
+        tracked = clip(streams={"face": str(path)})
+        found = check(featurizer, tracked, [], 0.0, 0.1 * len(cells))
+        assert len(found.values) == len(cells)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(1, 20), persons=st.integers(1, 3), holes=st.floats(0, 1), seed=seeds)
+def test_any_joints_give_what_the_spec_declares(steps, persons, holes, seed):
+    rng = np.random.default_rng(seed)
+    joints = rng.normal(size=(steps, persons, 2, 3))
+    joints[rng.random(joints.shape) < holes] = np.nan
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "body.npy")
+        np.save(path, joints)
+        moving = clip(streams={"body": str(path)}, stream_rates={"body": 25.0})
+        featurizer = build("skeleton", **SETTINGS["skeleton"])
+        found = check(featurizer, moving, [], 0.0, steps / 25.0)
+        assert len(found.values) == steps
