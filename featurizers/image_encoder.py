@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.pretrained import PICTURES, Checkpoint, Config, Model, find, load, settings_of
+from featurizers.pretrained import (
+    CONFIG,
+    PICTURES,
+    Checkpoint,
+    Config,
+    Model,
+    find,
+    load,
+    settings_of,
+)
 from featurizers.spec import Chunk, Feature, FeatureSpec, Pending, VideoChunk, VideoWant, names
 from featurizers.torch_encoder import ATOL, Tensor, TorchEncoder, check_dtype
 
@@ -64,9 +73,11 @@ class ImageEncoder:
             raise ValueError(f"{NAME}: fps is {fps}; wanted 0.1 to 120")
         checkpoint = find(model, revision, weights, files=PICTURES, kinds=tuple(ARCHITECTURES))
         config = settings_of(checkpoint)
-        seen = look_of(checkpoint.read(PICTURES[0]), str(checkpoint.folder / PICTURES[0]))
-        _check_pool(checkpoint, config, pool)
         vision: Config = getattr(config, "vision_config", config)
+        seen = look_of(checkpoint)
+        if checkpoint.kind != "dinov2":  # which takes any size
+            check_size(NAME, seen, vision)
+        _check_pool(checkpoint, config, pool)
         width = config.projection_dim if pool == "projected" else vision.hidden_size
         self.spec = FeatureSpec(
             name=NAME,
@@ -108,12 +119,13 @@ class Look:
     deviation: tuple[float, ...]
 
 
-def look_of(plain: Mapping[str, Any], file: str) -> Look:
+def look_of(checkpoint: Checkpoint) -> Look:
     """How a checkpoint's preprocessor shows pictures to its model.
 
     Raises:
         ValueError: Its pictures are not square, or not of three colours.
     """
+    plain, file = checkpoint.read(PICTURES[0]), checkpoint.folder / PICTURES[0]
     size = plain.get("crop_size") if plain.get("do_center_crop") else None
     size = size or plain.get("size")
     sides = set(size.values()) if isinstance(size, Mapping) else {size}
@@ -126,6 +138,15 @@ def look_of(plain: Mapping[str, Any], file: str) -> Look:
         raise ValueError(f"{file}: means {mean} and deviations {deviation}; wanted three of each")
     scale = float(plain.get("rescale_factor", 1 / 255)) if plain.get("do_rescale", True) else 1.0
     return Look(side, scale, mean, deviation)
+
+
+def check_size(name: str, look: Look, config: Config) -> None:
+    """Raise ValueError when a preprocessor makes pictures of another size than its model takes."""
+    if config.image_size not in (look.size, [look.size] * 2, (look.size, look.size)):
+        raise ValueError(
+            f"{name}: {PICTURES[0]} makes pictures of {look.size} pixels, and {CONFIG} wants "
+            f"{config.image_size}: these two files are not of one checkpoint"
+        )
 
 
 def shown(look: Look, pixels: NDArray[np.uint8], device: str) -> Tensor:

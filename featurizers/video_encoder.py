@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip
-from featurizers.image_encoder import Look, look_of, shown, whole_pictures
+from featurizers.image_encoder import Look, check_size, look_of, shown, whole_pictures
 from featurizers.pretrained import PICTURES, Model, find, load, settings_of
 from featurizers.spec import Chunk, Feature, FeatureSpec, Pending, VideoChunk, VideoWant, names
 from featurizers.torch_encoder import ATOL, Tensor, TorchEncoder, check_dtype
@@ -55,7 +55,8 @@ class VideoEncoder:
         config = settings_of(checkpoint)
         if not 1 <= hop <= config.num_frames:
             raise ValueError(f"{NAME}: hop is {hop}; wanted 1 to {config.num_frames}, its window")
-        seen = look_of(checkpoint.read(PICTURES[0]), str(checkpoint.folder / PICTURES[0]))
+        seen = look_of(checkpoint)
+        check_size(NAME, seen, config)
         self.spec = FeatureSpec(
             name=NAME,
             version=1,

@@ -154,6 +154,17 @@ def test_the_size_of_pictures_is_the_preprocessors(folders, tmp_path):
             build("image-encoder", model=str(own))
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit", "video"])
+def test_pictures_of_another_size_than_the_model_takes_are_refused(folders, tmp_path, kind):
+    own = checkpoints.copied(folders[kind], tmp_path / "own")
+    plain = json.loads((own / "preprocessor_config.json").read_text())
+    plain |= {"do_center_crop": False, "size": 24}
+    checkpoints.write(own, "preprocessor_config.json", plain)
+    name, more = ("video-encoder", {"hop": 4}) if kind == "video" else ("image-encoder", {})
+    with pytest.raises(ValueError, match=r"makes pictures of 24 pixels, and config.json wants 16"):
+        build(name, model=str(own), **more)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
