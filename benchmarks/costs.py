@@ -9,12 +9,15 @@ features are made for it. The last line is JSON, and `simulate.py --costs FILE` 
 """
 
 import argparse
+import csv
 import gc
+import hashlib
 import json
 import logging
 import math
 import multiprocessing
 import os
+import pickle
 import platform
 import random
 import tempfile
@@ -31,13 +34,13 @@ import psutil
 
 from featurizers import catalog, manifest
 from featurizers.clip import Clip, Word
-from featurizers.dataset import CLIPS, read_clips, write_clips
+from featurizers.dataset import CLIPS, Clips, read_clips, table_bytes, write_clips
 from featurizers.extract import Outcome
 from featurizers.media import encode
 from featurizers.shards import Part as FilePart
-from featurizers.shards import Record, job_id, write_shard
+from featurizers.shards import Record, column_folder, job_id, read_record, write_shard
 from featurizers.spec import Feature, FeatureSpec
-from featurizers.store import LocalStore
+from featurizers.store import LocalStore, Root
 from pipelines.demo import make_corpus
 from pipelines.executors import InProcess, Need, OnRay, start_ray, stop_ray
 from pipelines.experiment import Experiment, parse
@@ -47,7 +50,7 @@ from pipelines.logbook import read_logs
 from pipelines.plan import Place, Room, deal, digest
 from pipelines.staging import Stage
 from pipelines.throughput import throughput
-from pipelines.worker import Done, ShardWorker
+from pipelines.worker import Done, Job, ShardWorker
 from tracking.provenance import git_commit, versions
 
 HOME = Path(__file__).resolve().parent.parent
@@ -81,8 +84,9 @@ def main() -> None:
             lambda: of_columns(folder / "columns", shards),
             lambda: of_manifest(folder / "manifest", SHARD * shards[1]),
             lambda: of_writing(folder / "writing"),
-            lambda: of_decoding(folder / "decoding", 16 if quick else 32),
+            lambda: of_decoding(folder / "decoding", 16 if quick else SHARD),
             lambda: of_requests(folder / "requests"),
+            lambda: of_packing(folder / "packing", (2, 10) if quick else (8, 48)),
             lambda: of_jobs(folder / "jobs", *counts[:2]),
             lambda: of_actors(counts[2]),
         ]
@@ -136,13 +140,13 @@ def made(count: int, *, sources: int = 0) -> list[Clip]:
 def of_clips(folder: Path, sizes: tuple[int, int]) -> dict[str, float]:
     """Seconds and bytes of the driver for each clip."""
     steps = {
-        "write": _writing,
+        "ingest": _ingesting,
         "deal": _dealing,
-        "read": _reading,
-        "plan": _planning,
-        "digest": _digesting,
+        "write": _writing,
         "jobs": _listing_jobs,
-        "twice": _listing_jobs_twice,
+        "plan": _planning,
+        "each": _going_through,
+        "list": _listing_clips,
     }
     spent: dict[str, list[Spent]] = {name: [] for name in steps}
     for size in sizes:
@@ -171,6 +175,7 @@ def _apart(step: Step, root: Path, size: int) -> Spent:
 def _spent(step: Step, root: Path, size: int) -> Spent:
     act = step(root, size)
     gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the preparing
     before, began = psutil.Process().memory_info().rss, time.process_time()
     result = act()
     seconds = time.process_time() - began
@@ -192,6 +197,30 @@ def _laying(root: Path, size: int) -> Callable[[], object]:
     return lambda: write_plan(root, deal([], clips, Room()))
 
 
+def _ingesting(root: Path, size: int) -> Callable[[], object]:
+    """Of a whole table with transcripts; but for media, of which digest and seconds are made up."""
+    folder, clips = root / "ingest", made(size)
+    folder.mkdir()
+    seconds = {Path(clip.media).name: clip.seconds for clip in clips}
+    with (folder / "clips.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("id", "media", "transcript", "speaker", "sentiment"))
+        for clip in clips:
+            text = " ".join(word.text for word in clip.words or ())
+            table.writerow((clip.id, clip.media, text, clip.speaker, clip.labels["mood"]))
+    experiment = _media_experiment(folder, "data")
+
+    def act() -> object:
+        with (
+            mock.patch.object(Stage, "local", lambda self, media: Path(Path(media).name)),
+            mock.patch("featurizers.intake._seconds", lambda path, decoder: seconds[path.name]),
+            mock.patch("featurizers.intake._known_digest", _made_up),
+        ):
+            return ingest(experiment, InProcess(), lambda count: None)
+
+    return act
+
+
 def _writing(root: Path, size: int) -> Callable[[], object]:
     clips = made(size)
     return lambda: write_clips(root / "again", clips)
@@ -202,26 +231,28 @@ def _dealing(root: Path, size: int) -> Callable[[], object]:
     return lambda: deal([], clips, Room())
 
 
-def _reading(root: Path, size: int) -> Callable[[], object]:
-    return lambda: read_clips(root)
-
-
-def _planning(root: Path, size: int) -> Callable[[], object]:
-    return lambda: read_plan(root)
-
-
-def _digesting(root: Path, size: int) -> Callable[[], object]:
-    places = read_plan(root)
-    return lambda: digest(places)
-
-
 def _listing_jobs(root: Path, size: int) -> Callable[[], object]:
     return lambda: jobs(root, _specs())
 
 
-def _listing_jobs_twice(root: Path, size: int) -> Callable[[], object]:
-    """As the command line does: it counts the jobs, and `featurize` makes them again."""
-    return lambda: (jobs(root, _specs()), jobs(root, _specs()))
+def _planning(root: Path, size: int) -> Callable[[], object]:
+    """As the commit does, while what the jobs are made of is still held."""
+    work = jobs(root, _specs())
+    return lambda: (digest(read_plan(root)), work)
+
+
+def _going_through(root: Path, size: int) -> Callable[[], object]:
+    """Every clip of the table made, and let go."""
+    return lambda: sum(1 for _ in read_clips(root))
+
+
+def _listing_clips(root: Path, size: int) -> Callable[[], object]:
+    """Every clip of the table made, and held, as a rank of training does."""
+    return lambda: list(read_clips(root))
+
+
+def _made_up(path: Path) -> str:
+    return hashlib.sha256(path.name.encode()).hexdigest()
 
 
 def _specs() -> list[FeatureSpec]:
@@ -247,13 +278,16 @@ def of_sources(sizes: tuple[int, int]) -> dict[str, float]:
 
 
 def of_columns(folder: Path, shards: tuple[int, int]) -> dict[str, float]:
-    """Opening a committed column, for each shard of 128 clips."""
+    """What later steps read of a committed column, for each shard of 128 clips."""
     sizes = (shards[0], shards[1])
     for size in sizes:
         _apart(_committing, folder / str(size), size)
-    spent = [_apart(_opening, folder / str(size), size) for size in sizes]
-    seconds, kept, peak = (_slope(sizes, each) for each in zip(*spent, strict=True))
-    return {"open_us": 1e6 * seconds, "open_bytes": kept, "open_peak_bytes": peak}
+    found: dict[str, float] = {}
+    for name, step in {"rows": _reading_rows, "record": _reading_records}.items():
+        spent = [_apart(step, folder / str(size), size) for size in sizes]
+        seconds, kept, peak = (_slope(sizes, each) for each in zip(*spent, strict=True))
+        found |= {f"{name}_us": 1e6 * seconds, f"{name}_bytes": kept, f"{name}_peak_bytes": peak}
+    return found
 
 
 def _spec() -> FeatureSpec:
@@ -277,8 +311,23 @@ def _committing(root: Path, size: int) -> Callable[[], object]:
     return lambda: manifest.commit(root, _spec(), "", records)
 
 
-def _opening(root: Path, size: int) -> Callable[[], object]:
+def _reading_rows(root: Path, size: int) -> Callable[[], object]:
+    """Open the column and read all of its indexes, as training and reports do."""
     return lambda: manifest.open_column(root, _spec().fingerprint).rows
+
+
+def _reading_records(root: Path, size: int) -> Callable[[], object]:
+    """As when going on after a stop, and to see whether a column is up to date."""
+    store, folder = LocalStore(root), column_folder(_spec().fingerprint)
+    names = [
+        (each.shard, each.job) for each in manifest.open_column(root, _spec().fingerprint).records
+    ]
+
+    def act() -> object:
+        sizes = store.sizes(folder)
+        return [read_record(store, folder, shard, job, sizes) for shard, job in names]
+
+    return act
 
 
 def of_manifest(folder: Path, count: int) -> dict[str, float]:
@@ -317,6 +366,32 @@ def _record(number: int) -> Record:
 # A job: what the driver does for each, and what a worker does beside computing
 
 
+def of_packing(folder: Path, times: tuple[int, int]) -> dict[str, float]:
+    """How much longer packing a job of 128 clips takes for each million clips that there are.
+
+    The table is that of 20,480 clips, so many times over.
+    """
+    import pyarrow as pa
+
+    write_clips(folder, made(20_480))
+    table = read_clips(folder).rows(range(20_480))
+    spent: list[float] = []
+    for each in times:
+        (folder / CLIPS).write_bytes(table_bytes(pa.concat_tables([table] * each)))
+        spent.append(_packing_ms(read_clips(folder), jobs=400))
+    sizes = (20_480 * times[0], 20_480 * times[1])
+    return {"pack_ms_for_each_million": 1e6 * _slope(sizes, spent)}
+
+
+def _packing_ms(clips: Clips, jobs: int) -> float:
+    chance = random.Random(0)  # noqa: S311 - which clips, no secrets
+    chosen = [clips.some(chance.sample(range(len(clips)), SHARD)) for _ in range(jobs)]
+    began = time.process_time()
+    for each in chosen:
+        pickle.dumps(each)
+    return 1e3 * (time.process_time() - began) / jobs
+
+
 def of_jobs(folder: Path, small: int, large: int) -> dict[str, float]:
     """Jobs that compute next to nothing, of one clip and of 128 clips, on two Ray workers."""
     start_ray(WORKERS)
@@ -340,10 +415,7 @@ def _fed(folder: Path, count: int, clips: int) -> dict[str, float]:
     features = {"text": {"featurizer": "hashed-words", "dims": 8}}
     source = {"table": "clips.csv", "label": "mood"}
     experiment = parse({"dataset": "data", "source": source, "features": features}, folder)
-    found = made(count * clips)
-    places = [Place(n // clips, n % clips, clip.key, 0) for n, clip in enumerate(found)]
-    write_plan(experiment.root, places)
-    write_clips(experiment.root, found)
+    _lay(experiment.root, count, clips)
     specs = [each.spec for each in experiment.featurizers().values()]
     todo = jobs(experiment.root, specs).todo
     clock: list[tuple[float, float, float, float]] = []
@@ -365,7 +437,24 @@ def _fed(folder: Path, count: int, clips: int) -> dict[str, float]:
         "head_ms": head * each,
         "clock_ms": wall * each,
         "busy_ms": 1e3 * sum(busy[first:]) / len(busy[first:]),
+        "unpack_ms": _unpacking_ms(todo[:100]),
     }
+
+
+def _lay(root: Root, count: int, clips: int) -> None:
+    """A dataset of so many jobs; what it was made from is let go."""
+    found = made(count * clips)
+    write_plan(root, [Place(n // clips, n % clips, clip.key, 0) for n, clip in enumerate(found)])
+    write_clips(root, found)
+
+
+def _unpacking_ms(todo: Sequence[Job]) -> float:
+    """Of a worker, for a job that has come, before its own clock begins."""
+    packed = [pickle.dumps(job) for job in todo]
+    began = time.process_time()
+    for content in packed:
+        pickle.loads(content)  # noqa: S301 - our own, from the line above
+    return 1e3 * (time.process_time() - began) / len(packed)
 
 
 def _head_s() -> float:
@@ -419,12 +508,12 @@ def of_writing(folder: Path) -> dict[str, float]:
     times = np.stack([np.arange(steps), np.arange(steps) + 1.0], axis=1) / 100
     clips = made(SHARD)
     outcomes = [Outcome(state="sample", feature=Feature(values, times))] * SHARD
-    cpu, clock, rounds = time.process_time(), time.perf_counter(), 5
-    store = LocalStore(folder)
-    record = [
+    store, rounds = LocalStore(folder), 5
+    # The first one loads what a worker has loaded before its first job.
+    record = write_shard(store, rounds, "0" * 64, spec, clips=clips, outcomes=outcomes)
+    cpu, clock = time.process_time(), time.perf_counter()
+    for shard in range(rounds):
         write_shard(store, shard, "0" * 64, spec, clips=clips, outcomes=outcomes)
-        for shard in range(rounds)
-    ][-1]
     cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
     return {
         "shard_write_s": cpu / rounds,
@@ -439,7 +528,7 @@ def of_decoding(folder: Path, clips: int) -> dict[str, float]:
     small, large = folder / "small", folder / "large"
     make_corpus(small, clips=clips)
     film(large / "film.mp4", (1080, 1920))
-    rows = "".join(f"film{number},film.mp4,{number}\n" for number in range(2))
+    rows = "".join(f"film{number},film.mp4,{number}\n" for number in range(8))
     (large / "clips.csv").write_text(f"id,media,sentiment\n{rows}")
     return {
         "media_per_cpu_s": _media_speed(small),

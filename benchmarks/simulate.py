@@ -36,7 +36,8 @@ SPREAD = 1.0  # sigma of the logarithm of a clip's duration
 SAMPLE = 500  # shards that are dealt; the others are like them
 PARTS = 10
 COUNTS = (10, 100, 1_000, 5_000, 10_000)
-SHARES = ("media", "latency", "refused", "write", "words", "lost", "idle")
+LISTED = 1_000  # objects that a store names in one answer
+SHARES = ("media", "latency", "refused", "words", "unpack", "lost", "idle")
 HALF_A_DAY, HALF_AN_HOUR = math.log(2) / 24, math.log(2)
 
 
@@ -47,54 +48,65 @@ class Costs:
     The figures: 2 cores of an AMD EPYC, 25 November 2026.
 
     Attributes:
-        deal_us, write_us: For each clip at ingest: dealing it, writing the table.
-        write_peak_bytes: The most memory that writing the table takes, beside the clips.
+        ingest_us, ingest_peak_bytes: For each clip of an ingest, but for reading its media: all of
+            it, and the most memory meanwhile.
+        deal_us, write_us: Of that: dealing it, writing the table.
         sources_us, sources_us_for_each_million: Dealing a clip when twenty are cut from a source;
             how much longer it takes for each million clips that there are.
-        twice_us, twice_bytes, twice_peak_bytes: For each clip: reading table and plan and making
-            the jobs of three columns, twice, as the command line does; what stays in memory of
-            both; the most that it takes meanwhile.
-        digest_us, plan_us: For each clip: the plan's digest, reading the plan.
-        open_us, open_bytes: For each shard of 128 clips of a column that is opened.
+        jobs_us, jobs_bytes, jobs_peak_bytes: For each clip: reading table and plan and finding the
+            jobs of three columns; what stays in memory; the most that it takes meanwhile.
+        plan_us, plan_peak_bytes: For each clip at the commit: reading the plan and its digest.
+        each_us, list_bytes: For each clip of the table: making it; holding all that were made.
+        rows_us, rows_bytes: For each shard of 128 clips of a column: reading its index.
+        record_us, record_bytes: The same of its record.
         commit_us, manifest_us, manifest_bytes: For each shard: writing and reading the manifest.
         log_line_us, log_line_bytes: For each job.
         small_job_driver_ms, job_driver_ms: The driver's CPU for a job of one clip, of 128 clips.
-        small_job_busy_ms, job_busy_ms: A worker's time for one that computes next to nothing.
+        pack_ms_for_each_million: How much longer that takes for each million clips that there are.
+        small_job_unpack_ms, job_unpack_ms: A worker's CPU until it has the job's clips.
+        small_job_busy_ms, job_busy_ms: Its time for a job that computes next to nothing.
         small_job_clock_ms, job_clock_ms: Of such a job on two workers of one machine, by the clock.
         actor_driver_ms, actor_start_s: The driver's CPU for an actor; its start by the clock.
-        shard_write_s: A worker's CPU for a shard of 128 clips of 80 log-mel bands.
-        media_per_cpu_s, media_per_cpu_s_1080p: Seconds of media a second, small and large pictures.
+        media_per_cpu_s, media_per_cpu_s_1080p: Seconds of media a second, small and large pictures;
+            shards written.
         clip_reads, column_reads, column_writes, open_reads: Requests to an object store.
     """
 
-    deal_us: float = 10.4
-    write_us: float = 46.1
-    write_peak_bytes: float = 6_810.0
-    sources_us: float = 2.81
-    sources_us_for_each_million: float = 10.4
-    twice_us: float = 271.0
-    twice_bytes: float = 16_400.0
-    twice_peak_bytes: float = 19_100.0
-    digest_us: float = 1.35
-    plan_us: float = 1.79
-    open_us: float = 2_530.0
-    open_bytes: float = 117_000.0
-    commit_us: float = 33.2
+    ingest_us: float = 150.0
+    ingest_peak_bytes: float = 9_840.0
+    deal_us: float = 8.51
+    write_us: float = 40.8
+    sources_us: float = 2.47
+    sources_us_for_each_million: float = 7.73
+    jobs_us: float = 57.0
+    jobs_bytes: float = 996.0
+    jobs_peak_bytes: float = 2_260.0
+    plan_us: float = 2.82
+    plan_peak_bytes: float = 458.0
+    each_us: float = 33.1
+    list_bytes: float = 7_500.0
+    rows_us: float = 1_830.0
+    rows_bytes: float = 115_000.0
+    record_us: float = 70.2
+    record_bytes: float = 819.0
+    commit_us: float = 30.6
     manifest_us: float = 22.5
     manifest_bytes: float = 637.0
-    log_line_us: float = 30.4
-    log_line_bytes: float = 977.0
-    small_job_driver_ms: float = 1.52
-    job_driver_ms: float = 10.4
-    small_job_busy_ms: float = 15.5
-    small_job_clock_ms: float = 9.13
-    job_busy_ms: float = 171.0
-    job_clock_ms: float = 107.0
-    actor_driver_ms: float = 2.79
-    actor_start_s: float = 1.16
-    shard_write_s: float = 0.403
-    media_per_cpu_s: float = 90.1
-    media_per_cpu_s_1080p: float = 13.0
+    log_line_us: float = 28.0
+    log_line_bytes: float = 962.0
+    small_job_driver_ms: float = 1.27
+    job_driver_ms: float = 2.52
+    pack_ms_for_each_million: float = 0.603
+    small_job_unpack_ms: float = 0.0961
+    job_unpack_ms: float = 4.15
+    small_job_busy_ms: float = 17.7
+    small_job_clock_ms: float = 10.3
+    job_busy_ms: float = 140.0
+    job_clock_ms: float = 84.6
+    actor_driver_ms: float = 2.75
+    actor_start_s: float = 1.6
+    media_per_cpu_s: float = 132.0
+    media_per_cpu_s_1080p: float = 16.4
     clip_reads: float = 2.0
     column_reads: float = 1.0
     column_writes: float = 3.0
@@ -108,7 +120,7 @@ class Setting:
     Attributes:
         clips, clip_s: How many, and their mean duration.
         media_columns, word_columns: Columns that share the decoding; columns that read words.
-        media_per_s: Seconds of media that a worker takes in a second.
+        media_per_s: Seconds of media that a worker takes in a second, shards written.
         spread: By how much jobs of equal media differ in time (standard deviation over mean).
         cores: Workers of a node.
         nodes_per_minute, boot_s: How a cluster grows: nodes a minute, after how long the first.
@@ -162,9 +174,10 @@ class Work:
     columns: int
 
 
-def service_s(costs: Costs, job: Work) -> float:
-    """The driver's time for a job: what every job costs, and what its clips cost."""
-    return _by_clips(costs.small_job_driver_ms, costs.job_driver_ms, job.clips)
+def service_s(costs: Costs, setting: Setting, job: Work) -> float:
+    """The driver's time for a job: what every job costs, and what finding its clips costs."""
+    found_ms = costs.pack_ms_for_each_million * setting.clips / 1e6
+    return _by_clips(costs.small_job_driver_ms, costs.job_driver_ms + found_ms, job.clips)
 
 
 def reads_of(costs: Costs, job: Work) -> float:
@@ -182,12 +195,14 @@ def takes(costs: Costs, setting: Setting, job: Work, chance: random.Random) -> d
     """Seconds of a worker for a job, by what they go into, when nothing stands in its way."""
     even = max(0.2, chance.gauss(1.0, setting.spread))
     requests = reads_of(costs, job) + writes_of(costs, job)
-    found = {"latency": _latency_s(setting, requests, chance)}
+    found = {
+        "latency": _latency_s(setting, requests, chance),
+        "unpack": _by_clips(costs.small_job_unpack_ms, costs.job_unpack_ms, job.clips),
+    }
     if not job.media_s:
         words_s = _by_clips(costs.small_job_busy_ms, costs.job_busy_ms, job.clips)
         return found | {"words": words_s * even}
-    write_s = costs.shard_write_s * job.columns * job.clips / MEASURED_CLIPS
-    return found | {"media": job.media_s / setting.media_per_s * even, "write": write_s}
+    return found | {"media": job.media_s / setting.media_per_s * even}
 
 
 def _by_clips(small_ms: float, large_ms: float, clips: int) -> float:
@@ -261,8 +276,8 @@ class Run:
     Attributes:
         seconds: From the first actor that was asked for to the last answer.
         there_s: Workers' time, from when each was up to its end.
-        spent_s: Of that: "media", "words", "write", "latency" of the store, "refused" by its limit,
-            "lost" with a node. The rest is "idle".
+        spent_s: Of that: "media", "words", "latency" of the store, "refused" by its limit,
+            "unpack" of jobs, "lost" with a node. The rest is "idle".
         spans, shifts: (from, to) of each job, and of each worker.
         empty_at: When nothing was left to be handed out.
         driver_s: The driver's busy time.
@@ -381,7 +396,8 @@ class Cluster:
         while worker.alive and self._backlog and len(worker.flights) < IN_FLIGHT:
             job = self._backlog.popleft()
             worker.flights.append(job)
-            self._at(self._driver.serve(now, service_s(self._costs, job)), self._arrive, worker)
+            took_s = service_s(self._costs, self._setting, job)
+            self._at(self._driver.serve(now, took_s), self._arrive, worker)
             if not self._backlog:
                 self._told.empty_at = now
 
@@ -422,15 +438,15 @@ class Cluster:
 
 
 def backlog(setting: Setting) -> Iterator[Work]:
-    """The jobs in order: for each shard one of its media, and one for each column of words."""
+    """The jobs in order: for each shard one of its media, then one for each column of words."""
     sample = min(setting.clips, SAMPLE * setting.shard_clips)
     shards = dealt(sample, setting.clip_s, setting.shard_clips, setting.seed)
-    for number in range(setting.shards):
+    for number in range(setting.shards if setting.media_columns else 0):
         media_s, count = shards[number % len(shards)]
-        if setting.media_columns:
-            yield Work(media_s, count, setting.media_columns)
+        yield Work(media_s, count, setting.media_columns)
+    for number in range(setting.shards):
         for _ in range(setting.word_columns):
-            yield Work(0.0, count, 1)
+            yield Work(0.0, shards[number % len(shards)][1], 1)
 
 
 @cache
@@ -457,17 +473,34 @@ def dealt(clips: int, clip_s: float, shard_clips: int, seed: int) -> list[tuple[
 
 def alone(costs: Costs, setting: Setting) -> dict[str, float]:
     """Seconds of the driver while no worker has anything to do, by step."""
-    clips, shards, columns = setting.clips / 1e6, setting.shards, setting.columns
-    opening = costs.open_us / 1e6 + costs.open_reads * setting.mean_latency_s
-    lines = shards * (bool(setting.media_columns) + setting.word_columns)
+    clips, shards = setting.clips / 1e6, setting.shards * setting.columns
+    lines = setting.shards * (bool(setting.media_columns) + setting.word_columns)
     return {
-        "read clips, make jobs": costs.twice_us * clips,
+        "read clips, find jobs": costs.jobs_us * clips,
         "sum up the log": costs.log_line_us / 1e6 * lines
         + lines / FLUSH_LINES * costs.open_reads * setting.mean_latency_s,
-        "commit": (costs.plan_us + costs.digest_us) * clips
-        + costs.commit_us / 1e6 * shards * columns,
-        "open the columns": (costs.manifest_us / 1e6 + opening) * shards * columns,
+        # All objects are listed twice: to see what is unfinished, and that nothing is cut.
+        "commit": costs.plan_us * clips
+        + (costs.commit_us + costs.manifest_us) / 1e6 * shards
+        + 2 * _listing_s(costs, setting),
     }
+
+
+def later(costs: Costs, setting: Setting) -> dict[str, float]:
+    """Seconds of one process for what comes after a featurizing, or after one that stopped."""
+    shards, asking_s = setting.shards * setting.columns, costs.open_reads * setting.mean_latency_s
+    return {
+        "read the records": (costs.record_us / 1e6 + asking_s) * shards
+        + _listing_s(costs, setting),
+        "read the indexes": (costs.rows_us / 1e6 + asking_s) * shards,
+        "go through the clips": costs.each_us * setting.clips / 1e6,
+    }
+
+
+def _listing_s(costs: Costs, setting: Setting) -> float:
+    """Of the names of all objects."""
+    objects = costs.column_writes * setting.shards * setting.columns
+    return objects / LISTED * setting.mean_latency_s
 
 
 def at_ingest(costs: Costs, setting: Setting) -> dict[str, float]:
@@ -475,6 +508,7 @@ def at_ingest(costs: Costs, setting: Setting) -> dict[str, float]:
     clips = setting.clips / 1e6
     longer = costs.sources_us_for_each_million * clips
     return {
+        "ingest clips that are files": costs.ingest_us * clips,
         "deal clips that are files": costs.deal_us * clips,
         "deal clips cut from files": (costs.sources_us + longer) * clips,
         "write the table": costs.write_us * clips,
@@ -482,12 +516,14 @@ def at_ingest(costs: Costs, setting: Setting) -> dict[str, float]:
 
 
 def memory(costs: Costs, setting: Setting) -> dict[str, float]:
-    """The driver's memory in bytes, by moment."""
-    columns = costs.open_bytes * setting.shards * setting.columns
+    """Bytes of one process, by moment: the driver's, and then a rank's that trains."""
+    shards = setting.shards * setting.columns
+    held = costs.jobs_bytes * setting.clips + costs.record_bytes * shards
     return {
-        "at ingest, beside clips": costs.write_peak_bytes * setting.clips,
-        "jobs made": costs.twice_peak_bytes * setting.clips,
-        "columns opened": costs.twice_bytes * setting.clips + columns,
+        "ingest": costs.ingest_peak_bytes * setting.clips,
+        "jobs found": costs.jobs_peak_bytes * setting.clips,
+        "commit": held + costs.plan_peak_bytes * setting.clips,
+        "clips and indexes in a rank": costs.list_bytes * setting.clips + costs.rows_bytes * shards,
     }
 
 
@@ -497,7 +533,7 @@ def saturated_at(costs: Costs, setting: Setting) -> dict[str, float]:
     jobs = list(backlog(replace(setting, clips=setting.shard_clips * SAMPLE)))
     busy_s = sum(sum(takes(costs, setting, job, chance).values()) for job in jobs)
     asked_s = {
-        "driver": sum(service_s(costs, job) for job in jobs),
+        "driver": sum(service_s(costs, setting, job) for job in jobs),
         "reads": sum(reads_of(costs, job) for job in jobs) / setting.reads_per_s,
         "writes": sum(writes_of(costs, job) for job in jobs) / setting.writes_per_s,
     }
@@ -569,11 +605,11 @@ def _print_reality(costs: Costs) -> dict[str, float]:
 
 
 def _print_driver(costs: Costs, setting: Setting) -> dict[str, float]:
-    print("\nThe driver alone, three columns")
+    print("\nOne process alone, three columns: ingest, featurizing, what comes later; memory")
     sizes = [setting.clips // 100, setting.clips // 10, setting.clips]
     print(f"{'clips':<30}" + "".join(f"{size:>12,}" for size in sizes))
     settings = [replace(setting, clips=size) for size in sizes]
-    seconds = [alone(costs, each) | at_ingest(costs, each) for each in settings]
+    seconds = [at_ingest(costs, s) | alone(costs, s) | later(costs, s) for s in settings]
     for name in seconds[0]:
         print(f"{name + ', s':<30}" + "".join(f"{each[name]:>12,.1f}" for each in seconds))
     held = [memory(costs, each) for each in settings]
@@ -582,15 +618,18 @@ def _print_driver(costs: Costs, setting: Setting) -> dict[str, float]:
     file = costs.manifest_bytes * setting.shards / 1e6
     log = costs.log_line_bytes * setting.shards * 2 / 1e6
     print(f"a manifest {file:,.0f} MB, the log {log:,.0f} MB")
-    alone_h = sum(alone(costs, setting).values()) / 3600
-    return {"alone_h": alone_h, "memory_gb": max(held[-1].values()) / 1e9}
+    parts = {"alone_h": alone(costs, setting), "later_h": later(costs, setting)}
+    found = {name: sum(steps.values()) / 3600 for name, steps in parts.items()}
+    return found | {f"{name}, GB": each / 1e9 for name, each in held[-1].items()}
 
 
 def _print_kind(costs: Costs, setting: Setting, kind: str) -> Iterator[tuple[str, float]]:
     print(f"\n{kind}: {setting.media_per_s:.0f} seconds of media a second and worker")
-    for name, workers in saturated_at(costs, setting).items():
-        print(f"  {name} saturated by {workers:,.0f} workers")
-        yield f"{name}_saturated", workers
+    phases = {"media": replace(setting, word_columns=0), "words": replace(setting, media_columns=0)}
+    for phase, each in phases.items():
+        for name, workers in saturated_at(costs, each).items():
+            print(f"  {phase}: {name} saturated by {workers:,.0f} workers")
+            yield f"{phase}_{name}_saturated", workers
     heads = "".join(f"{name:>9}" for name in ("whole", "jobs", "tail s", "driver", *SHARES))
     print(f"  {'workers':<30}{heads}")
     for name, (with_costs, each) in _rows(costs, setting).items():
@@ -605,8 +644,10 @@ def _print_kind(costs: Costs, setting: Setting, kind: str) -> Iterator[tuple[str
 
 def _rows(costs: Costs, setting: Setting) -> dict[str, tuple[Costs, Setting]]:
     """Other numbers of workers, and what would be if it were not for something."""
-    free = replace(costs, job_driver_ms=0.0, small_job_driver_ms=0.0, actor_driver_ms=0.0)
+    quick = replace(costs, pack_ms_for_each_million=0.0)
+    free = replace(quick, job_driver_ms=0.0, small_job_driver_ms=0.0, actor_driver_ms=0.0)
     others = {
+        "media alone": replace(setting, word_columns=0),
         "no limit of requests": replace(setting, reads_per_s=math.inf, writes_per_s=math.inf),
         "no latency": replace(setting, latency_s=0.0),
         "half of the nodes lost a day": replace(setting, losses_per_hour=HALF_A_DAY),
@@ -614,7 +655,8 @@ def _rows(costs: Costs, setting: Setting) -> dict[str, tuple[Costs, Setting]]:
     }
     counts = {f"{count:,}": (costs, replace(setting, workers=count)) for count in COUNTS}
     named = {name: (costs, each) for name, each in others.items()}
-    return counts | named | {"a driver for nothing": (free, setting)}
+    drivers = {"clips found at once": (quick, setting), "a driver for nothing": (free, setting)}
+    return counts | named | drivers
 
 
 def _row(name: str, told: Run, alone_s: float) -> str:

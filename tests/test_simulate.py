@@ -146,9 +146,23 @@ def test_jobs_are_of_all_clips_and_their_mean_is_the_one_asked_for():
     assert media_s(replace(QUIET, clips=64_000)) == pytest.approx(64_000 * 7.0, rel=0.05)
 
 
+def test_jobs_of_words_are_handed_out_when_all_that_decode_are():
+    decoding = [bool(job.media_s) for job in simulate.backlog(replace(QUIET, word_columns=2))]
+    assert decoding == sorted(decoding, reverse=True)
+    assert decoding.count(False) == 2 * decoding.count(True)
+
+
+def test_a_job_takes_the_driver_longer_the_more_clips_there_are():
+    found = replace(FREE, pack_ms_for_each_million=1.0)
+    few, many = (replace(QUIET, clips=clips) for clips in (1_000_000, 10_000_000))
+    job = simulate.Work(media_s=7.0 * 128, clips=128, columns=1)
+    assert simulate.service_s(found, few, job) == pytest.approx(0.001)
+    assert simulate.service_s(found, many, job) == pytest.approx(0.010)
+
+
 def test_the_driver_alone_takes_ten_times_as_long_and_as_much_for_ten_times_the_clips():
     few, many = replace(QUIET, clips=1_280_000), replace(QUIET, clips=12_800_000)
-    for of in (simulate.alone, simulate.memory):
+    for of in (simulate.alone, simulate.later, simulate.memory):
         for name, value in of(simulate.Costs(), few).items():
             assert value > 0
             assert of(simulate.Costs(), many)[name] == pytest.approx(10 * value, rel=0.01)
@@ -169,7 +183,7 @@ def test_figures_are_read_from_what_the_measuring_script_prints(tmp_path):
 
 def test_the_measuring_script_gives_every_figure_that_the_simulation_takes():
     source = (ROOT / "benchmarks/costs.py").read_text()
-    parts = {"write", "deal", "read", "plan", "digest", "jobs", "twice"}
+    parts = {"ingest", "deal", "write", "jobs", "plan", "each", "list", "rows", "record"}
     made = {f"{part}_{of}" for part in parts for of in ("us", "bytes", "peak_bytes")}
     fed = set(re.findall(r'^        "(\w+_ms)":', source, re.MULTILINE))
     made |= {f"{size}_{name}" for size in ("job", "small_job") for name in fed}
