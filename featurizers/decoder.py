@@ -33,6 +33,7 @@ from featurizers.clip import FAULTS, BadClipError, Fault
 from featurizers.limits import Limits
 from featurizers.media import Event, Probe
 from featurizers.placing import CHUNK_PICTURES
+from featurizers.spans import Again, Heard, Span
 from featurizers.spec import AudioWant, Want
 from featurizers.store import StorageError
 from featurizers.wire import HEADER, Payload, pack_want, send, unpack_event
@@ -170,6 +171,27 @@ class Decoder:
             DecoderDiedError: The child crashed, hung or took too much; worth one more try.
             GivenUpError: `given_up` said yes.
         """
+        with contextlib.closing(
+            self.decode_first(path, [(start, end)], wants, given_up=given_up)
+        ) as events:
+            for index, event in events:
+                if not isinstance(event, Again):  # never of one span
+                    yield index, event
+
+    def decode_first(
+        self,
+        path: Path,
+        spans: Sequence[Span],
+        wants: Sequence[Want],
+        *,
+        given_up: Callable[[], bool] = _never,
+    ) -> Generator[Heard, None, None]:
+        """As `decode` for the first of some spans.
+
+        The others are those that will be asked for next: where they follow each other, one decoding
+        serves them all. After an `Again` all begins anew.
+        """
+        start, end = spans[0]
         allowed = self.limits.cpu_seconds + self.limits.cpu_share * _lead(wants)
         request = {
             "do": "decode",
@@ -177,10 +199,11 @@ class Decoder:
             "start": start,
             "end": end,
             "wants": [pack_want(want) for want in wants],
+            "then": spans[1:],
             "cpu_seconds": allowed + SKIP_SHARE * start,
         }
 
-        def parse(header: Mapping[str, Any], payload: Payload) -> Event:
+        def parse(header: Mapping[str, Any], payload: Payload) -> Heard:
             return unpack_event(header, payload, wants)
 
         yield from self._answers(request, WALL_FACTOR * allowed + start, parse, given_up)

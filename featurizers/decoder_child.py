@@ -7,7 +7,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from featurizers.clip import BadClipError
 from featurizers.damage import Damage
 from featurizers.limits import Limits
-from featurizers.media import NoStream, decode, probe
+from featurizers.media import Event, NoStream, decode, probe
 from featurizers.memory import forget_peak, peak_bytes
-from featurizers.spec import AudioChunk, AudioWant, VideoChunk, Want
+from featurizers.spans import Again, ApartError, Heard, Span, decode_all, follow
+from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 from featurizers.store import StorageError
 from featurizers.wire import HEADER, pack_event, send, unpack_want
 
@@ -35,12 +37,13 @@ def serve(parent: int) -> None:
     import threading
 
     requests, answers = sys.stdin.buffer, _Answers(os.fdopen(os.dup(1), "wb"))
+    clips = _Clips()
     os.dup2(2, 1)  # whatever prints must not print into the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         while sizes := requests.read(HEADER.size):
-            _serve_one(json.loads(requests.read(HEADER.unpack(sizes)[0])), answers)
+            _serve_one(json.loads(requests.read(HEADER.unpack(sizes)[0])), answers, clips)
 
 
 def _follow(parent: int) -> None:
@@ -68,11 +71,11 @@ class _Answers:
         self.seconds += time.perf_counter() - began
 
 
-def _serve_one(request: Mapping[str, Any], answers: _Answers) -> None:
+def _serve_one(request: Mapping[str, Any], answers: _Answers, clips: "_Clips") -> None:
     limits = Limits(**request["limits"])
     began, waited, cpu_seconds = time.perf_counter(), answers.seconds, _cpu_seconds()
     forget_peak()
-    last = _last(request, limits, answers)
+    last = _last(request, limits, answers, clips)
     peak = peak_bytes()
     if peak > limits.memory_bytes and last["kind"] != "bug":
         last = {"kind": "memory"}  # also when it was given back before the parent looked
@@ -81,12 +84,14 @@ def _serve_one(request: Mapping[str, Any], answers: _Answers) -> None:
     answers.send({**last, "seconds": max(0.0, busy), **spent})
 
 
-def _last(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> dict[str, Any]:
+def _last(
+    request: Mapping[str, Any], limits: Limits, answers: _Answers, clips: "_Clips"
+) -> dict[str, Any]:
     """Answer a request; what is to be said at its end."""
     import traceback
 
     try:
-        _answer(request, limits, answers)
+        _answer(request, limits, answers, clips)
     except BadClipError as bad:
         return {"kind": "fault", "fault": bad.fault, "message": bad.message}
     except StorageError as error:
@@ -100,7 +105,7 @@ def _last(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> dict
     return {"kind": "end"}
 
 
-def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> None:
+def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers, clips: "_Clips") -> None:
     _bound_memory(limits)
     budget = _Budget(limits, request["cpu_seconds"])
     path = Path(request["path"])
@@ -108,10 +113,87 @@ def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers) -> No
         answers.send({"kind": "probe", "index": 0, "probe": asdict(probe(path))})
         return
     wants = [unpack_want(want) for want in request["wants"]]
-    for index, event in decode(path, request["start"], request["end"], wants, limits):
+    spans = [(request["start"], request["end"]), *map(tuple, request["then"])]
+    for index, event in clips.decode(path, spans, wants, limits):
         header, payload = pack_event(event)
         budget.earn(_reached(event, wants[index]))
         answers.send({"index": index, **header}, payload)
+
+
+class _Clips:
+    """Decodes clip after clip: one that follows the one before in its file goes on from there."""
+
+    def __init__(self) -> None:
+        self._going: _Going | None = None
+
+    def decode(
+        self, path: Path, spans: Sequence[Span], wants: Sequence[Want], limits: Limits
+    ) -> Iterator[Heard]:
+        """As `media.decode` for the first span; the others are those that will be asked for next.
+
+        After an `Again` all begins anew.
+        """
+        pictures = {n: want for n, want in enumerate(wants) if isinstance(want, VideoWant)}
+        going = self._going_on(path, spans, list(pictures.values()), limits)
+        if going is not None:
+            sound = [number for number in range(len(wants)) if number not in pictures]
+            try:
+                if sound:
+                    events = decode(path, *spans[0], [wants[number] for number in sound], limits)
+                    yield from ((sound[index], event) for index, event in events)
+                numbers = list(pictures)
+                yield from ((numbers[index], event) for index, event in going.next())
+            except ApartError:
+                yield 0, Again()
+            else:
+                self._going = going if going.left else None
+                return
+        yield from decode(path, *spans[0], wants, limits)
+
+    def _going_on(
+        self, path: Path, spans: Sequence[Span], wants: Sequence[VideoWant], limits: Limits
+    ) -> "_Going | None":
+        """What goes on or begins with these spans; None where there is nothing to be gained."""
+        going, self._going = self._going, None
+        if going is not None and going.goes_on(path, spans[0], wants, limits):
+            return going
+        together = spans[: follow(spans)] if wants else ()
+        return _Going(path, together, wants, limits) if len(together) > 1 else None
+
+
+class _Going:
+    """Clips of one file whose pictures are being decoded in one go."""
+
+    def __init__(
+        self, path: Path, spans: Sequence[Span], wants: Sequence[VideoWant], limits: Limits
+    ) -> None:
+        self.left = deque(spans)
+        self._about = (path, list(wants), limits)
+        self._file = _identity(path)
+        self._events = decode_all(path, spans, wants, limits)
+
+    def goes_on(self, path: Path, span: Span, wants: Sequence[VideoWant], limits: Limits) -> bool:
+        """Whether this is the next of them."""
+        wanted = (path, list(wants), limits)
+        return self.left[0] == span and self._about == wanted and self._file == _identity(path)
+
+    def next(self) -> Iterator[Event]:
+        """The events of the next clip. Raises ApartError as `decode_all`."""
+        for _, event in self._events:
+            if event is None:
+                self.left.popleft()
+                return
+            yield event
+        raise ApartError("nothing is left")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another that took its place; None where nobody can say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class _Budget:
@@ -138,7 +220,7 @@ class _Budget:
             self._whole = whole
 
 
-def _reached(event: AudioChunk | VideoChunk | NoStream | Damage, want: Want) -> float:
+def _reached(event: AudioChunk | VideoChunk | NoStream | Damage | Again, want: Want) -> float:
     """Where on the clip's clock a chunk ends."""
     match event, want:
         case AudioChunk(), AudioWant():

@@ -8,6 +8,7 @@ steps in the same order, so that they give the same outcomes.
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from featurizers.damage import Damage
 from featurizers.decoder import Decoder, DecoderDiedError, Spent
 from featurizers.encoding import Batches, Encoding
 from featurizers.media import NoStream
+from featurizers.spans import Again, Span
 from featurizers.spec import (
     AudioChunk,
     Chunk,
@@ -191,6 +193,8 @@ def _read(
     wants: Mapping[int, Want],
     decoder: Decoder,
     given_up: Callable[[], bool],
+    *,
+    then: Sequence[Span] = (),
 ) -> Generator[_Step, None, None]:
     every, fetching, decoding = tuple(wants), _Clock(), _Clock()
     costs = {"fetch": fetching}
@@ -201,7 +205,7 @@ def _read(
     else:
         costs["decode"] = decoding
         attempts = _Attempts(clip, path, wants, decoder, given_up, decoding)
-        bad_together = yield from attempts.twice(every)
+        bad_together = yield from attempts.twice(every, then)
         if bad_together is not None and len(every) == 1:
             yield _Failed(every, bad_together)
         elif bad_together is not None:
@@ -230,10 +234,12 @@ class _Attempts:
     given_up: Callable[[], bool]
     cost: "_Clock"
 
-    def twice(self, which: tuple[int, ...]) -> Generator[_Step, None, BadClipError | None]:
+    def twice(
+        self, which: tuple[int, ...], then: Sequence[Span] = ()
+    ) -> Generator[_Step, None, BadClipError | None]:
         """Decode, and once more when the child died; gives the error in the end."""
         try:
-            yield from self._once(which)
+            yield from self._once(which, then)
         except DecoderDiedError:
             try:
                 yield from self._once(which)
@@ -245,14 +251,17 @@ class _Attempts:
             return bad
         return None
 
-    def _once(self, which: tuple[int, ...]) -> Generator[_Step, None, None]:
+    def _once(
+        self, which: tuple[int, ...], then: Sequence[Span] = ()
+    ) -> Generator[_Step, None, None]:
         yield _Begin(which)
         clip, wants = self.clip, [self.wants[index] for index in which]
-        events = self.decoder.decode(self.path, clip.start, clip.end, wants, given_up=self.given_up)
+        spans = [(clip.start, clip.end), *then]
+        events = self.decoder.decode_first(self.path, spans, wants, given_up=self.given_up)
         try:
             with contextlib.closing(events):
                 for number, event in events:
-                    yield which[number], event
+                    yield _Begin(which) if isinstance(event, Again) else (which[number], event)
         finally:
             self.cost.add(self.decoder.spent)
 
@@ -274,8 +283,9 @@ class _Steps:
         wants = _wants(featurizers)
 
         def made(given_up: Callable[[], bool]) -> Generator[_Step, None, None]:
-            for clip in clips:
-                yield from _read(clip, fetch, wants, decoder, given_up)
+            for number, clip in enumerate(clips):
+                then = _then(clips, number)
+                yield from _read(clip, fetch, wants, decoder, given_up, then=then)
 
         self.media = bool(wants)
         self._ahead = _Ahead(made, _bytes) if wants else None
@@ -290,6 +300,20 @@ class _Steps:
         """End the thread, and the child too when it is in the middle of a clip."""
         if self._ahead is not None:
             self._ahead.close()
+
+
+def _then(clips: Sequence[Clip], number: int) -> list[Span]:
+    """The spans of the clips right after one that are cut from the same media."""
+    after = itertools.takewhile(
+        lambda each: each.media == clips[number].media, itertools.islice(clips, number + 1, None)
+    )
+    return [(each.start, each.end) for each in after]
+
+
+def in_order_of_media(clips: Sequence[Clip]) -> list[Clip]:
+    """Clips of one file together and in order of time, so that one decoding may serve them all."""
+    first = {clip.media: number for number, clip in reversed(list(enumerate(clips)))}
+    return sorted(clips, key=lambda clip: (first[clip.media], clip.start))
 
 
 def _bytes(step: _Step) -> int:

@@ -87,7 +87,7 @@ def probe(path: Path) -> Probe:
         BadClipError: "missing", "unreadable".
         StorageError: It cannot be read now.
     """
-    with _Opened(path) as opened:
+    with Opened(path) as opened:
         container = opened.container
         audio, video = _stream(container, "audio"), _stream(container, "video")
         seconds = _told_seconds(opened) or _packet_seconds(opened)
@@ -112,19 +112,16 @@ def decode(
         StorageError: It cannot be read now; what was given before is to be thrown away.
     """
     check_span(start, end)
-    with _Opened(path) as opened:
+    with Opened(path) as opened:
         check_streams(len(opened.container.streams), limits)
-        there = {kind for kind in KINDS if _stream(opened.container, kind)}
-        absent = {i: _kind(want) for i, want in enumerate(wants) if _kind(want) not in there}
+        absent = absent_in(opened, wants)
         yield from ((index, NoStream(kind)) for index, kind in absent.items())
         if len(absent) == len(wants):
             return
-        _check_times(opened, start, end, limits)
-        # Before the takers are made: a file that cannot do it is opened anew.
-        if start > SEEK_FROM_S and opened.container.format.name in INDEXED:
-            opened.seek(start - SEEK_MARGIN_S)
-        takers = _takers(opened, wants, start, end, limits)
-        reach = _Reach(opened)
+        check_times(opened, start, end, limits)
+        opened.approach(start)
+        takers = takers_of(opened, wants, start, end, limits)
+        reach = Reach(opened)
         for packet in opened.packets():
             reach.see(packet)
             yield from _feed(packet, takers)
@@ -138,6 +135,12 @@ def decode(
                 message = verdict(taker, opened.stopped, reach.told(taker))
             if message:
                 yield index, Damage(message)
+
+
+def absent_in(opened: "Opened", wants: Sequence[Want]) -> dict[int, Kind]:
+    """The wants, by number, for which a file has no stream."""
+    there = {kind for kind in KINDS if _stream(opened.container, kind)}
+    return {i: kind_of(want) for i, want in enumerate(wants) if kind_of(want) not in there}
 
 
 def encode(
@@ -219,7 +222,7 @@ def _write_sound(
     out.mux(stream.encode(None))
 
 
-class _Opened:
+class Opened:
     """An open container with its clock's zero; closes both on leaving.
 
     Leaving raises StorageError, in place of BadClipError too, when not all could be read.
@@ -227,7 +230,6 @@ class _Opened:
     Attributes:
         origin: The time stamp of the file's time 0, in seconds.
         stopped: Why reading ended before the file did; empty when it did not.
-        sought: It does not stand at the beginning.
         told: How long each stream is by the bytes of the header, see `headers.told_seconds`.
         is_counted: Whether it is an MP3 file that says how long it is.
     """
@@ -237,7 +239,7 @@ class _Opened:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self) -> "_Opened":
+    def __enter__(self) -> "Opened":
         self.file = open_media(self.path)
         try:
             with self.file.trusted():
@@ -269,7 +271,7 @@ class _Opened:
             self.container.close()
             raise BadClipError("unreadable", "neither sound nor pictures")
         self.origin = (self.container.start_time or 0) / 1e6
-        self.stopped, self.sought = "", False
+        self.stopped = ""
         self._demuxed: Iterator[AvPacket] = self._demux()
 
     def __exit__(
@@ -297,6 +299,14 @@ class _Opened:
         except IndexError:  # PyAV's own, after all else: a stream that began on the way has no end
             pass
 
+    def approach(self, start: float) -> None:
+        """Go to a point from which a span that begins there can be decoded.
+
+        To be called before the takers are made: a file that cannot do it is opened anew.
+        """
+        if start > SEEK_FROM_S and self.container.format.name in INDEXED:
+            self.seek(start - SEEK_MARGIN_S)
+
     def seek(self, seconds: float) -> None:
         """Go to a point at or before this one; to the beginning when the file cannot do that.
 
@@ -313,7 +323,7 @@ class _Opened:
         if first is None or self.time(first) > seconds:
             self._reopen()
         else:
-            self._demuxed, self.sought = chain([first], self._demuxed), True
+            self._demuxed = chain([first], self._demuxed)
 
     def time(self, packet: AvPacket) -> float:
         """When a packet that has a time stamp begins, in seconds from the file's time 0."""
@@ -325,10 +335,10 @@ class _Opened:
         self._open()
 
 
-class _Reach:
+class Reach:
     """How far each stream goes by its packets, held against what the header promises."""
 
-    def __init__(self, opened: _Opened) -> None:
+    def __init__(self, opened: Opened) -> None:
         self._opened = opened
         self._ends: dict[int, int] = {}
         self._before: dict[int, int] = {}
@@ -368,12 +378,12 @@ class _Reach:
         return seconds_of(self._ends[stream.index], stream.time_base) - self._opened.origin
 
 
-def _told_seconds(opened: _Opened) -> float:
+def _told_seconds(opened: Opened) -> float:
     """How long the file is by its header, or by FFmpeg's estimate; 0 when neither is known."""
     return max(0.0, (opened.container.duration or 0) / 1e6)
 
 
-def _told_end(opened: _Opened, stream: AvStream) -> float | None:
+def _told_end(opened: Opened, stream: AvStream) -> float | None:
     """When a stream ends by the header, in seconds from time 0; None where none tells that."""
     if stream.index < len(opened.told):
         seconds: float | None = opened.told[stream.index]
@@ -421,7 +431,7 @@ def _is_cover(stream: AvStream) -> bool:
     return bool(stream.disposition & stream.disposition.attached_pic)
 
 
-def _packet_seconds(opened: _Opened) -> float:
+def _packet_seconds(opened: Opened) -> float:
     last, seen = 0.0, False
     for packet in opened.packets():
         if packet.pts is not None:
@@ -432,11 +442,12 @@ def _packet_seconds(opened: _Opened) -> float:
     return last
 
 
-def _kind(want: Want) -> Kind:
+def kind_of(want: Want) -> Kind:
+    """The kind of stream that a want is of."""
     return "audio" if isinstance(want, AudioWant) else "video"
 
 
-def _check_times(opened: _Opened, start: float, end: float | None, limits: Limits) -> None:
+def check_times(opened: Opened, start: float, end: float | None, limits: Limits) -> None:
     """Refuse what the header says and the file bears out, before anything is decoded."""
     known = _told_seconds(opened)
     if known and start >= known:
@@ -448,23 +459,28 @@ def _check_times(opened: _Opened, start: float, end: float | None, limits: Limit
 
 def _goes_on(path: Path, seconds: float) -> bool:
     """Whether there is a packet after this time, whatever the header says."""
-    with _Opened(path) as opened:
+    with Opened(path) as opened:
         opened.seek(seconds)
         return any(
             packet.pts is not None and opened.time(packet) >= seconds for packet in opened.packets()
         )
 
 
-def _takers(
-    opened: _Opened, wants: Sequence[Want], start: float, end: float | None, limits: Limits
+def takers_of(
+    opened: Opened, wants: Sequence[Want], start: float, end: float | None, limits: Limits
 ) -> dict[int, Taker]:
+    """What takes a span of the streams that are wanted and there, by the number of the want.
+
+    Raises:
+        BadClipError: "unreadable", "too_large".
+    """
     takers: dict[int, Taker] = {}
-    # Pictures hang on those before them, sound hardly: what no seek passed over is not decoded.
-    is_late = start > SEEK_FROM_S and not opened.sought
-    sound_from = opened.origin + start - SEEK_MARGIN_S if is_late else -math.inf
+    # Pictures hang on those before them, sound hardly. Some decoders (AAC) draw random numbers: it
+    # is to begin at a packet that only the span decides, whatever a seek passed over.
+    sound_from = opened.origin + start - SEEK_MARGIN_S if start > SEEK_MARGIN_S else -math.inf
     span = Span(opened.origin, start, None if end is None else end - start, sound_from)
     for index, want in enumerate(wants):
-        kind = _kind(want)
+        kind = kind_of(want)
         stream = _stream(opened.container, kind)
         if stream is None:
             continue
@@ -484,17 +500,13 @@ def _feed(packet: AvPacket, takers: dict[int, Taker]) -> Iterator[Event]:
 
     One that is done hears of nothing further, so that it never depends on what is wanted beside it.
     """
-    from av.error import FFmpegError
-
     mine = [(index, taker) for index, taker in takers.items() if taker.needs(packet)]
     if not mine:
         return
     for _, taker in mine:
         taker.hear(packet)
-    try:
-        frames = packet.decode()
-    except FFmpegError as error:
-        _reason(error)
+    frames = decoded(packet)
+    if frames is None:
         for _, taker in mine:
             taker.fail(packet)
         return
@@ -502,6 +514,18 @@ def _feed(packet: AvPacket, takers: dict[int, Taker]) -> Iterator[Event]:
         for index, taker in mine:
             for chunk in taker.take(frame):
                 yield index, chunk
+
+
+def decoded(packet: AvPacket) -> Sequence[AvFrame] | None:
+    """The frames that a packet gives; None when it cannot be decoded."""
+    from av.error import FFmpegError
+
+    try:
+        frames: Sequence[AvFrame] = packet.decode()
+    except FFmpegError as error:
+        _reason(error)
+        return None
+    return frames
 
 
 def _resampling(rate_hz: int) -> Resample:

@@ -24,6 +24,7 @@ from featurizers.limits import Limits, check_pixels, check_seconds
 from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant
 
 GAP_S = 0.1
+LEAD_S = 0.1  # of sound before a span: where resampling begins decides its numbers, not a seek
 JITTER_S = 0.002  # times are rounded to a thousandth in some forms
 MAX_RATE_HZ = 1000  # of pictures
 SHUFFLED = ("h264", "hevc")
@@ -201,7 +202,7 @@ class Sound(Taker):
     """Sound at the wanted rate, one channel, cut to the span.
 
     A gap begins a new chunk in its right place; what would lie over sound that was given is passed
-    over.
+    over. Resampling begins at LEAD_S before the span, wherever decoding began.
 
     Args:
         resampling: Makes what brings frames of one form to a rate.
@@ -264,6 +265,8 @@ class Sound(Taker):
             self._form = None
             return
         stop = time + frame.samples / frame.sample_rate
+        if stop <= -LEAD_S:
+            return
         ahead = time - self._expected
         if ahead < -GAP_S and stop <= self._expected:
             self._passed += 1

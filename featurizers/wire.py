@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.damage import Damage
-from featurizers.media import Event, NoStream
+from featurizers.media import NoStream
+from featurizers.spans import Again, Heard
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 
 HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
@@ -42,7 +43,7 @@ def unpack_want(plain: Mapping[str, Any]) -> Want:
 
 
 def pack_event(
-    event: AudioChunk | VideoChunk | NoStream | Damage,
+    event: AudioChunk | VideoChunk | NoStream | Damage | Again,
 ) -> tuple[dict[str, Any], NDArray[Any] | None]:
     """Header and payload of what answers a want, without its number."""
     match event:
@@ -55,9 +56,11 @@ def pack_event(
             return {"kind": "none", "stream": event.kind}, None
         case Damage():
             return {"kind": "damage", "message": event.message}, None
+        case Again():
+            return {"kind": "again"}, None
 
 
-def unpack_event(header: Mapping[str, Any], payload: Payload, wants: Sequence[Want]) -> Event:
+def unpack_event(header: Mapping[str, Any], payload: Payload, wants: Sequence[Want]) -> Heard:
     """An event from a message; LookupError, TypeError or ValueError when it is none."""
     index = int(header["index"])
     if not 0 <= index < len(wants):
@@ -71,11 +74,20 @@ def unpack_event(header: Mapping[str, Any], payload: Payload, wants: Sequence[Wa
             if frames.shape[1:] != _picture(want):
                 raise ValueError(f"pictures {frames.shape[1:]} for {want}")
             return index, VideoChunk(times, frames)
-        case "none", _:
-            return index, NoStream(str(header["stream"]))
-        case "damage", _:
-            return index, Damage(str(header["message"]))
         case kind, want:
+            return index, _said(kind, header, want)
+
+
+def _said(kind: object, header: Mapping[str, Any], want: Want) -> NoStream | Damage | Again:
+    """What is said without any media."""
+    match kind:
+        case "none":
+            return NoStream(str(header["stream"]))
+        case "damage":
+            return Damage(str(header["message"]))
+        case "again":
+            return Again()
+        case _:
             raise ValueError(f"{kind!r} for {want}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
-from featurizers.extract import Outcome, extract_all
+from featurizers.extract import Outcome, extract_all, in_order_of_media
 from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
@@ -201,7 +201,9 @@ class ShardWorker:
     ) -> list[list[Outcome]]:
         """For each clip an outcome of each part: taken from a standing shard, or computed."""
         taken = [taken_from(self._store, part, job) for part in job.parts]
-        todo = [clip for clip in job.clips if any(clip.key not in rows for rows in taken)]
+        todo = in_order_of_media(
+            [clip for clip in job.clips if any(clip.key not in rows for rows in taken)]
+        )
         for clip in todo:
             inputs.check_streams(clip)
         featurizers = [self._featurizer(part.spec) for part in job.parts]
