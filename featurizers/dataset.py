@@ -223,7 +223,8 @@ def _table(content: bytes, where: str) -> "pa.Table":
     # Parquet's own checksums leave out the footer, and with it the names and types of columns.
     if told != _digest(content[:at] + _EMPTY + content[at + len(_EMPTY) :]):
         raise DatasetError(f"{where} is damaged: it is not what was written; ingest again")
-    return pq.read_table(io.BytesIO(content))
+    # Not `read_table`: its many small pieces would each be looked into for every job.
+    return pq.ParquetFile(io.BytesIO(content)).read()
 
 
 def _digest(content: bytes) -> bytes:

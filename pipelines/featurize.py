@@ -31,6 +31,8 @@ from pipelines.plan import Place, by_shard, digest
 from pipelines.sources import stage_of
 from pipelines.worker import MEDIA, Done, Job, Part, ShardWorker, need_of
 
+BEHIND = 32  # places; with a job of each kind a shard, 16 shards
+
 
 class TooManyDroppedError(FailedError):
     """More clips are quarantined than max_dropped permits; records stay, no manifest is written."""
@@ -116,9 +118,20 @@ def jobs_of(
             else:
                 finished.append(record)
         todo += [(shard, tuple(group)) for group in by_stream(missing)]
-    # The long ones first: short ones at the end keep all workers busy until it comes.
-    todo.sort(key=lambda job: not any(_decodes(part) for part in job[1]))
-    return Work(todo=Jobs(clips, shards, todo), finished=finished)
+    return Work(todo=Jobs(clips, shards, _in_order(todo)), finished=finished)
+
+
+def _in_order(
+    todo: Sequence[tuple[int, tuple[Part, ...]]],
+) -> list[tuple[int, tuple[Part, ...]]]:
+    """Short jobs some places behind the long ones that they came with.
+
+    The last of them keep all workers busy until the end comes. All of them at the end would be more
+    than a driver can feed to many workers.
+    """
+    late = [0 if any(map(_decodes, parts)) else BEHIND for _, parts in todo]
+    order = sorted(range(len(todo)), key=lambda number: number + late[number])
+    return [todo[number] for number in order]
 
 
 def by_stream(parts: Sequence[Part]) -> list[list[Part]]:
