@@ -13,7 +13,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -41,7 +41,7 @@ from featurizers.placing import (
     Taker,
     seconds_of,
 )
-from featurizers.shrink import box_mean, centred, full_range
+from featurizers.shrink import box_mean, centred, full_range, letterboxed
 from featurizers.spec import AudioWant, Chunk, VideoWant, Want
 
 # Nearer to the start, decoding from 0 is as fast and needs no trust in the file's index.
@@ -548,22 +548,30 @@ def _small(frame: AvFrame, want: VideoWant) -> NDArray[np.uint8]:
     from av.error import FFmpegError
 
     try:
-        whole = frame if want.colour == "gray" else frame.to_ndarray(format="rgb24")
-        square = _luma(frame) if want.colour == "gray" else centred(whole)
+        cut = centred if want.fit == "centre" else _all_of
+        gray = want.colour == "gray"
+        picture = _luma(frame, cut) if gray else cut(frame.to_ndarray(format="rgb24"))
     except (FFmpegError, ValueError) as error:
         raise BadClipError("corrupt", f"video: cannot be converted: {_reason(error)}") from None
     # The display matrix turns counter-clockwise in degrees, as numpy does in quarters.
-    return np.ascontiguousarray(np.rot90(box_mean(square, want.size), round(frame.rotation / 90)))
+    small = (box_mean if want.fit == "centre" else letterboxed)(picture, want.size)
+    return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90)))
 
 
-def _luma(frame: AvFrame) -> NDArray[np.uint8]:
-    """Brightness 0..255 [S, S] of the centred square; the decoded plane where it has 8 bits."""
+def _all_of(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return whole
+
+
+def _luma(
+    frame: AvFrame, cut: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Brightness 0..255 of what is cut out; the decoded plane where it has 8 bits."""
     layout = frame.format
     if layout.is_rgb or layout.has_palette or layout.components[0].bits != 8:
-        return centred(frame.to_ndarray(format="gray"))
+        return cut(frame.to_ndarray(format="gray"))
     plane = frame.planes[0]
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-    square = centred(rows[: frame.height, : frame.width])
+    shown = cut(rows[: frame.height, : frame.width])
     if frame.color_range == 2 or layout.name.startswith(("yuvj", "gray")):
-        return square
-    return full_range(square)
+        return shown
+    return full_range(shown)

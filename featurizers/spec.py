@@ -117,11 +117,17 @@ class AudioWant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoWant:
-    """Pictures at this rate: the largest centred square, scaled to size x size pixels."""
+    """Pictures at this rate, size x size pixels.
+
+    Attributes:
+        fit: "centre" is the largest centred square; "whole" is all of the picture, its longer side
+            scaled to `size`, in the middle of a black square.
+    """
 
     fps: float
     size: int
     colour: Literal["gray", "rgb"] = "gray"
+    fit: Literal["centre", "whole"] = "centre"
 
 
 Want: TypeAlias = AudioWant | VideoWant

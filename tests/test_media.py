@@ -16,7 +16,7 @@ from featurizers.clip import BadClipError
 from featurizers.damage import Damage
 from featurizers.limits import Limits
 from featurizers.media import NoStream, Probe, decode, encode, probe
-from featurizers.shrink import box_mean
+from featurizers.shrink import box_mean, letterboxed
 from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant
 from tests.media_maker import flat, number_of, stairs, tone, turn, voice, write
 
@@ -527,3 +527,48 @@ def test_box_means_equal_the_slow_loop(side, size, colour, seed):
 
 def test_a_white_picture_of_the_largest_size_does_not_overflow():
     assert (box_mean(np.full((4100, 4100), 255, np.uint8), 1) == 255).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.integers(0, 9))
+def test_a_whole_picture_in_a_square_equals_the_slow_loop(height, width, size, colour, seed):
+    shape = (height, width, 3) if colour else (height, width)
+    picture = np.random.default_rng(seed).integers(0, 256, size=shape, dtype=np.uint8)
+    found = letterboxed(picture, size)
+    assert found.shape == (size, size, *shape[2:])
+    assert found.dtype == np.uint8
+    longer = max(height, width)
+    rows, columns = (max(1, int(side * size / longer + 0.5)) for side in (height, width))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    for y in range(rows):
+        for x in range(columns):
+            low, high = y * height // rows, (y + 1) * height // rows
+            near, far = x * width // columns, (x + 1) * width // columns
+            part = picture[low : max(high, low + 1), near : max(far, near + 1)].astype(int)
+            area = part.shape[0] * part.shape[1]
+            mean = (part.sum(axis=(0, 1)) + area // 2) // area
+            np.testing.assert_array_equal(found[top + y, left + x], mean)
+    found[top : top + rows, left : left + columns] = 0
+    assert not found.any()
+
+
+def aside(bright, height=96, width=192):
+    """A wide grey picture with a bright corner on its left, below."""
+    picture = np.full((height, width, 3), 60, dtype=np.uint8)
+    picture[height // 2 :, : width // 8] = bright
+    return picture
+
+
+@pytest.mark.parametrize("colour", ["gray", "rgb"])
+@pytest.mark.parametrize(("clockwise", "corner"), [(0, (8, 0)), (90, (0, 4)), (180, (4, 15))])
+def test_what_lies_aside_is_seen_in_the_whole_picture_alone(tmp_path, colour, clockwise, corner):
+    path = small(tmp_path, pictures=[(i / 25, aside(240)) for i in range(10)], sound=())
+    if clockwise:
+        turn(path, clockwise)
+    whole, square = (
+        Found(path, wants=[VideoWant(fps=5, size=16, colour=colour, fit=fit)]).frames[0]
+        for fit in ("whole", "centre")
+    )
+    assert (whole[corner] > 200).all()
+    assert (whole > 200).any(axis=tuple(range(2, whole.ndim))).sum() == 8
+    assert not whole[(8, 0) if clockwise == 90 else (0, 0)].any()  # a bar, beside or above
+    assert square.max() < 100
