@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast, get_args
 
 from featurizers.acoustic import LogMel
+from featurizers.appearance import Appearance
 from featurizers.egemaps import Egemaps
+from featurizers.face_track import FaceTrack
+from featurizers.frames import Frames
 from featurizers.image_encoder import ImageEncoder
 from featurizers.lexical import HashedWords
 from featurizers.mfcc import Mfcc
@@ -31,6 +34,9 @@ KINDS: Mapping[str, type[Featurizer]] = {
     "waveform": Waveform,
     "egemaps": Egemaps,
     "face-motion": FaceMotion,
+    "face-track": FaceTrack,
+    "frames": Frames,
+    "appearance": Appearance,
     "numbers": Numbers,
     "track": Track,
     "skeleton": Skeleton,

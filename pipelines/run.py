@@ -65,6 +65,9 @@ def featurize_all(experiment: Experiment, show: Show) -> dict[str, Column]:
     """Compute and commit the columns, with a progress bar."""
     show.head("featurize")
     save(experiment)  # also where --set changed the columns: a report must know which are meant
+    for stream, featurizer in experiment.featurizers().items():
+        if caution := getattr(featurizer, "caution", ""):
+            show.say(f"warning: features.{stream}: {caution}")
     work = jobs(experiment.root, specs_of(experiment))
     speed: list[str] = []
     with show.featurizing(sum(len(job.clips) for job in work.todo)) as done:

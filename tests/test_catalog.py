@@ -25,6 +25,9 @@ OTHERS = {
     "waveform": {"hop": 160, "rate_hz": 8000},
     "egemaps": {"level": "functionals"},
     "face-motion": {"fps": 12.5},
+    "face-track": {"detector": "cascade", "fps": 12.5},
+    "frames": {"size": 16, "colour": "gray"},
+    "appearance": {"fps": 12.5},
     "numbers": {"stream": "hand", "dims": 2},
     "track": {"stream": "face", "columns": "AU{01,02}_r", "least": 0.8, "time": "timestamp"},
     "skeleton": {"stream": "joints", "joints": 4, "persons": 2, "coordinates": 2},
@@ -35,6 +38,7 @@ OTHERS = {
     "word-vectors": {"file": "@/other.txt"},
 }
 WANTED = {  # settings that have no default
+    "face-track": {"detector": "cascade"},
     "numbers": {"stream": "pose", "dims": 3},
     "track": {"stream": "face", "columns": "AU01_r"},
     "skeleton": {"stream": "body"},
@@ -44,7 +48,8 @@ WANTED = {  # settings that have no default
     "video-encoder": {"model": "@/video", "hop": 4},
     "word-vectors": {"file": "@/words.txt"},
 }
-WEIGHED = {name for name, settings in WANTED.items() if "@" in str(settings)}
+WEIGHED = {name for name, settings in WANTED.items() if "@" in str(settings)} | {"face-track"}
+EXACT = {"word-vectors", "face-track"}  # though weights decide their numbers
 PACKAGES = {"egemaps": "opensmile"}  # extras that are not installed for the tests
 BUILT = [(name, WANTED.get(name, {})) for name in NAMES] + list(OTHERS.items())
 
@@ -144,7 +149,7 @@ def test_what_comes_out_is_what_the_spec_declares(outcomes, number):
 def test_a_name_has_a_spec_of_that_name_with_all_its_settings(built, name):
     spec = built(name, **WANTED.get(name, {})).spec
     assert spec.name == name
-    assert (spec.atol is None) == (name not in {*WEIGHED, *PACKAGES} - {"word-vectors"})
+    assert (spec.atol is None) == (name not in {*WEIGHED, *PACKAGES} - EXACT)
     assert len(spec.weights) == (64 if name in WEIGHED else 0)
     assert set(OTHERS[name]) - {places(name)} <= set(spec.parameters)
     assert len({dim.name for dim in spec.dims}) == spec.width

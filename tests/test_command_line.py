@@ -396,6 +396,18 @@ def test_featurizing_again_says_that_it_is_done(dataset, called):
 
 
 @pytest.mark.media
+def test_a_detector_that_is_not_for_real_work_is_warned_of(tmp_path, called):
+    films(tmp_path)
+    face = {"featurizer": "face-track", "detector": "cascade"}
+    file = experiment(tmp_path, features={"face": face})
+    assert called("ingest", file)[0] == 0
+    code, out, _ = called("featurize", file)
+    assert code == 0
+    assert "warning: features.face: detector 'cascade' is for trying things out" in out
+    assert "fetch yunet" in out
+
+
+@pytest.mark.media
 def test_a_label_that_the_dataset_does_not_have_is_told(dataset, refused):
     message = refused("train", dataset, "--set", "source.label=temper")
     assert "has a label 'temper'; there are mood" in message

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipelines", "featurizers", "training", "tracking")
-HEAVY = ("ray", "deepspeed", "mlflow", "av", "transformers", "librosa")
+HEAVY = ("ray", "deepspeed", "mlflow", "av", "cv2", "mediapipe", "transformers", "librosa")
 
 # Imports the modules it is told one by one; prints the heavy libraries that each of them loaded.
 IMPORTER = """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurizers.catalog import NAMES, build
 from featurizers.clip import Clip, Word
-from featurizers.spec import AudioChunk, AudioWant, VideoChunk, check_feature
+from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, check_feature
 
 SETTINGS = {
     "hashed-words": {},
@@ -20,6 +20,9 @@ SETTINGS = {
     "prosody": {},
     "waveform": {},
     "face-motion": {},
+    "face-track": {"detector": "cascade", "picture": 64},
+    "frames": {},
+    "appearance": {"crop": "face", "detector": "cascade", "picture": 64},
     "numbers": {"stream": "pose", "dims": 3},
     "track": {"stream": "face", "columns": "a,b"},
     "skeleton": {"stream": "body", "joints": 2, "persons": 2},
@@ -68,20 +71,30 @@ def chunks_of_sound(pieces, rate_hz):
 
 @st.composite
 def pictures(draw):
-    """Chunks of pictures whose times rise, now evenly and now not."""
+    """Makes chunks of what is wanted, whose times rise, now evenly and now not."""
     rng = np.random.default_rng(draw(seeds))
     counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    kind = draw(st.sampled_from(["noise", "black", "white", "blocks"]))
     starts = np.cumsum(rng.uniform(0.001, 0.5, sum(counts) + 1))
-    times = np.stack([starts[:-1], starts[1:]], axis=1)
-    kind = draw(st.sampled_from(["noise", "black", "white"]))
-    found = []
-    for count in counts:
-        grey = {"black": np.zeros, "white": lambda shape: np.full(shape, 255)}
-        noise = rng.integers(0, 256, (count, 48, 48))
-        frames = grey[kind]((count, 48, 48)) if kind != "noise" else noise
-        found.append(VideoChunk(times[:count], frames.astype(np.uint8)))
-        times = times[count:]
-    return found
+    edges = np.stack([starts[:-1], starts[1:]], axis=1)
+
+    def made(want):
+        shape = (want.size, want.size) if want.colour == "gray" else (want.size, want.size, 3)
+        found, times = [], edges
+        for count in counts:
+            coarse = rng.integers(0, 256, (count, 8, 8, *shape[2:]))
+            blocks = coarse.repeat(want.size // 8, axis=1).repeat(want.size // 8, axis=2)
+            frames = {
+                "noise": rng.integers(0, 256, (count, *shape)),
+                "black": np.zeros((count, *shape)),
+                "white": np.full((count, *shape), 255),
+                "blocks": blocks,
+            }[kind]
+            found.append(VideoChunk(times[:count], frames.astype(np.uint8)))
+            times = times[count:]
+        return found
+
+    return made
 
 
 def check(featurizer, clip, chunks, first, last):
@@ -148,11 +161,14 @@ def test_no_sound_shows_how_it_was_cut_into_chunks(name, pieces, cuts):
     assert one.times.tobytes() == other.times.tobytes()
 
 
+@pytest.mark.parametrize("name", named(VideoWant))
 @settings(max_examples=30, deadline=None)
-@given(chunks=pictures())
-def test_any_pictures_give_what_the_spec_declares(chunks):
+@given(make=pictures())
+def test_any_pictures_give_what_the_spec_declares(name, make):
+    featurizer = build(name, **SETTINGS[name])
+    chunks = make(featurizer.wants)
     end = chunks[-1].times[-1, 1]
-    found = check(build("face-motion"), clip(), chunks, chunks[0].times[0, 0], end)
+    found = check(featurizer, clip(), chunks, chunks[0].times[0, 0], end)
     assert len(found.values) == sum(len(chunk.frames) for chunk in chunks)
 
 
