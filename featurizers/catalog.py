@@ -11,6 +11,7 @@ from featurizers.egemaps import Egemaps
 from featurizers.face_track import FaceTrack
 from featurizers.frames import Frames
 from featurizers.image_encoder import ImageEncoder
+from featurizers.landmarks import Landmarks
 from featurizers.lexical import HashedWords
 from featurizers.mfcc import Mfcc
 from featurizers.pretrained import MissingWeightsError
@@ -37,6 +38,7 @@ KINDS: Mapping[str, type[Featurizer]] = {
     "face-track": FaceTrack,
     "frames": Frames,
     "appearance": Appearance,
+    "landmarks": Landmarks,
     "numbers": Numbers,
     "track": Track,
     "skeleton": Skeleton,

@@ -14,12 +14,16 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.pretrained import FOLDERS, MissingWeightsError, digest_of_file, listed_files
+from featurizers.pretrained import check_digest, digest_of_file, model_file
 
 Name: TypeAlias = Literal["yunet", "cascade"]
 NAMES: tuple[str, ...] = get_args(Name)
 
 INSTALL = "pip install 'fuseline[faces]'"
+ADVICE = (
+    "give the path of YuNet's ONNX file, which `fuseline fetch yunet` gets, or take detector "
+    "'cascade' to try things out"
+)
 CASCADE = "haarcascade_frontalface_alt2.xml"
 CASCADE_LICENCE = "Apache-2.0 (OpenCV); the cascade: Intel, BSD-like"
 YUNET_LICENCE = "Apache-2.0 (OpenCV); the model: as its author says, MIT where it is OpenCV's own"
@@ -75,7 +79,7 @@ def detector(name: str, model: str, weights: str) -> Detector:
         raise ValueError(f"detector is {name!r}; wanted one of {', '.join(NAMES)}")
     package = _opencv()
     if name == "yunet":
-        path = _model(model, weights)
+        path = model_file(model, weights, ".onnx", ADVICE)
         return Detector(
             name=name,
             weights=digest_of_file(path),
@@ -120,37 +124,8 @@ def _cascade(package: Path, weights: str) -> Path:
             f"this OpenCV has no {CASCADE}, as from version 5 on: {INSTALL}, or use detector "
             f"'yunet'"
         )
-    _check(path, weights)
+    check_digest(path, weights)
     return path
-
-
-def _model(model: str, weights: str) -> Path:
-    path = Path(model).expanduser()
-    if model and path.is_file():
-        _check(path, weights)
-        return path.resolve()
-    if not weights:
-        given = f"model is {model!r}: there is no such file" if model else "it wants `model`"
-        raise MissingWeightsError(
-            f"detector 'yunet': {given}; give the path of its ONNX file, which "
-            f"`fuseline fetch yunet` gets, or take detector 'cascade' to try things out"
-        )
-    for other in listed_files((".onnx",)):
-        if digest_of_file(other) == weights:
-            return other
-    raise MissingWeightsError(
-        f"detector 'yunet': {model or 'its file'} is not there, and no folder that {FOLDERS} "
-        f"lists has a file of sha256 {weights}; put it in one: export {FOLDERS}=FOLDER"
-    )
-
-
-def _check(path: Path, weights: str) -> None:
-    digest = digest_of_file(path)
-    if weights and digest != weights:
-        raise ValueError(
-            f"{path} has the sha256 {digest}, wanted is {weights}: featurize anew, or give the "
-            f"file that was used"
-        )
 
 
 # What finds them.

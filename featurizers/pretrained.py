@@ -220,6 +220,47 @@ def listed_files(suffixes: Sequence[str]) -> Iterator[Path]:
     return (path for path in _listed() if path.suffix in suffixes and path.is_file())
 
 
+def model_file(model: str, weights: str, suffix: str, advice: str) -> Path:
+    """A single file that is a model, where it lies on this machine.
+
+    Args:
+        model: Its path; may be empty when `weights` is given.
+        weights: The sha256 that it must have. A file that is not there is looked for by it in the
+            folders that FUSELINE_WEIGHTS lists.
+        suffix: Of such files, as in ".onnx".
+        advice: What to do when there is none, for errors.
+
+    Raises:
+        MissingWeightsError: It is not on this machine.
+        ValueError: It has another digest.
+    """
+    path = Path(model).expanduser()
+    if model and path.is_file():
+        check_digest(path, weights)
+        return path.resolve()
+    if not weights:
+        said = f"model is {model!r}: there is no such file" if model else "it wants `model`"
+        raise MissingWeightsError(f"{said}; {advice}")
+    for other in listed_files((suffix,)):
+        if digest_of_file(other) == weights:
+            return other
+    raise MissingWeightsError(
+        f"{model or 'its file'} is not there, and no folder that {FOLDERS} lists "
+        f"({_said(os.environ.get(FOLDERS, ''))}) has a file of sha256 {weights}; put it in one: "
+        f"export {FOLDERS}=FOLDER"
+    )
+
+
+def check_digest(path: Path, weights: str) -> None:
+    """Raise ValueError when a file has another sha256 than this one; empty admits all."""
+    digest = digest_of_file(path)
+    if weights and digest != weights:
+        raise ValueError(
+            f"{path} has the sha256 {digest}, wanted is {weights}: featurize anew with it, or give "
+            f"the file that was used"
+        )
+
+
 def _said(folders: str) -> str:
     return folders or "it is not set"
 

@@ -295,6 +295,34 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("fetch", rich_help_panel=DATA)
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="yunet or face-landmarker.")],
+    *,
+    to: Annotated[Path, typer.Option(help="The folder for it.")] = Path("models"),
+    yes: Annotated[bool, typer.Option("--yes", help="Download; else it is only shown.")] = False,
+    mirror: Annotated[str, typer.Option("--from", help="Another address of the same file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """A model's file: shows address, size, licence and digest; downloads it with --yes."""
+    from pipelines.fetch import fetch, find, is_there
+
+    model = find(name)
+    there = is_there(model, to) or yes
+    path = fetch(model, to, mirror) if there else to / model.file
+    if as_json:
+        print(json.dumps({**_plain(model), "path": str(path), "there": there}))
+        return
+    print(f"{model.name}: {model.what}")
+    print(f"address  {mirror or model.address}")
+    print(f"size     {model.size} bytes")
+    print(f"licence  {model.licence}")
+    print(f"sha256   {model.sha256}")
+    print(f"file     {path}" + (", whole" if there else ", not there yet"))
+    use = model.use.replace("FILE", str(path))
+    print(f"use it   {use}" if there else "to download it, give --yes")
+
+
 @app.command("train", rich_help_panel=MODELS)
 def train_command(
     file: File,

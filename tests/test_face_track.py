@@ -320,7 +320,9 @@ def test_the_file_of_a_spec_is_found_by_its_digest(yunet, tmp_path, monkeypatch,
 def test_a_file_that_is_not_there_is_named_with_what_gets_one():
     with pytest.raises(MissingWeightsError, match=r"no-such\.onnx.*no such file.*fetch yunet"):
         FaceTrack(model="no-such.onnx")
-    with pytest.raises(MissingWeightsError, match="face-track: detector 'yunet': it wants `model`"):
+    with pytest.raises(
+        MissingWeightsError, match="face-track: it wants `model`; give the path of YuNet's"
+    ):
         FaceTrack()
 
 

@@ -128,7 +128,7 @@ def test_a_detector_is_no_part_of_what_needs_none():
         ({"fps": 0}, r"fps is 0 .*wanted 0\.1 to 120"),
         ({"crop": "face", "detector": "cascade", "margin": 4}, r"margin is 4; .*0\.5 to 3"),
         ({"model": "a.onnx"}, "looks for no face; for `model` give crop: face"),
-        ({"crop": "face"}, "detector 'yunet': it wants `model`"),
+        ({"crop": "face"}, "it wants `model`; give the path of YuNet's"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_range(given_, wanted):

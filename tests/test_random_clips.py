@@ -30,6 +30,7 @@ SETTINGS = {
 # Their numbers are made by weights, or by others' programs.
 OTHERS = {
     "egemaps",
+    "landmarks",
     "speech-encoder",
     "text-encoder",
     "image-encoder",

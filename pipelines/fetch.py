@@ -1,0 +1,147 @@
+"""Fetch model files that featurizers take by path: shown first, and never taken unchecked."""
+
+import difflib
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from featurizers.store import publish
+from pipelines.experiment import FailedError, InputError
+
+WAIT_S = 60.0
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A model's file, as its authors publish it.
+
+    Attributes:
+        what: What it is, and from whom.
+        use: The settings that take it; FILE stands for its path.
+    """
+
+    name: str
+    what: str
+    file: str
+    address: str
+    size: int
+    sha256: str
+    licence: str
+    use: str
+
+
+KNOWN: Mapping[str, ModelFile] = {
+    model.name: model
+    for model in (
+        ModelFile(
+            name="yunet",
+            what="YuNet, March 2023: finds faces (OpenCV Zoo)",
+            file="face_detection_yunet_2023mar.onnx",
+            address=(
+                "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/"
+                "face_detection_yunet_2023mar.onnx"
+            ),
+            size=232_589,
+            sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+            licence="MIT",
+            use="{featurizer: face-track, detector: yunet, model: FILE}",
+        ),
+        ModelFile(
+            name="face-landmarker",
+            what="Face Landmarker, version 1, float16: landmarks, blendshapes, pose (MediaPipe)",
+            file="face_landmarker.task",
+            address=(
+                "https://storage.googleapis.com/mediapipe-models/face_landmarker/"
+                "face_landmarker/float16/1/face_landmarker.task"
+            ),
+            size=3_758_596,
+            sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+            licence="Apache-2.0",
+            use="{featurizer: landmarks, model: FILE}",
+        ),
+    )
+}
+
+
+def find(name: str) -> ModelFile:
+    """What is known of a model. Raises InputError, which names the nearest, when nothing is."""
+    if name not in KNOWN:
+        near = difflib.get_close_matches(name, KNOWN, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(
+            f"there is no model {name!r} to be fetched{meant}; there are {', '.join(KNOWN)}"
+        )
+    return KNOWN[name]
+
+
+def is_there(model: ModelFile, folder: Path) -> bool:
+    """Whether a folder holds the model's file, whole.
+
+    Raises:
+        FailedError: It holds another one of that name.
+    """
+    path = folder / model.file
+    if not path.exists():
+        return False
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != model.sha256:
+        raise FailedError(
+            f"{path} has the sha256 {digest}, wanted is {model.sha256}: remove it, or choose "
+            f"another folder"
+        )
+    return True
+
+
+def fetch(model: ModelFile, folder: Path, address: str = "") -> Path:
+    """Download a model's file; it appears whole and right, or not at all.
+
+    Args:
+        model: Which.
+        folder: Where to; made when it is not there.
+        address: Of a mirror; empty for its authors' own.
+
+    Raises:
+        InputError: The address is none of the web.
+        FailedError: It cannot be had, or it is another file.
+    """
+    path, where = folder / model.file, address or model.address
+    if is_there(model, folder):
+        return path
+    if urlsplit(where).scheme not in {"http", "https"}:
+        raise InputError(f"{where} is no address; wanted one that begins with https:// or http://")
+    content = _content(where, model.size)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != model.sha256:
+        # At most one byte over the size is read.
+        size = f"more than {model.size}" if len(content) > model.size else str(len(content))
+        raise FailedError(
+            f"{where} gave another file: {size} bytes with the sha256 {digest}; wanted are "
+            f"{model.size} with {model.sha256}. Nothing was kept"
+        )
+    publish(path, content)
+    return path
+
+
+def _content(address: str, size: int) -> bytes:
+    try:
+        # The scheme was looked at by the caller.
+        with urllib.request.urlopen(address, timeout=WAIT_S) as answer:  # noqa: S310 - http(s) only
+            found = bytearray()
+            while len(found) <= size:
+                piece = answer.read(min(PIECE, size + 1 - len(found)))
+                if not piece:
+                    break
+                found += piece
+            return bytes(found)
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise FailedError(
+            f"{address} cannot be had: {reason}. Fetch it on a machine with a network and copy it, "
+            f"or name a mirror with --from"
+        ) from None
