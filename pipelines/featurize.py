@@ -201,12 +201,13 @@ def run_jobs(
     root = experiment.root
     records: list[Record] = []
     memory = int(experiment.workers.memory_gb * (1 << 30))
+    need = partial(need_of, memory_bytes=memory, gpus=experiment.workers.gpus)
     make = partial(ShardWorker, root, stage_of(experiment))
     with Logbook(root) as log:
         log.add("run", event="start", jobs=len(todo), workers=experiment.workers.featurize)
         ended = "stopped"
         try:
-            for answer in executor.run(make, todo, partial(need_of, memory_bytes=memory)):
+            for answer in executor.run(make, todo, need):
                 records += answer.result.records
                 log.add(
                     "job",

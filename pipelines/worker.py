@@ -16,7 +16,7 @@ from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
 from featurizers.shards import Record, column_folder, write_shard
-from featurizers.spec import FeatureSpec, Featurizer
+from featurizers.spec import EncodingFeaturizer, FeatureSpec, Featurizer
 from featurizers.stages import Stages
 from featurizers.store import Root, Store, read_input, store_at
 from featurizers.transient import patiently
@@ -95,6 +95,7 @@ class Done:
             child ever took.
         slowest: Keys and seconds of the clips that took longest.
         notes: What an encoder that ran out of memory did about it.
+        devices: Where encoders computed, by their featurizers' names.
     """
 
     shard: int
@@ -112,6 +113,7 @@ class Done:
     stages: Mapping[str, Mapping[str, Any]]
     slowest: tuple[tuple[str, float], ...]
     notes: tuple[str, ...] = ()
+    devices: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A line of the log."""
@@ -135,15 +137,22 @@ class Done:
             "slowest": [{"key": key, "seconds": round(s, 4)} for key, s in self.slowest],
             "faults": faults,
             "notes": list(self.notes),
+            "devices": dict(self.devices),
         }
 
 
-def need_of(job: Job, memory_bytes: int = 0) -> Need:
+def need_of(job: Job, memory_bytes: int = 0, gpus: float = 0.0) -> Need:
     """What a worker for this job takes: decoding asks for memory, an encoder perhaps for a GPU."""
-    gpus = max(
-        (getattr(catalog.kind(part.spec.name), "gpus", 0.0) for part in job.parts), default=0
+    encodes = any(_takes_gpu(part.spec) for part in job.parts)
+    return Need(
+        cpus=1.0,
+        gpus=gpus if encodes else 0.0,
+        memory_bytes=memory_bytes if MEDIA & job.reads else 0,
     )
-    return Need(cpus=1.0, gpus=gpus, memory_bytes=memory_bytes if MEDIA & job.reads else 0)
+
+
+def _takes_gpu(spec: FeatureSpec) -> bool:
+    return bool(getattr(catalog.kind(spec.name), "takes_gpu", False))
 
 
 class ShardWorker:
@@ -188,6 +197,7 @@ class ShardWorker:
             stages=stages.to_json(),
             slowest=tuple(sorted(spans, key=lambda each: (-each[1], each[0]))[:SLOWEST]),
             notes=tuple(notes),
+            devices=_devices([self._featurizer(part.spec) for part in job.parts]),
         )
 
     def _outcomes(
@@ -239,6 +249,14 @@ class ShardWorker:
         )
         stages.add("write", time.perf_counter() - began, time.thread_time() - cpu)
         return record
+
+
+def _devices(featurizers: Sequence[Featurizer]) -> dict[str, str]:
+    return {
+        featurizer.spec.name: str(getattr(featurizer.encoder, "device", "cpu"))
+        for featurizer in featurizers
+        if isinstance(featurizer, EncodingFeaturizer)
+    }
 
 
 def taken_from(store: Store, part: Part, job: Job) -> dict[str, Outcome]:
