@@ -15,6 +15,7 @@ from featurizers.extract import Outcome, extract_all, in_order_of_media
 from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
+from featurizers.pretrained import MissingWeightsError
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import EncodingFeaturizer, FeatureSpec, Featurizer
 from featurizers.stages import Stages
@@ -29,6 +30,10 @@ MEDIA = {"audio", "video"}
 
 class ChangedInputError(ItemFailedError):
     """An input is not, or no longer, what was ingested."""
+
+
+class MissingEncoderError(ItemFailedError):
+    """A node has not the weights of an encoder: nothing is wrong with the clips."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +236,10 @@ class ShardWorker:
 
     def _featurizer(self, spec: FeatureSpec) -> Featurizer:
         if spec.digest not in self._featurizers:
-            self._featurizers[spec.digest] = catalog.from_spec(spec)
+            try:
+                self._featurizers[spec.digest] = catalog.from_spec(spec)
+            except MissingWeightsError as error:
+                raise MissingEncoderError(f"on {socket.gethostname()}: {error}") from None
         return self._featurizers[spec.digest]
 
     def _write(self, job: Job, part: Part, outcomes: Sequence[Outcome], stages: Stages) -> Record:

@@ -20,11 +20,11 @@ from featurizers.spec import EncodingFeaturizer
 from featurizers.stages import Stages
 from pipelines.executors import InProcess, Need
 from pipelines.experiment import load
-from pipelines.featurize import featurize, jobs
+from pipelines.featurize import featurize, jobs, run_jobs
 from pipelines.ingest import ingest
 from pipelines.logbook import read_logs
 from pipelines.score import listing
-from pipelines.worker import Job, Part, need_of
+from pipelines.worker import Job, MissingEncoderError, Part, need_of
 from tests import checkpoints
 from tests.checkpoints import hum
 from tests.media_maker import stairs
@@ -229,6 +229,19 @@ def test_moving_the_weights_leaves_nothing_to_do(home, made, tmp_path):
     specs = [each.spec for each in moved.featurizers().values()]
     assert len(jobs(moved.root, specs).todo) == 0
     assert sum(spec.source.startswith(str(tmp_path)) for spec in specs) == 5
+
+
+def test_a_node_without_weights_fails_their_jobs_alone(home, tmp_path):
+    shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("dataset"))
+    experiment = load(tmp_path / "home" / "experiment.yaml")
+    ingest(experiment, InProcess(), lambda count: None)
+    specs = [each.spec for each in experiment.featurizers().values()]
+    (tmp_path / "home" / "weights" / "text").rename(tmp_path / "away")
+    todo, done = jobs(experiment.root, specs).todo, []
+    with pytest.raises(MissingEncoderError, match=r"on .*: text-encoder-.* 2 more failed"):
+        run_jobs(experiment, InProcess(), todo, done.append, lambda text: None)
+    finished = {name.rpartition("-")[0] for each in done for name in each.columns}
+    assert finished == {each.name for each in specs} - {"text-encoder"}
 
 
 def test_only_workers_of_encoders_ask_for_a_gpu_and_only_where_it_is_set(made):

@@ -1,5 +1,6 @@
 """Checkpoints: found where they are named or by their digest, and refused for what they hold."""
 
+import functools
 import json
 import os
 import pickle
@@ -223,6 +224,34 @@ def test_weights_of_another_shape_are_refused(own):
 def test_a_wrong_setting_is_refused(made, setting, value, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         build("speech-encoder", model=str(made), **{setting: value})
+
+
+OLD_NAMES = {
+    "wave": [
+        ("parametrizations.weight.original0", "weight_g"),
+        ("parametrizations.weight.original1", "weight_v"),
+    ],
+    "text": [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")],
+}
+
+
+@pytest.mark.parametrize("kind", OLD_NAMES)
+def test_weights_with_the_names_of_older_checkpoints_are_read(made, tmp_path, kind):
+    if kind == "wave":
+        new, name, item = made, "speech-encoder", np.sin(np.arange(9000, dtype=np.float32))
+    else:
+        checkpoints.text(tmp_path / "new", "bert")
+        new, name, item = tmp_path / "new", "text-encoder", np.arange(9)
+    old = checkpoints.copied(new, tmp_path / "old")
+    weights = load_file(new / "model.safetensors")
+    renamed = {
+        functools.reduce(lambda name, pair: name.replace(*pair), OLD_NAMES[kind], weight): values
+        for weight, values in weights.items()
+    }
+    assert set(renamed) != set(weights)
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    (here,), (there,) = (build(name, model=str(each)).encoder.encode([item]) for each in (new, old))
+    np.testing.assert_array_equal(here, there)
 
 
 # By digest.
