@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -328,7 +329,7 @@ except ValueError as error:
 
 
 def offline(cache, asked, **environment):
-    """What a process without a network says."""
+    """What another process says, without a network unless it is told of one."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), **environment}
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, json.dumps(asked)],
@@ -364,6 +365,14 @@ def test_a_model_in_the_hubs_cache_is_found_without_a_network(made, tmp_path):
     assert said["spec"]["parameters"]["model"] == name
     assert said["spec"]["parameters"]["revision"] == COMMIT
     assert said["spec"]["weights"] == found(made).digest
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        # Nor is the hub asked where there is one: a commit does not change.
+        there = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": there}
+        assert offline(tmp_path / "cache", asked, **online) == said
+        hub.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hub.accept()
     (snapshot / "preprocessor_config.json").unlink()
     assert "preprocessor_config.json is missing" in offline(tmp_path / "cache", asked)["error"]
     # Elsewhere its digest finds it, when it was copied by hand.

@@ -238,6 +238,10 @@ def test_sound_shorter_than_a_step_gives_one_step(folders, kind):
     made = feature(featurizer, AudioChunk(0.0, hum(0.01)))
     assert made.values.shape == (1, 32)
     assert np.isfinite(made.values).all()
+    if kind == "wav2vec2":  # what fills it up is not scaled with it
+        (item,) = pending(featurizer, AudioChunk(0.0, hum(0.01))).items
+        np.testing.assert_allclose([item[:160].mean(), item[:160].std()], [0, 1], atol=1e-4)
+        assert item[160:].tolist() == [0.0] * 240
 
 
 def test_digital_silence_gives_finite_numbers(folders):

@@ -144,6 +144,20 @@ def test_a_long_transcript_is_cut_into_windows_that_the_model_takes(folders, kin
     )
 
 
+def test_of_a_window_the_pieces_near_its_inner_ends_are_left_out(folders):
+    featurizer = build("text-encoder", model=str(folders["bert"]), unit="pieces", window=32)
+    words = words_of(" ".join(["so it good bad really day s"] * 12))
+    made, items = feature(featurizer, words).values, pending(featurizer, words).items
+    assert len(made) == 84
+    # 30 pieces and two special ones at a time, of which 3 at each inner end are context.
+    for number, (first, begin, end) in enumerate(
+        [(0, 0, 27), (24, 3, 27), (48, 3, 27), (72, 3, 12)]
+    ):
+        states = featurizer.encoder.encode([items[number]])[0][1:-1]
+        np.testing.assert_allclose(made[first + begin : first + end], states[begin:end], atol=CLOSE)
+    assert len(items) == 4
+
+
 def test_a_smaller_window_is_another_feature(folders):
     wide, narrow = (
         build("text-encoder", model=str(folders["bert"]), window=each) for each in (512, 32)

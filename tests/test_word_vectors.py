@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from featurizers import word_vectors
 from featurizers.catalog import build, from_spec
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.pretrained import FOLDERS, MissingWeightsError
@@ -73,10 +74,18 @@ def test_a_word_is_found_as_it_may_stand_there(file, word, entry):
 
 
 def test_the_first_of_two_equal_words_counts(tmp_path):
-    (tmp_path / "a.txt").write_text("so 1 2\nso 3 4\n")
+    more = "".join(f"so {number} 4\nit 0 {number}\n" for number in range(1000))
+    (tmp_path / "a.txt").write_text("so 1 2\n" + more)
     assert feature(build("word-vectors", file=str(tmp_path / "a.txt")), "so").values.tolist() == [
         [1, 2]
     ]
+
+
+def test_words_with_equal_hashes_are_told_apart(file, monkeypatch):
+    monkeypatch.setattr(word_vectors, "_hash", lambda word: 7)
+    made = feature(build("word-vectors", file=str(file)), *TABLE, "unheard")
+    np.testing.assert_array_equal(made.values[:-1], np.array(list(TABLE.values()), np.float32))
+    assert (made.values[-1] == 0).all()
 
 
 def test_forms_are_tried_from_the_written_one_on():
