@@ -74,6 +74,10 @@ def _contour(name: str, unit: str, step: str) -> list[Dim]:
     return [*_mean(name, unit), *spread, *(Dim(f"{name}_{each}", f"{step}/s") for each in _MOVES)]
 
 
+class MissingPackageError(ImportError):
+    """An optional package is needed and not installed: the machine's fault, and no clip's."""
+
+
 class Egemaps:
     """The extended Geneva minimalistic acoustic parameter set, eGeMAPSv02 (Eyben et al. 2016).
 
@@ -108,7 +112,7 @@ class Egemaps:
         self._smile: opensmile.Smile | None = None
 
     def begin(self, clip: Clip) -> "_Egemaps":
-        """Start on a clip. Raises ImportError when openSMILE is not installed."""
+        """Start on a clip. Raises MissingPackageError when openSMILE is not installed."""
         if self._smile is None:
             self._smile = _load(str(self.spec.parameters["level"]))
         return _Egemaps(self._smile, by_step=self.spec.rate_hz is not None)
@@ -118,7 +122,7 @@ def _load(level: str) -> "opensmile.Smile":
     try:
         import opensmile
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"the featurizer egemaps needs openSMILE, which is not here ({error}); install it with "
             f"pip install 'fuseline[opensmile]' if its licence suits you ({LICENCE}), or take the "
             f"featurizer prosody"

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from featurizers.dataset import DatasetError
+from featurizers.egemaps import MissingPackageError
 from featurizers.encoding import EncoderMemoryError
 from featurizers.manifest import CorruptShardError
 from featurizers.store import StorageError
@@ -30,6 +31,7 @@ FAILED = (
     FailedError,
     StorageError,
     EncoderMemoryError,
+    MissingPackageError,
     OSError,  # permissions and the like, wherever they are met; its text names the file
     StoreError,
     CorruptShardError,

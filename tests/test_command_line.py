@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from featurizers.egemaps import MissingPackageError
 from featurizers.encoding import EncoderMemoryError
 from featurizers.media import encode
 from pipelines.__main__ import _called, app
@@ -369,7 +370,15 @@ def test_the_ledger_is_json_also_when_clips_are_quarantined(tmp_path, called):
     assert [line["faults"] for line in found["columns"]] == [{}, {"unreadable": 1}]
 
 
-@pytest.mark.parametrize("error", [EncoderMemoryError("no room"), PermissionError(13, "No", "/x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        EncoderMemoryError("no room"),
+        MissingPackageError("no openSMILE"),
+        PermissionError(13, "No", "/x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_what_the_machine_refuses_is_one_line_and_no_traceback(capsys, error):
     def fails():
         raise error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.egemaps import Egemaps, descriptors, functionals
+from featurizers.egemaps import Egemaps, MissingPackageError, descriptors, functionals
 from featurizers.spec import AudioChunk, check_feature
 from tests.media_maker import voice
 
@@ -29,7 +29,7 @@ def feature(samples, start=0.0, **settings):
 
 def test_without_opensmile_it_is_said_how_to_install_it_and_under_which_licence(monkeypatch):
     monkeypatch.setitem(sys.modules, "opensmile", None)
-    with pytest.raises(ImportError, match="not commercial") as caught:
+    with pytest.raises(MissingPackageError, match="not commercial") as caught:
         Egemaps().begin(CLIP)
     assert "pip install 'fuseline[opensmile]'" in str(caught.value)
     assert "prosody" in str(caught.value)
