@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.decoder import Decoder
-from featurizers.estimate import words_from_text
+from featurizers.estimate import words_from_text, words_in_voice
+from featurizers.listening import voice_in
 from featurizers.opening import is_file
 from featurizers.store import read_input
 from featurizers.transcript import read_transcript, within
@@ -44,6 +47,9 @@ class RawClip:
 def take_in(raw: RawClip, decoder: Decoder) -> Clip:
     """Read what a clip needs to be planned and featurized.
 
+    Words without times are spread over the spans in which the clip has voice, for which its sound
+    is decoded; all others cost no decoding. Their times are marked as estimated.
+
     Media that cannot be read are not an error here: the clip is kept with a duration of 0, and
     featurizing quarantines it with the reason.
 
@@ -65,7 +71,7 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
         start=raw.start,
         end=raw.end,
         seconds=seconds,
-        words=_words(raw, seconds),
+        words=_words(raw, seconds, decoder),
         streams={name: str(path) for name, path in raw.streams.items()},
         stream_digests={name: _known_digest(path) for name, path in raw.streams.items()},
         stream_rates=raw.stream_rates,
@@ -111,12 +117,23 @@ def _seconds(path: Path | None, decoder: Decoder) -> float:
         return 0.0
 
 
-def _words(raw: RawClip, seconds: float) -> tuple[Word, ...] | None:
+def _words(raw: RawClip, seconds: float, decoder: Decoder) -> tuple[Word, ...] | None:
+    text = raw.transcript
     if raw.transcript_file is not None:
         found = read_transcript(raw.transcript_file)
-        if isinstance(found, str):
-            return words_from_text(found, seconds) or None
-        return within(found, raw.start, raw.end) or None
-    if raw.transcript is not None:
-        return words_from_text(raw.transcript, seconds) or None
-    return None
+        if not isinstance(found, str):
+            return within(found, raw.start, raw.end) or None
+        text = found
+    return None if text is None else _estimated(text, raw, seconds, decoder) or None
+
+
+def _estimated(text: str, raw: RawClip, seconds: float, decoder: Decoder) -> tuple[Word, ...]:
+    """Words without times: where somebody speaks, or over the whole clip where nobody can tell."""
+    if raw.path is not None and seconds > 0 and text.split():
+        try:
+            voiced = voice_in(raw.path, raw.start, raw.end, decoder)
+        except BadClipError:  # featurizing tells it
+            voiced = np.zeros((0, 2))
+        if len(voiced):
+            return words_in_voice(text, voiced)
+    return words_from_text(text, seconds)
