@@ -15,7 +15,7 @@ Fault: TypeAlias = Literal[
     "crashed",  # the decoder died, or took more memory than it may
     "bad_span",  # start and end do not lie in the media
     "bad_transcript",
-    "bad_stream",  # a table of numbers that cannot be read
+    "bad_stream",  # a table of numbers that cannot be read, or a chosen stream that is not there
     "not_finite",  # a featurizer gave NaN or infinity
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -58,6 +58,8 @@ class Clip:
         media_digest: sha256 of the media's bytes in hex; empty when there is no such file.
         start: Seconds from the start of the media, 0 for a whole file.
         end: Seconds from the start of the media; None for a whole file.
+        audio_stream, video_stream: Which of several in the file is taken: its number among those of
+            its kind, from 0, or its language; empty for the one that FFmpeg finds best.
         seconds: Duration of the span; 0 when the media cannot be read.
         words: The transcript; None when there is none.
         streams: Files of numbers by name, for example a skeleton track.
@@ -73,6 +75,8 @@ class Clip:
     media_digest: str
     start: float = 0.0
     end: float | None = None
+    audio_stream: str = ""
+    video_stream: str = ""
     seconds: float = 0.0
     words: tuple[Word, ...] | None = None
     streams: Mapping[str, str] = field(default_factory=dict)

@@ -252,6 +252,8 @@ def _schema() -> "pa.Schema":
             ("media_digest", text),
             ("start", number),
             ("end", number),
+            ("audio_stream", text),
+            ("video_stream", text),
             ("seconds", number),
             ("words", pa.list_(word)),
             ("streams", text),

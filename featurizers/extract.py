@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -27,6 +27,7 @@ from featurizers.media import NoStream
 from featurizers.spans import Again, Span
 from featurizers.spec import (
     AudioChunk,
+    AudioWant,
     Chunk,
     Extraction,
     Feature,
@@ -154,6 +155,12 @@ def _wants(featurizers: Sequence[Featurizer]) -> dict[int, Want]:
     return {index: want for index, want in wants.items() if want is not None}
 
 
+def chosen(want: Want, clip: Clip) -> Want:
+    """What is wanted, of the stream that was chosen for the clip."""
+    stream = clip.audio_stream if isinstance(want, AudioWant) else clip.video_stream
+    return replace(want, stream=stream)
+
+
 def _never() -> bool:
     return False
 
@@ -255,7 +262,7 @@ class _Attempts:
         self, which: tuple[int, ...], then: Sequence[Span] = ()
     ) -> Generator[_Step, None, None]:
         yield _Begin(which)
-        clip, wants = self.clip, [self.wants[index] for index in which]
+        clip, wants = self.clip, [chosen(self.wants[index], self.clip) for index in which]
         spans = [(clip.start, clip.end), *then]
         events = self.decoder.decode_first(self.path, spans, wants, given_up=self.given_up)
         try:
@@ -305,9 +312,14 @@ class _Steps:
 def _then(clips: Sequence[Clip], number: int) -> list[Span]:
     """The spans of the clips right after one that are cut from the same media."""
     after = itertools.takewhile(
-        lambda each: each.media == clips[number].media, itertools.islice(clips, number + 1, None)
+        lambda each: _pictures_of(each) == _pictures_of(clips[number]),
+        itertools.islice(clips, number + 1, None),
     )
     return [(each.start, each.end) for each in after]
+
+
+def _pictures_of(clip: Clip) -> tuple[str, str]:
+    return clip.media, clip.video_stream
 
 
 def in_order_of_media(clips: Sequence[Clip]) -> list[Clip]:

@@ -108,7 +108,7 @@ def decode(
 
     Raises:
         BadClipError: "missing", "unreadable", "corrupt", "empty", "too_long", "too_large",
-            "bad_span".
+            "bad_span", "bad_stream".
         StorageError: It cannot be read now; what was given before is to be thrown away.
     """
     check_span(start, end)
@@ -139,8 +139,8 @@ def decode(
 
 def absent_in(opened: "Opened", wants: Sequence[Want]) -> dict[int, Kind]:
     """The wants, by number, for which a file has no stream."""
-    there = {kind for kind in KINDS if _stream(opened.container, kind)}
-    return {i: kind_of(want) for i, want in enumerate(wants) if kind_of(want) not in there}
+    kinds = {number: kind_of(want) for number, want in enumerate(wants)}
+    return {i: kind for i, kind in kinds.items() if not _stream(opened.container, kind)}
 
 
 def encode(
@@ -427,6 +427,29 @@ def _stream(container: AvContainer, kind: Kind) -> AvStream | None:
     return next((stream for stream in others if not _is_cover(stream)), None)
 
 
+def _chosen(container: AvContainer, kind: Kind, chosen: str) -> AvStream | None:
+    """The stream of this kind with this number or language; the best one where none was chosen.
+
+    Raises:
+        BadClipError: "bad_stream": the file has others of this kind, but not that one.
+    """
+    best = _stream(container, kind)
+    if not chosen or best is None:
+        return best
+    all_streams = (stream for stream in container.streams if stream.type == kind)
+    streams = [stream for stream in all_streams if not _is_cover(stream)]
+    languages = [stream.metadata.get("language", "") for stream in streams]
+    names = [str(number) for number in range(len(streams))]
+    for known in (names, languages):
+        if chosen in known:
+            return streams[known.index(chosen)]
+    there = ", ".join(
+        f"{name} ({language})" if language else name
+        for name, language in zip(names, languages, strict=True)
+    )
+    raise BadClipError("bad_stream", f"{kind}: there is no stream {chosen!r}, there are {there}")
+
+
 def _is_cover(stream: AvStream) -> bool:
     return bool(stream.disposition & stream.disposition.attached_pic)
 
@@ -472,7 +495,7 @@ def takers_of(
     """What takes a span of the streams that are wanted and there, by the number of the want.
 
     Raises:
-        BadClipError: "unreadable", "too_large".
+        BadClipError: "unreadable", "too_large", "bad_stream".
     """
     takers: dict[int, Taker] = {}
     # Pictures hang on those before them, sound hardly. Some decoders (AAC) draw random numbers: it
@@ -481,7 +504,7 @@ def takers_of(
     span = Span(opened.origin, start, None if end is None else end - start, sound_from)
     for index, want in enumerate(wants):
         kind = kind_of(want)
-        stream = _stream(opened.container, kind)
+        stream = _chosen(opened.container, kind, want.stream)
         if stream is None:
             continue
         if stream.codec_context is None:

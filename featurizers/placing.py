@@ -25,6 +25,7 @@ from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant
 
 GAP_S = 0.1
 LEAD_S = 0.1  # of sound before a span: where resampling begins decides its numbers, not a seek
+DRIFT_S = 0.04  # a picture of 25 a second
 JITTER_S = 0.002  # times are rounded to a thousandth in some forms
 MAX_RATE_HZ = 1000  # of pictures
 SHUFFLED = ("h264", "hevc")
@@ -202,7 +203,8 @@ class Sound(Taker):
     """Sound at the wanted rate, one channel, cut to the span.
 
     A gap begins a new chunk in its right place; what would lie over sound that was given is passed
-    over. Resampling begins at LEAD_S before the span, wherever decoding began.
+    over. Resampling begins at LEAD_S before the span, wherever decoding began. Where times and the
+    number of samples drift apart by more than DRIFT_S, times are followed.
 
     Args:
         resampling: Makes what brings frames of one form to a rate.
@@ -225,6 +227,8 @@ class Sound(Taker):
         self._form: tuple[int, str, str] | None = None  # what follows is placed by its own time
         self._hole = False  # somewhere ahead, of a packet that may be shorter than a gap
         self._expected = -math.inf
+        self._counted = -math.inf  # where the next frame would lie if only samples counted
+        self._drift_s = 0.0
         self._position = 0  # of the next sample, counted from the clip's start
         self._given_to = 0
         self._held: list[NDArray[np.int16]] = []
@@ -257,6 +261,9 @@ class Sound(Taker):
         if self._gaps:
             gaps = "1 gap" if self._gaps == 1 else f"{self._gaps} gaps"
             found.append(f"{self._gap_s:.2f} s are missing in {gaps}")
+        if self._drift_s:
+            side = "ahead of" if self._drift_s > 0 else "behind"
+            found.append(f"its clock ran {abs(self._drift_s):.2f} s {side} its samples")
         return found
 
     def _place(self, time: float, frame: AvFrame) -> Iterator[Chunk]:
@@ -273,7 +280,11 @@ class Sound(Taker):
             self._form = None
             return
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if form != self._form or abs(ahead) > (JITTER_S if self._hole else GAP_S):
+        apart = time - self._counted
+        if form != self._form or abs(ahead) > (JITTER_S if self._hole else DRIFT_S):
+            apart = math.inf
+        if abs(apart) > DRIFT_S:
+            self._drift_s += apart if math.isfinite(apart) else 0.0
             # Not yet at the first frame, nor at one that was still waiting when the packet failed.
             self._hole = self._hole and not JITTER_S < abs(ahead) < math.inf
             yield from self._flush()
@@ -281,6 +292,8 @@ class Sound(Taker):
             # A resampler takes what it was first given: one of its own for each form.
             self._resample, self._form = self._resampling(self.rate_hz), form
             self._position = round(time * self.rate_hz)
+            self._counted = time
+        self._counted += frame.samples / frame.sample_rate
         self._expected = self._due = stop
         self._hold(frame)
         if self._held_samples >= self.rate_hz:

@@ -128,13 +128,14 @@ def _inputs(spec: FeatureSpec, clip: Clip) -> list[Any]:
     found: list[Any] = []
     for name in spec.reads:
         if name in {"audio", "video"}:
-            found.append(clip.media_digest)
+            stream = clip.audio_stream if name == "audio" else clip.video_stream
+            found.append([clip.media_digest, stream] if stream else clip.media_digest)
         elif name == "words":
             words = None if clip.words is None else [[w.text, w.start, w.end] for w in clip.words]
             found.append(words)
         else:
-            stream = name.removeprefix("stream:")
-            found.append([clip.stream_digests.get(stream), clip.stream_rates.get(stream)])
+            numbers = name.removeprefix("stream:")
+            found.append([clip.stream_digests.get(numbers), clip.stream_rates.get(numbers)])
     return found
 
 

@@ -110,9 +110,14 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioWant:
-    """Sound at this rate, mixed to one channel."""
+    """Sound at this rate, mixed to one channel.
+
+    Attributes:
+        stream: Which, as `Clip.audio_stream`; whoever decodes a clip fills it in.
+    """
 
     rate_hz: int = 16_000
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +127,14 @@ class VideoWant:
     Attributes:
         fit: "centre" is the largest centred square; "whole" is all of the picture, its longer side
             scaled to `size`, in the middle of a black square.
+        stream: Which, as `Clip.video_stream`; whoever decodes a clip fills it in.
     """
 
     fps: float
     size: int
     colour: Literal["gray", "rgb"] = "gray"
     fit: Literal["centre", "whole"] = "centre"
+    stream: str = ""
 
 
 Want: TypeAlias = AudioWant | VideoWant

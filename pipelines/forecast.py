@@ -131,7 +131,8 @@ def _changes(standing: Sequence[Clip], clips: Sequence[Clip]) -> dict[str, int]:
 def _input_of(clip: Clip) -> tuple[object, ...]:
     """All of a clip that some featurizer may read."""
     streams = (dict(clip.stream_digests), dict(clip.stream_rates))
-    return (clip.media_digest, clip.start, clip.end, clip.words, *streams)
+    chosen = (clip.audio_stream, clip.video_stream)
+    return (clip.media_digest, *chosen, clip.start, clip.end, clip.words, *streams)
 
 
 def _column(

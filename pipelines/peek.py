@@ -23,6 +23,7 @@ from featurizers.clip import BadClipError, Clip, Fault
 from featurizers.damage import Damage
 from featurizers.dataset import COLUMNS, read_clips
 from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.extract import chosen
 from featurizers.intake import digest
 from featurizers.manifest import (
     Column,
@@ -288,7 +289,8 @@ class _Track:
         try:
             if isinstance(path, Exception):
                 raise path
-            with contextlib.closing(decoder.decode(path, *span, [want])) as events:
+            wants = [chosen(want, self._clip)]
+            with contextlib.closing(decoder.decode(path, *span, wants)) as events:
                 for _, event in events:
                     if isinstance(event, NoStream):
                         self.state = "absent"

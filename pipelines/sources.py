@@ -28,6 +28,8 @@ KNOWN = (
     "media",
     "start",
     "end",
+    "audio_stream",
+    "video_stream",
     "transcript",
     "transcript_file",
     "speaker",
@@ -210,6 +212,8 @@ def _asked(
             streams=streams,
             stream_rates=_rates(row, streams, wrong),
             columns={
+                "audio_stream": _text(row.get("audio_stream")) or "",
+                "video_stream": _text(row.get("video_stream")) or "",
                 "speaker": _text(row.get("speaker")),
                 "group": _text(row.get("group")),
                 "split": split,

@@ -220,3 +220,29 @@ def test_pictures_have_the_times_that_are_left_in_order_also_after_one_failed(fa
         taker.fail(Packet(failed))
         stamps = [taker.stamp(Picture(99, 1)) for _ in range(4)]
         assert stamps == [pts / RATE for pts in range(5) if pts != failed]
+
+
+# Sound whose times and whose number of samples drift apart.
+
+
+@pytest.mark.parametrize("step", [98, 99, 100, 101, 102])
+def test_sound_that_drifts_follows_its_times_and_says_so(step):
+    taker = sound()
+    frames = [Noise(number * step, 100, value=number) for number in range(200)]
+    chunks = [chunk for frame in frames for chunk in taker.take(frame)] + list(taker.finish())
+    where = {}
+    for chunk in chunks:
+        for number in np.unique(chunk.samples):
+            at = np.flatnonzero(chunk.samples == number)[-1]
+            where[int(number)] = chunk.start + (at + 1) / RATE
+    late = [stop - (number * step + 100) / RATE for number, stop in where.items()]
+    assert max(map(abs, late)) <= 0.041
+    drift = 200 * (step - 100) / RATE
+    message = verdict(taker, "", None)
+    if step == 100:
+        assert message == ""
+    else:
+        side = "ahead of" if drift > 0 else "behind"
+        told = float(message.split("ran ")[1].split(" s")[0])
+        assert side in message
+        assert told == pytest.approx(abs(drift), abs=0.05)
