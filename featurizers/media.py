@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +141,39 @@ def absent_in(opened: "Opened", wants: Sequence[Want]) -> dict[int, Kind]:
     """The wants, by number, for which a file has no stream."""
     kinds = {number: kind_of(want) for number, want in enumerate(wants)}
     return {i: kind for i, kind in kinds.items() if not _stream(opened.container, kind)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codecs:
+    """What PyAV and its FFmpeg are, and which of some codecs they have."""
+
+    pyav: str
+    ffmpeg: str
+    decoders: frozenset[str]
+    encoders: frozenset[str]
+
+
+def codecs(names: Iterable[str]) -> Codecs:
+    """Which of some codecs, by FFmpeg's names, can be decoded and encoded here."""
+    import av
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    def known(mode: Literal["r", "w"]) -> Iterator[str]:
+        for name in asked:
+            try:
+                if Codec(name, mode).name == name:  # a family's name gives any of it
+                    yield name
+            except UnknownCodecError:
+                continue
+
+    asked = list(names)
+    return Codecs(
+        pyav=av.__version__,
+        ffmpeg=av.ffmpeg_version_info,
+        decoders=frozenset(known("r")),
+        encoders=frozenset(known("w")),
+    )
 
 
 def encode(

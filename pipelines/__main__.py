@@ -493,6 +493,51 @@ def demo_command(
         raise typer.Exit(1)
 
 
+@app.command("doctor", rich_help_panel=FLOWS)
+def doctor_command(
+    file: Annotated[Path | None, typer.Argument(help="An experiment file; else all parts.")] = None,
+    *,
+    licences: Annotated[
+        bool, typer.Option("--licences", help="The licences of the chosen parts instead.")
+    ] = False,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Licences; what is not for commerce fails.")
+    ] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --commercial: a stream or part whose licence you read; repeatable."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out decoding, Ray and the tracking store.")
+    ] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine, its stores and the chosen parts can do, and what to do about the rest."""
+    from pipelines.doctor import doctor
+    from pipelines.experiment import outline, read
+    from pipelines.licences import licences as told_licences
+
+    experiment = None
+    if file is not None:
+        experiment = outline(read(file, settings or ()), file.parent.resolve(), str(file))
+    if licences or commercial:
+        findings = told_licences(experiment, commercial=commercial, accepted=accept or ())
+    else:
+        findings = doctor(experiment, Path(), quick=quick)
+    found = []
+    for each in findings:
+        found.append(each)
+        if not as_json:
+            print(each, flush=True)
+    if as_json:
+        print(json.dumps([_plain(each) for each in found]))
+    if any(each.state == "failed" for each in found):
+        raise typer.Exit(1)
+
+
 def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen dataclass
     from dataclasses import asdict
 

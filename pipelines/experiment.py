@@ -164,10 +164,11 @@ class Experiment(Section):
         Raises:
             InputError: Unknown featurizer or setting.
         """
-        return {
-            stream: _at(f"features.{stream}", _built, self.folder, each)
-            for stream, each in self.features.items()
-        }
+        return {stream: self.featurizer(stream) for stream in self.features}
+
+    def featurizer(self, stream: str) -> Featurizer:
+        """The featurizer of one stream. Raises InputError as `featurizers`."""
+        return _at(f"features.{stream}", _built, self.folder, self.features[stream])
 
     def recipe(self, task: Task, seed: int = 0) -> Recipe:
         """The recipe of one run.
@@ -230,6 +231,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         InputError: No such file, no YAML, an unknown key or a value of the wrong kind.
     """
+    return parse(read(path, overrides), path.parent.resolve(), str(path))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain data of an experiment file, with overrides. Raises InputError: no file, no YAML."""
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -242,11 +248,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise InputError(f"{path}: wanted keys such as dataset, source and features")
     for override in overrides:
         _override(plain, override)
-    return parse(plain, path.parent.resolve(), str(path))
+    return plain
 
 
 def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
-    """Check plain data against the experiment's types and names."""
+    """Check plain data against the experiment's types and names, and build its featurizers."""
+    experiment = outline(plain, folder, name)
+    _check_model(experiment)
+    return experiment
+
+
+def outline(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
+    """The same, without building featurizers and model: their weights need not be there."""
     if "folder" in plain:
         raise InputError(f"{name}: unknown key 'folder'; paths start from the file's own folder")
     features = plain.get("features")
@@ -258,7 +271,6 @@ def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> E
         raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
     _check_names(name, experiment)
     experiment.rules()
-    _check_model(experiment)
     return experiment
 
 
