@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from featurizers import catalog
 from featurizers.spec import Featurizer, Scalar
 from featurizers.store import Root, StorageError, is_remote, store_at
+from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
 from training.recipe import Recipe, Task, micro_batch
@@ -118,9 +119,14 @@ class Cache(Section):
 
 
 class Experiment(Section):
-    """A whole experiment file, with the folder that its relative paths start from."""
+    """A whole experiment file, with the folder that its relative paths start from.
+
+    `feature_set` is the name of the set that its features were made of, empty when they are written
+    out.
+    """
 
     folder: Path
+    feature_set: str = ""
     dataset: str
     source: Source
     features: Annotated[dict[str, FeatureSettings], Field(min_length=1)]
@@ -254,24 +260,47 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
     """Check plain data against the experiment's types and names, and build its featurizers."""
     experiment = outline(plain, folder, name)
+    _check_set(name, experiment)
     _check_model(experiment)
     return experiment
 
 
 def outline(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
     """The same, without building featurizers and model: their weights need not be there."""
-    if "folder" in plain:
-        raise InputError(f"{name}: unknown key 'folder'; paths start from the file's own folder")
-    features = plain.get("features")
+    for key in ("folder", "feature_set"):
+        if key in plain:
+            raise InputError(f"{name}: unknown key {key!r}; {_NOT_KEYS[key]}")
+    asked = plain.get("features", feature_sets.DEFAULT)
+    try:
+        features = feature_sets.expand(asked)
+    except ValueError as error:
+        raise InputError(f"{name}: features: {error}") from None
     alone = isinstance(features, dict) and len(features) == 1
     usual = {"model": {"recipe": "unimodal" if alone else "mmlatch"}}
+    ours = {"folder": folder, "feature_set": feature_sets.name_of(asked), "features": features}
     try:
-        experiment = Experiment.model_validate({**usual, **plain, "folder": folder})
+        experiment = Experiment.model_validate({**usual, **plain, **ours})
     except ValidationError as error:
         raise InputError(f"{name}: {'; '.join(_said(each) for each in error.errors())}") from None
     _check_names(name, experiment)
     experiment.rules()
     return experiment
+
+
+_NOT_KEYS = {
+    "folder": "paths start from the file's own folder",
+    "feature_set": "write features: {set: NAME}",
+}
+
+
+def _check_set(name: str, experiment: Experiment) -> None:
+    """Whether all is there that a set of features cannot know. Raises InputError."""
+    sections = {stream: each.model_dump() for stream, each in experiment.features.items()}
+    if missing := feature_sets.missing(experiment.feature_set, sections):
+        raise InputError(
+            f"{name}: features: the set {experiment.feature_set!r} wants {'; '.join(missing)}; "
+            f"give each as in features: {{set: {experiment.feature_set}, STREAM: {{SETTING: ...}}}}"
+        )
 
 
 def _check_names(name: str, experiment: Experiment) -> None:
@@ -308,7 +337,7 @@ def _check_model(experiment: Experiment) -> None:
 
 def save(experiment: Experiment) -> None:
     """Write the resolved settings, defaults included, into the dataset."""
-    plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder"})
+    plain = experiment.model_dump(mode="json", by_alias=True, exclude={"folder", "feature_set"})
     content = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
     store_at(experiment.root).replace(RESOLVED, content)
 

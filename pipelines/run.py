@@ -15,6 +15,7 @@ from featurizers.manifest import Column
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse, save
+from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
@@ -196,6 +197,9 @@ def run(experiment: Experiment, show: Show) -> Summary:
     Raises:
         InputError: The experiment or its table is wrong.
     """
+    chosen = {stream: each.featurizer for stream, each in experiment.features.items()}
+    for sentence in sentences(experiment.feature_set, chosen):
+        show.say(sentence)
     clips = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)
     task = task_of(experiment, clips)

@@ -134,9 +134,12 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("regster", {"name": "x"}, "(did you mean 'register'?)"),
         ("folder", "/elsewhere", "unknown key 'folder'"),
         ("source", None, "source: Field required"),
-        ("features", None, "features: Field required"),
         ("features", {}, "features: "),
-        ("features", "logmel", "features: Input should be a valid dictionary, found 'logmel'"),
+        ("features", "logmel", "features: there is no set of features 'logmel'; there are light,"),
+        ("features", {"set": "strng"}, "'strng' (did you mean 'strong'?)"),
+        ("features", {"set": "light", "text": {"dimz": 8}}, "(did you mean 'dims'?)"),
+        ("features", ["light"], "features: Input should be a valid dictionary"),
+        ("feature_set", "light", "unknown key 'feature_set'; write features: {set: NAME}"),
         ("features", {"audio": "logmel"}, "features.audio: "),
         ("features", {"audio": {"hop_ms": 10}}, "features.audio.featurizer: Field required"),
         ("features", {"audio": {"featurizer": "logmle"}}, "did you mean 'logmel'?"),
@@ -200,7 +203,12 @@ def test_every_featurizer_of_the_catalog_can_be_named(tmp_path):
     checkpoints.image(tmp_path / "weights" / "image", "vit")
     checkpoints.video(tmp_path / "weights" / "video")
     (tmp_path / "words.txt").write_text("so 1 2 3\n")
+    (tmp_path / "face.task").write_bytes(b"stands for a model")
     needed = {
+        "face-track": {"detector": "cascade"},
+        "landmarks": {"model": "face.task"},
+        "track": {"stream": "face", "columns": "AU01_r"},
+        "skeleton": {"stream": "body"},
         "numbers": {"stream": "pose", "dims": 8},
         "speech-encoder": {"model": "weights/speech"},
         "text-encoder": {"model": "weights/text"},
