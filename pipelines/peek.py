@@ -53,7 +53,7 @@ from pipelines.staging import Stage
 
 FORMAT = 1
 PICTURES = 12
-PIXELS = 96  # of a picture's side
+PIXELS = 128  # of a picture's longer side
 ENVELOPE_HZ = 100
 HOLE_S = 0.1  # less is no gap
 SEEK_FROM_S = 120.0  # a longer clip is not decoded from end to end for a few pictures
@@ -97,7 +97,7 @@ class Pictures:
     Attributes:
         state, message, gaps: As of `Sound`.
         times: float64 [N, 2]: for what span each stands, in seconds from the clip's start.
-        frames: uint8 [N, PIXELS, PIXELS, 3].
+        frames: uint8 [N, H, W, 3], whole; the longer side has PIXELS pixels at most.
     """
 
     state: State
@@ -351,7 +351,7 @@ def _pictures(clip: Clip, path: Path | Exception, decoder: Decoder) -> Pictures:
     if clip.seconds > SEEK_FROM_S:
         found = list(_sought(clip, path, decoder, track, cell))
     else:
-        want = VideoWant(fps=1 / cell, size=PIXELS, colour="rgb")
+        want = VideoWant(fps=1 / cell, size=PIXELS, colour="rgb", fit="whole")
         found = list(_whole(track.read(path, decoder, want, (clip.start, clip.end))))
     times = np.array([time for time, _ in found]).reshape(-1, 2)
     empty = np.zeros((0, PIXELS, PIXELS, 3), dtype=np.uint8)
@@ -360,9 +360,18 @@ def _pictures(clip: Clip, path: Path | Exception, decoder: Decoder) -> Pictures:
         fault=track.fault,
         message=track.message,
         times=times,
-        frames=np.stack([frame for _, frame in found]) if found else empty,
+        frames=_without_margins(np.stack([frame for _, frame in found])) if found else empty,
         gaps=gaps(times, clip.seconds or times.max(), max(HOLE_S, cell / 2)) if found else (),
     )
+
+
+def _without_margins(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Without the rows and columns at the edges that are black in all pictures."""
+    lit = frames.max(axis=(0, 3)) > 0
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    if not len(rows):
+        return frames
+    return frames[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 _Picture: TypeAlias = tuple[NDArray[np.float64], NDArray[np.uint8]]
@@ -381,7 +390,7 @@ def _sought(
     clip: Clip, path: Path | Exception, decoder: Decoder, track: _Track, cell: float
 ) -> Iterator[_Picture]:
     """One picture from the middle of each cell; what cannot be found there is left out."""
-    want = VideoWant(fps=1 / HOLE_S, size=PIXELS, colour="rgb")
+    want = VideoWant(fps=1 / HOLE_S, size=PIXELS, colour="rgb", fit="whole")
     for number in range(PICTURES):
         at = clip.start + (number + 0.5) * cell - HOLE_S / 2
         chunks = list(track.read(path, decoder, want, (at, at + HOLE_S)))

@@ -116,6 +116,15 @@ def test_pictures_are_evenly_spaced_and_each_is_what_was_shown_then(holed):
     np.testing.assert_array_equal(first, holed.pictures.frames[0])
 
 
+def test_pictures_are_whole_and_have_no_margins():
+    square = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    square[:, 2:6] = 9  # a wide picture in the middle of a black square
+    square[1] = 0
+    np.testing.assert_array_equal(peeking._without_margins(square), square[:, 2:6])
+    dark = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    assert peeking._without_margins(dark).shape == dark.shape
+
+
 def test_pictures_of_a_long_clip_are_sought_and_are_the_same(made, holed, monkeypatch):
     assert holed.clip.seconds < SEEK_FROM_S
     monkeypatch.setattr(peeking, "SEEK_FROM_S", 1.0)
