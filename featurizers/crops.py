@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers.face_detector import brightness
 from featurizers.face_track import DECIMALS, Step, Tracking
 from featurizers.spec import Scalar, VideoChunk, VideoWant
 
@@ -34,8 +35,7 @@ class Cutting:
         """The pictures that it is cut out of."""
         if self.tracking is None:
             return VideoWant(fps=self.fps, size=self.size, colour=self.colour)
-        is_gray = self.colour == self.tracking.detector.colour == "gray"
-        return self.tracking.want("gray" if is_gray else "rgb")
+        return self.tracking.wants
 
     @property
     def parameters(self) -> dict[str, Scalar]:
@@ -138,10 +138,10 @@ class Cutter:
         if self._tracking is None or self._follower is None:
             self._take(chunk.frames, chunk.times, np.ones(len(chunk.frames), dtype=np.bool_))
             return
+        is_gray = self._cutting.colour == "gray"
         for frame, times in zip(chunk.frames, chunk.times, strict=True):
-            gray = self._tracking.detector.colour == "gray"
-            self._follower.add(self._tracking.detector.find(in_colour(frame, is_gray=gray)))
-            self._waiting.append((in_colour(frame, is_gray=self._cutting.colour == "gray"), times))
+            self._follower.add(self._tracking.detector.find(frame))
+            self._waiting.append((brightness(frame) if is_gray else frame, times))
         self._settle()
 
     def finish(self) -> None:
@@ -172,15 +172,6 @@ class Cutter:
         x, y, width, height = (round(part, DECIMALS) * len(picture) for part in step.box)
         side = max(1.0, self._cutting.margin * max(width, height))
         return cut_out(picture, x - side / 2, y - side / 2, side, self._cutting.size)
-
-
-def in_colour(picture: Pictures, *, is_gray: bool) -> Pictures:
-    """A picture as it is wanted; brightness is 77 red, 150 green and 29 blue of 256 parts."""
-    if not is_gray or picture.ndim == 2:
-        return picture
-    red, green, blue = np.moveaxis(picture.astype(np.uint32), -1, 0)
-    gray: Pictures = ((77 * red + 150 * green + 29 * blue + 128) >> 8).astype(np.uint8)
-    return gray
 
 
 def cut_out(picture: Pictures, left: float, top: float, side: float, size: int) -> Pictures:

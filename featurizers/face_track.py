@@ -1,7 +1,7 @@
 """One face of a clip, followed from picture to picture."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class FaceTrack:
             atol=finder.atol,
             source=finder.source,
         )
-        self.wants = self._tracking.want(finder.colour)
+        self.wants = self._tracking.wants
 
     def begin(self, clip: Clip) -> "_FaceTrack":
         """Start on a clip."""
@@ -177,9 +177,10 @@ class Tracking:
             },
         )
 
-    def want(self, colour: Literal["gray", "rgb"]) -> VideoWant:
+    @property
+    def wants(self) -> VideoWant:
         """Whole pictures: a face need not be in the middle."""
-        return VideoWant(fps=self.fps, size=self.picture, colour=colour, fit="whole")
+        return VideoWant(fps=self.fps, size=self.picture, colour="rgb", fit="whole")
 
     def follower(self) -> "Follower":
         """For one clip."""

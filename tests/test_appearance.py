@@ -8,7 +8,7 @@ import pytest
 from featurizers.appearance import SIZE, Appearance
 from featurizers.clip import BadClipError, Clip
 from featurizers.spec import AudioChunk, VideoChunk
-from tests.drawn_faces import draw
+from tests.drawn_faces import draw, rgb
 
 CLIP = Clip(key="a", id="a", media="a", media_digest="")
 NAMES = [dim.name for dim in Appearance().spec.dims]
@@ -136,14 +136,14 @@ def test_chunks_of_any_size_give_equal_values(pieces):
     assert feature(frames).values.tobytes() == feature(frames, pieces=pieces).values.tobytes()
     followed = Appearance(crop="face", detector="cascade")
     places = [(120 + 9 * i, 140, 45) if i not in {2, 5, 6} else None for i in range(7)]
-    frames = [draw(320, 320, [place] if place else []) for place in places]
+    frames = [rgb(draw(320, 320, [place] if place else [])) for place in places]
     whole, parts = (feature(frames, followed, each).values for each in (None, pieces))
     assert whole.tobytes() == parts.tobytes()
 
 
 def test_without_a_face_all_is_zero_and_no_motion_is_told_after_it():
     places = [(150, 150, 50)] * 2 + [None] * 4 + [(190, 160, 50)] * 2
-    frames = [draw(320, 320, [place] if place else []) for place in places]
+    frames = [rgb(draw(320, 320, [place] if place else [])) for place in places]
     values = feature(frames, Appearance(crop="face", detector="cascade")).values
     assert named(values, "shown").ravel().tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
     assert not values[2:6].any()
@@ -162,8 +162,8 @@ def test_no_picture_is_empty():
 def test_a_face_s_square_follows_it_and_what_moves_is_the_face():
     """A face that glides over an even background does not change in its own square."""
     way = [(120 + 6 * i, 150, 50) for i in range(6)]
-    frames = np.array([draw(320, 320, [place]) for place in way])
-    middle = frames[:, 128:192, 128:192]
+    frames = np.array([rgb(draw(320, 320, [place])) for place in way])
+    middle = frames[:, 128:192, 128:192, 0]
     seen = [
         named(feature(each, featurizer).values[1:], "motion_").mean()
         for each, featurizer in (

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from featurizers.catalog import build, from_spec
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
 from featurizers.extract import extract
-from featurizers.face_detector import detector, faces_of_cascade, faces_of_yunet
+from featurizers.face_detector import REMEMBERED, detector, faces_of_cascade, faces_of_yunet
 from featurizers.face_track import DIMS, FaceTrack, Follower
 from featurizers.pretrained import MissingWeightsError
 from featurizers.spec import AudioChunk, FeatureSpec, VideoChunk
@@ -70,7 +71,7 @@ def test_a_drawn_face_is_found_on_its_way_though_it_is_off_the_centre(tmp_path, 
 
 def shown(places, fps=5.0, pieces=None, featurizer=None):
     """The track of pictures with a drawn face at each place; None is a picture without one."""
-    frames = np.stack([draw(SIDE, SIDE, [place] if place else []) for place in places])
+    frames = np.stack([rgb(draw(SIDE, SIDE, [place] if place else [])) for place in places])
     return track(featurizer or cascade(fps=fps), frames, fps, pieces)
 
 
@@ -137,7 +138,7 @@ def test_the_cascade_is_exact_with_and_without_threads_and_vector_instructions(t
     rng = np.random.default_rng(0)
     frames = [draw(SIDE, SIDE, [(90 + 5 * i, 120, 35 + i), (240, 200, 30)]) for i in range(4)]
     noisy = [np.clip(frame + rng.normal(0, 12, frame.shape), 0, 255) for frame in frames]
-    np.save(tmp_path / "frames.npy", np.array(noisy).astype(np.uint8))
+    np.save(tmp_path / "frames.npy", np.array([rgb(each) for each in noisy]).astype(np.uint8))
     plain = {"OPENCV_IPP": "disabled", "OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FMA3,AVX,FP16"}
     found = []
     for threads, changed in (("1", {}), ("2", plain)):
@@ -272,7 +273,7 @@ def test_what_yunet_finds_is_followed(yunet):
     empty = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     frames = np.stack([bright(place) if place else empty for place in places])
     featurizer = FaceTrack(model=str(yunet), smooth_s=0)
-    assert featurizer.wants.colour == "rgb"
+    assert (featurizer.wants.colour, featurizer.wants.fit) == ("rgb", "whole")
     feature = track(featurizer, frames)
     assert column(feature, "found") == [1, 1, 0, 1, 0, 0, 0]
     assert column(feature, "bridged") == [0, 0, 1, 0, 0, 0, 0]
@@ -280,6 +281,32 @@ def test_what_yunet_finds_is_followed(yunet):
     boxes = boxes_of(feature, SIDE)
     np.testing.assert_allclose(boxes[0], [80 - 24, 112 - 24, 48, 48], atol=0.1)
     np.testing.assert_allclose(boxes[2], [128 - 24, 128 - 24, 48, 48], atol=0.1)
+
+
+def test_pictures_that_were_seen_before_are_looked_at_once(tmp_path):
+    files = [  # that no other test has seen pictures with
+        tiny_yunet.write(tmp_path / f"{side}.onnx", side=side, bias=0.001) for side in (48, 64)
+    ]
+    looked = []
+
+    def see(number, original):
+        return lambda picture: looked.append(number) or original(picture)
+
+    mine, others = (
+        replace(found, see=see(number, found.see))
+        for number, found in enumerate(detector("yunet", str(file), "") for file in files)
+    )
+    one, two = bright((2, 3)), bright((4, 4))
+    first = [mine.find(one), mine.find(two), others.find(one), mine.find(one[:, ::-1])]
+    assert looked == [0, 0, 1, 0]
+    again = [mine.find(one.copy()), mine.find(two), others.find(one), mine.find(one[:, ::-1])]
+    assert looked == [0, 0, 1, 0]
+    assert [each.tolist() for each in again] == [each.tolist() for each in first]
+    assert len({str(each.tolist()) for each in first}) == 4
+    for number in range(REMEMBERED):
+        mine.find(np.full((SIDE, SIDE, 3), number, dtype=np.uint8))
+    mine.find(two)
+    assert len(looked) == 4 + REMEMBERED + 1
 
 
 def test_rows_of_yunet_are_read_as_opencv_documents_them():

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.crops import FINE, cut_out, in_colour
+from featurizers.crops import FINE, cut_out
+from featurizers.face_detector import brightness
 from featurizers.face_track import FaceTrack
 from featurizers.frames import Frames
 from featurizers.spec import AudioChunk, VideoChunk
 from tests import tiny_yunet
-from tests.drawn_faces import draw
+from tests.drawn_faces import draw, rgb
 
 CLIP = Clip(key="a", id="a", media="a", media_digest="")
 
@@ -43,7 +44,7 @@ def test_the_middle_of_the_picture_is_stored_row_by_row_as_the_names_say(colour,
 
 
 def faces_at(places, side=320):
-    return np.stack([draw(side, side, [place] if place else []) for place in places])
+    return np.stack([rgb(draw(side, side, [place] if place else [])) for place in places])
 
 
 def test_a_face_is_cut_out_wherever_it_is_and_steps_without_one_are_black():
@@ -182,6 +183,5 @@ def test_the_largest_square_does_not_overflow():
 
 def test_brightness_is_that_of_the_colours():
     white, red = np.full((1, 1, 3), 255, np.uint8), np.array([[[255, 0, 0]]], np.uint8)
-    assert in_colour(white, is_gray=True).item() == 255
-    assert in_colour(red, is_gray=True).item() == round(255 * 77 / 256)
-    assert in_colour(red, is_gray=False) is red
+    assert brightness(white).tolist() == [[255]]
+    assert brightness(red).tolist() == [[round(255 * 77 / 256)]]

@@ -3,8 +3,12 @@
 import os
 import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -572,3 +576,43 @@ def test_what_lies_aside_is_seen_in_the_whole_picture_alone(tmp_path, colour, cl
     assert (whole > 200).any(axis=tuple(range(2, whole.ndim))).sum() == 8
     assert not whole[(8, 0) if clockwise == 90 else (0, 0)].any()  # a bar, beside or above
     assert square.max() < 100
+
+
+DIGEST = """
+import ctypes, hashlib, sys
+from pathlib import Path
+import av
+from featurizers.limits import Limits
+from featurizers.media import decode
+from featurizers.spec import VideoWant
+for library in sys.argv[2:]:  # the one that is loaded already
+    ctypes.CDLL(library).av_force_cpu_flags(0)
+want = VideoWant(fps=5, size=24, colour="rgb", fit="whole")
+events = decode(Path(sys.argv[1]), 0.0, None, [want], Limits())
+print(hashlib.sha256(b"".join(event.frames.tobytes() for _, event in events)).hexdigest())
+"""
+
+
+def test_colours_are_the_same_with_and_without_vector_instructions(tmp_path):
+    import av
+
+    folder = Path(av.__path__[0])
+    library = next(
+        chain(folder.parent.glob("av.libs/libavutil*"), folder.glob(".dylibs/*util*")), 0
+    )
+    if not library:
+        pytest.skip("PyAV's FFmpeg lies elsewhere")
+    rng = np.random.default_rng(0)
+    pictures = [(i / 5, rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for i in range(5)]
+    path = small(tmp_path, pictures=pictures, sound=())
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", DIGEST, str(path), *plain],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for plain in ([], [str(library)])
+    ]
+    assert digests[0] == digests[1]
