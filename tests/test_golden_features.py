@@ -17,7 +17,7 @@ from tests.media_maker import voice, write
 pytestmark = pytest.mark.media
 GOLDEN = Path(__file__).parent / "golden"
 VIDEO, NUMBERS = GOLDEN / "reference.mp4", GOLDEN / "reference_features.npz"
-NAMES = ("hashed-words", "logmel", "mfcc", "prosody", "face-motion")
+NAMES = ("hashed-words", "logmel", "mfcc", "prosody", "face-motion", "appearance")
 SECONDS, FPS, SIDE, RATE = 2.0, 25, 96, 16_000
 ATOL = 1e-5
 WORDS = (
