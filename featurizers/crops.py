@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.face_detector import brightness
-from featurizers.face_track import DECIMALS, Step, Tracking
+from featurizers.face_track import Step, Tracking
 from featurizers.spec import Scalar, VideoChunk, VideoWant
 
 CROPS = ("centre", "face")
@@ -168,8 +168,7 @@ class Cutter:
         if not (step.found or step.bridged):
             size = self._cutting.size
             return np.zeros((size, size, *picture.shape[2:]), dtype=np.uint8)
-        # Rounded as the track is, so that equal tracks give equal squares.
-        x, y, width, height = (round(part, DECIMALS) * len(picture) for part in step.box)
+        x, y, width, height = (part * len(picture) for part in step.box)
         side = max(1.0, self._cutting.margin * max(width, height))
         return cut_out(picture, x - side / 2, y - side / 2, side, self._cutting.size)
 

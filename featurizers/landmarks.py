@@ -185,13 +185,13 @@ def row_of(result: Result) -> NDArray[np.float32]:
 def pose_of(matrix: NDArray[Any]) -> tuple[float, float, float, float, float, float]:
     """Pitch, yaw and roll in degrees, and where the face is, of a matrix [4, 4].
 
-    The matrix turns by pitch about x, then by yaw about y, then by roll about z, and moves.
+    The matrix turns by pitch about x, then by yaw about y, then by roll about z, and moves; it may
+    scale, the same in all directions.
     """
     turn = np.asarray(matrix, dtype=np.float64)
-    turned = turn[:3, :3] / np.linalg.norm(turn[:3, :3], axis=0)
-    pitch = math.atan2(turned[2, 1], turned[2, 2])
-    yaw = math.atan2(-turned[2, 0], math.hypot(turned[2, 1], turned[2, 2]))
-    roll = math.atan2(turned[1, 0], turned[0, 0])
+    pitch = math.atan2(turn[2, 1], turn[2, 2])
+    yaw = math.atan2(-turn[2, 0], math.hypot(turn[2, 1], turn[2, 2]))
+    roll = math.atan2(turn[1, 0], turn[0, 0])
     right, up, towards = (float(each) for each in turn[:3, 3])
     return math.degrees(pitch), math.degrees(yaw), math.degrees(roll), right, up, towards
 

@@ -141,10 +141,17 @@ def test_chunks_of_any_size_give_equal_values(pieces):
     assert whole.tobytes() == parts.tobytes()
 
 
-def test_without_a_face_all_is_zero_and_no_motion_is_told_after_it():
+def test_a_face_that_was_lost_for_a_moment_is_shown():
+    frames = [rgb(draw(320, 320, [(150, 150, 50)] if step != 2 else [])) for step in range(5)]
+    values = feature(frames, Appearance(crop="face", detector="cascade")).values
+    assert named(values, "shown").ravel().tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("pieces", [[8], [1] * 8])
+def test_without_a_face_all_is_zero_and_no_motion_is_told_after_it(pieces):
     places = [(150, 150, 50)] * 2 + [None] * 4 + [(190, 160, 50)] * 2
     frames = [rgb(draw(320, 320, [place] if place else [])) for place in places]
-    values = feature(frames, Appearance(crop="face", detector="cascade")).values
+    values = feature(frames, Appearance(crop="face", detector="cascade"), pieces).values
     assert named(values, "shown").ravel().tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
     assert not values[2:6].any()
     assert not named(values[6:7], "motion_").any()

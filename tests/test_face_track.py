@@ -261,7 +261,7 @@ def yunet(tmp_path):
 
 
 def bright(place):
-    """A black picture with a bright cell, which the tiny network takes for a face."""
+    """A black picture with a bright cell, which the tiny network takes for a face by its red."""
     x, y = place
     picture = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     picture[32 * y : 32 * y + 32, 32 * x : 32 * x + 32] = (250, 230, 210)
@@ -277,10 +277,31 @@ def test_what_yunet_finds_is_followed(yunet):
     feature = track(featurizer, frames)
     assert column(feature, "found") == [1, 1, 0, 1, 0, 0, 0]
     assert column(feature, "bridged") == [0, 0, 1, 0, 0, 0, 0]
-    np.testing.assert_allclose(column(feature, "score")[:2], 230 / 255, atol=1e-3)
+    np.testing.assert_allclose(column(feature, "score")[:2], 250 / 255, atol=1e-3)
     boxes = boxes_of(feature, SIDE)
     np.testing.assert_allclose(boxes[0], [80 - 24, 112 - 24, 48, 48], atol=0.1)
     np.testing.assert_allclose(boxes[2], [128 - 24, 128 - 24, 48, 48], atol=0.1)
+
+
+def test_yunet_sees_colours_in_their_order(yunet):
+    for dim, found in (([4, 1, 1], 0), ([1, 1, 4], 1)):
+        frames = (bright((2, 3)) // dim).astype(np.uint8)[np.newaxis]
+        assert column(track(FaceTrack(model=str(yunet)), frames), "found") == [found]
+
+
+def test_the_settings_say_how_far_is_smoothed(yunet):
+    frames = np.stack([bright((2 + step % 2, 3)) for step in range(9)])
+    spread = [
+        np.ptp(track(FaceTrack(model=str(yunet), smooth_s=width), frames).values[3:-3, 0] * SIDE)
+        for width in (0, 0.3, 0.6, 1.0)
+    ]
+    # Windows of 1, 1, 3 and 5 pictures.
+    np.testing.assert_allclose(spread, [32, 32, 0, 32 / 9], atol=0.1)
+
+
+def test_the_cascade_passes_over_faces_of_less_than_a_tenth_of_the_picture():
+    found = [shown([(160, 160, radius)] * 2) for radius in (12, 20)]
+    assert [column(each, "found") for each in found] == [[0, 0], [1, 1]]
 
 
 def test_pictures_that_were_seen_before_are_looked_at_once(tmp_path):

@@ -97,6 +97,18 @@ def test_grey_faces_are_cut_out_of_the_colours_that_yunet_sees(tmp_path):
         assert not cut[:, :7].any()
 
 
+def test_a_margin_shows_what_is_around_the_face(tmp_path):
+    path = tiny_yunet.write(tmp_path / "a.onnx")
+    frames = np.zeros((1, 320, 320, 3), dtype=np.uint8)
+    frames[:, 96:128, 64:96] = 250
+    wide, narrow = (
+        feature(Frames(size=48, crop="face", margin=margin, model=str(path)), frames)
+        for margin in (2, 1)
+    )
+    areas = [(each.values.reshape(48, 48, 3) > 125).all(axis=-1).sum() for each in (wide, narrow)]
+    assert areas == [16**2, 32**2]  # a cell of 32 in a face of 48
+
+
 def test_no_picture_is_empty():
     for crop in ("centre", "face"):
         extraction = Frames(crop=crop, detector="cascade").begin(CLIP)

@@ -1,7 +1,8 @@
-"""A network in the form of YuNet, written byte by byte: it takes bright squares for faces.
+"""A network in the form of YuNet, written byte by byte: it takes red squares for faces.
 
-Its inputs, outputs and their meaning are those of the real one; what lies between is a mean over
-cells of 32 pixels. So whatever calls OpenCV's FaceDetectorYN can be tested without a download.
+Its inputs, outputs and their meaning are those of the real one; what lies between is the mean of
+red, the last channel, over cells of 32 pixels. So whatever calls OpenCV's FaceDetectorYN can be
+tested without a download.
 """
 
 import math
@@ -24,7 +25,7 @@ def write(path, *, side=48, bias=0.0):
         pool = node("AveragePool", ["input"], [f"mean_{stride}"], kernel_shape=[stride] * 2)
         nodes.append(pool + attribute("strides", [stride] * 2))
         seeing = stride == STRIDES[-1]
-        share = 1 / (3 * 255) if seeing else 0.0
+        share = 1 / 255 if seeing else 0.0
         middle, log_size = 0.5, math.log(side / stride)
         heads = {
             "cls": (share, [bias if seeing else 0.0]),
@@ -35,7 +36,7 @@ def write(path, *, side=48, bias=0.0):
         for head, (weight, biases) in heads.items():
             name, width = f"{head}_{stride}", len(biases)
             numbers += [
-                floats(f"{name}_w", [width, 3, 1, 1], [weight] * (3 * width)),
+                floats(f"{name}_w", [width, 3, 1, 1], [0.0, 0.0, weight] * width),
                 floats(f"{name}_b", [width], biases),
                 longs(f"{name}_shape", [1, -1, width]),
             ]
