@@ -74,7 +74,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    sizes, clips, rounds = (SMALL, 16, 2) if quick else (BASE, 32, 3)
+    sizes, clips, rounds = (SMALL, 16, 2) if quick else (BASE, 16, 3)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, make in (

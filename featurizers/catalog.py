@@ -121,6 +121,11 @@ def places(name: str) -> str:
     return str(getattr(kind(name), "weights_from", ""))
 
 
+def is_encoder(name: str) -> bool:
+    """Whether this featurizer runs a model of transformers, on a GPU where it is given one."""
+    return bool(getattr(kind(name), "takes_gpu", False))
+
+
 def kind(name: str) -> type[Featurizer]:
     """The class of this name. Raises ValueError when there is none."""
     if name not in KINDS:

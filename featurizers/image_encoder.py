@@ -230,7 +230,7 @@ def _encoder(
         more["add_pooling_layer"] = False
     make = functools.partial(load, checkpoint, architecture, dtype, spare=SPARE, **more)
     run = functools.partial(_run, look, pool=pool, kind=checkpoint.kind)
-    return TorchEncoder(make, run, batch=(16, 128))
+    return TorchEncoder(make, run, batch=(4, 128))
 
 
 def _run(

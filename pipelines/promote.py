@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from featurizers import catalog
 from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
@@ -149,9 +150,10 @@ def _logged(trained: Trained, run: MlflowRun) -> str:
 
 
 def _encoders(trained: Trained) -> list[str]:
-    """What reads the weights of the model's features, where they have any."""
+    """What runs the pretrained encoders of the model's features, where there are any."""
     about = json.loads((trained.predictor / "predictor.json").read_bytes())
-    return ["transformers"] if any(spec["weights"] for _, spec in about["specs"]) else []
+    names = [spec["name"] for _, spec in about["specs"]]
+    return ["transformers"] if any(map(catalog.is_encoder, names)) else []
 
 
 def _stream_inputs(trained: Trained) -> list[tuple[str, str, bool]]:

@@ -148,16 +148,12 @@ class Done:
 
 def need_of(job: Job, memory_bytes: int = 0, gpus: float = 0.0) -> Need:
     """What a worker for this job takes: decoding asks for memory, an encoder perhaps for a GPU."""
-    encodes = any(_takes_gpu(part.spec) for part in job.parts)
+    encodes = any(catalog.is_encoder(part.spec.name) for part in job.parts)
     return Need(
         cpus=1.0,
         gpus=gpus if encodes else 0.0,
         memory_bytes=memory_bytes if MEDIA & job.reads else 0,
     )
-
-
-def _takes_gpu(spec: FeatureSpec) -> bool:
-    return bool(getattr(catalog.kind(spec.name), "takes_gpu", False))
 
 
 class ShardWorker:

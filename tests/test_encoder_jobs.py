@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from featurizers.media import encode
 from featurizers.pretrained import FOLDERS, MissingWeightsError
 from featurizers.spec import EncodingFeaturizer
 from featurizers.stages import Stages
+from pipelines import promote
 from pipelines.executors import InProcess, Need
 from pipelines.experiment import load
 from pipelines.featurize import featurize, jobs, run_jobs
@@ -299,6 +301,15 @@ def test_a_predictor_without_its_encoders_says_what_is_wanted(made, predictor):
         Predictor.load(predictor)
     # Its own model needs none of them.
     assert not load_model(predictor).training
+
+
+def test_a_registered_model_asks_for_transformers_only_if_it_has_an_encoder(predictor, tmp_path):
+    about = json.loads((predictor / "predictor.json").read_text())
+    assert promote._encoders(SimpleNamespace(predictor=predictor)) == ["transformers"]
+    others = [each for each in about["specs"] if each[0] in {"plain", "vectors"}]
+    assert len(others) == 2
+    (tmp_path / "predictor.json").write_text(json.dumps({**about, "specs": others}))
+    assert promote._encoders(SimpleNamespace(predictor=tmp_path)) == []
 
 
 def test_places_of_weights_are_told_beside_those_that_are_set(monkeypatch):
