@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(help="The experiment file.")]
+Raw = Annotated[Path, typer.Argument(help="A folder or table of media, or an experiment file.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Replace a setting, as in --set train.epochs=3; repeatable."),
@@ -71,6 +72,21 @@ def init_command(
 
     for line in init(source, label, to):
         print(line)
+
+
+@app.command("segment", rich_help_panel=DATA)
+def segment_command(source: Raw, settings: Set = None, as_json: Json = False) -> None:
+    """Cut long media into clips by voice, and write the table of clips. Run again, it goes on."""
+    from pipelines.films import load_source
+    from pipelines.run import segment_all
+    from pipelines.show import Show
+
+    experiment = load_source(source, settings or ())
+    found = segment_all(experiment, Show(quiet=as_json))
+    if as_json:
+        told = {"table": str(experiment.table), "clips": len(found.clips), "films": found.films}
+        lost = [_plain(each) for each in found.lost]
+        print(json.dumps({**told, "lost": lost, "silent": found.silent, "seconds": found.seconds}))
 
 
 @app.command("ingest", rich_help_panel=DATA)

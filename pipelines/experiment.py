@@ -8,7 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from featurizers import catalog
 from featurizers.spec import Featurizer, Scalar
@@ -40,11 +47,35 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(Section):
-    """Where the clips come from; media lie in the table's folder or below a media root."""
+class Segment(Section):
+    """How long media are cut into clips, in seconds: see `featurizers.voice.cut`."""
 
-    table: str
+    least_s: Annotated[float, Field(gt=0)] = 1.0
+    most_s: Annotated[float, Field(gt=0)] = 15.0
+    pause_s: Annotated[float, Field(gt=0)] = 0.4
+    margin_s: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _can_be(self) -> "Segment":
+        if self.least_s > self.most_s / 2 - self.margin_s:
+            raise ValueError(
+                f"least_s is {self.least_s:g}, wanted at most half of most_s without its margin: "
+                f"{self.most_s / 2 - self.margin_s:g}"
+            )
+        return self
+
+
+class Source(Section):
+    """Where the clips come from; media lie in the table's folder or below a media root.
+
+    A table, or a folder of media. With `segment` those that are whole are cut into clips; of a
+    folder they always are.
+    """
+
+    table: str = ""
+    folder: str = ""
     label: str
+    segment: Segment | None = None
     task: Literal["regression", "classes"] | None = None
     media_root: tuple[str, ...] = (".",)
     split_seed: int = 0
@@ -53,6 +84,12 @@ class Source(Section):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Source":
+        if bool(self.table) == bool(self.folder):
+            raise ValueError("wanted either table (of clips or media) or folder (of media)")
+        return self
 
 
 class FeatureSettings(BaseModel):
@@ -155,9 +192,25 @@ class Experiment(Section):
         return self.folder / (self.name if is_remote(self.dataset) else self.dataset)
 
     @property
+    def segment(self) -> Segment | None:
+        """How whole media are cut; None where the clips are given."""
+        usual = Segment() if self.source.folder else None
+        return self.source.segment or usual
+
+    @property
+    def given(self) -> Path:
+        """The table or the folder that the user gave."""
+        return self.folder / (self.source.table or self.source.folder)
+
+    @property
+    def raw(self) -> Path:
+        """The local folder of what was made of whole media: spans, words, tables of clips."""
+        return self.work / "raw"
+
+    @property
     def table(self) -> Path:
-        """The table of clips."""
-        return self.folder / self.source.table
+        """The table of clips: the one that was given, or the one that `segment` writes."""
+        return self.given if self.segment is None else self.raw / "clips.csv"
 
     @property
     def cache_folder(self) -> Path:
@@ -252,6 +305,15 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise InputError(f"{path}: wanted keys such as dataset, source and features")
+    return replaced(plain, overrides)
+
+
+def replaced(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain settings with some of them replaced, in place; `overrides` as in `load`.
+
+    Raises:
+        InputError: One of them is not well formed.
+    """
     for override in overrides:
         _override(plain, override)
     return plain
@@ -384,6 +446,7 @@ def _override(plain: dict[str, Any], override: str) -> None:
 _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Experiment,
     ("source",): Source,
+    ("source", "segment"): Segment,
     ("workers",): Workers,
     ("register",): Register,
     ("promote",): Promote,

@@ -18,7 +18,7 @@ from featurizers.store import Root, store_at
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError, save
 from pipelines.plan import Place, Room, deal
-from pipelines.sources import Asked, ask, describe, read_rows, split, take_all
+from pipelines.sources import Asked, ask, describe, rows_of, split, take_all
 from training.recipe import Task
 
 
@@ -63,7 +63,7 @@ def ingest(experiment: Experiment, executor: Executor, done: Callable[[int], Non
 def survey(experiment: Experiment, executor: Executor, done: Callable[[int], None]) -> Ingested:
     """What an ingest would make; nothing is written. Raises InputError as `ingest`."""
     asked: list[Asked]
-    asked, task = ask(experiment, read_rows(experiment.table))
+    asked, task = ask(experiment, rows_of(experiment))
     root = experiment.root
     gone = read_forgotten(root)
     kept = [each for each in asked if forgotten_digest(each.raw.key) not in gone]

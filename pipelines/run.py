@@ -20,8 +20,9 @@ from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.score import row_of, score
+from pipelines.segment import Segmented, segment
 from pipelines.show import Show
-from pipelines.sources import Asked, ask, read_rows, stage_of, task_of
+from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
 from pipelines.upkeep import Retried, retry
 from tracking.gate import Scorecard
@@ -49,10 +50,24 @@ class Summary:
     promotion: Promotion | None
 
 
+def segment_all(experiment: Experiment, show: Show) -> Segmented:
+    """Cut whole media into clips, with a progress bar."""
+    show.head("segment")
+    with show.counting("segment", None) as done:
+        found = segment(experiment, executor(experiment.workers.featurize), done)
+    for each in found.lost:
+        show.say(f"{each.media}: {each.fault}: {each.message}")
+    show.say(
+        f"{len(found.clips)} clips, {found.seconds / 3600:.2f} h cut from {found.films} media "
+        f"files; {len(found.lost)} are bad, {found.silent} have no voice; {experiment.table}"
+    )
+    return found
+
+
 def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
     """Ingest the table, with a progress bar."""
     show.head("ingest")
-    rows = read_rows(experiment.table)
+    rows = rows_of(experiment)
     with show.counting("ingest", len(rows)) as done:
         found = ingest(experiment, executor(experiment.workers.featurize), done)
     counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
@@ -169,7 +184,7 @@ def register_best(
         return None
     show.head("register")
     best = min(trained, key=lambda each: (_comparable(each.valid_loss), each.plan.recipe.seed))
-    asked, _ = ask(experiment, read_rows(experiment.table))
+    asked, _ = ask(experiment, rows_of(experiment))
     registered = register_model(
         best,
         clips,
@@ -200,6 +215,8 @@ def run(experiment: Experiment, show: Show) -> Summary:
     chosen = {stream: each.featurizer for stream, each in experiment.features.items()}
     for sentence in sentences(experiment.feature_set, chosen):
         show.say(sentence)
+    if experiment.segment is not None:
+        segment_all(experiment, show)
     clips = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)
     task = task_of(experiment, clips)
@@ -383,7 +400,7 @@ class _Writer:
 def show_score(experiment: Experiment, model: str, clips: Sequence[Clip], show: Show) -> None:
     """Score the first whole test clip from its raw file."""
     by_key = {clip.key: clip for clip in read_clips(experiment.root)}
-    asked, _ = ask(experiment, read_rows(experiment.table))
+    asked, _ = ask(experiment, rows_of(experiment))
     test = {clip.key for clip in clips if clip.split == "test" and clip.seconds and clip.words}
     chosen: Asked = next(each for each in asked if each.raw.key in test)
     rows = score(store_uri(experiment), model, [row_of(chosen)])

@@ -67,6 +67,16 @@ def read_rows(table: Path) -> list[RowDict]:
     return [{name: value for name, value in row.items() if value not in (None, "")} for row in rows]
 
 
+def rows_of(experiment: Experiment) -> list[RowDict]:
+    """The rows of an experiment's table of clips. Raises InputError as `read_rows`."""
+    if experiment.segment is not None and not experiment.table.is_file():
+        raise InputError(
+            f"{experiment.table}: there is no such table yet; `fuseline segment`, or `run`, cuts "
+            f"the media and writes it"
+        )
+    return read_rows(experiment.table)
+
+
 def _csv(table: Path) -> list[RowDict]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         try:
@@ -131,17 +141,19 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
     table, label = experiment.table, experiment.source.label
     columns = {name for row in rows for name in row}
     for needed in ("id", "media", label):
+        if needed not in columns and experiment.segment is not None:
+            raise InputError(
+                f"{table}: there are {len(rows)} clips, and none has {needed!r}: give all clips of "
+                f"a media file one by that column of source.table, or add it to a copy of this "
+                f"table and give that as source.table without source.segment"
+            )
         if needed not in columns:
             raise InputError(
                 f"{table}: there is no column {needed!r}, or all of it is empty; "
                 f"there are {', '.join(sorted(columns))}"
             )
     task = _task(experiment, [row.get(label) for row in rows])
-    given = [
-        root if "://" in root else str((experiment.folder / root).resolve())
-        for root in experiment.source.media_root
-    ]
-    roots = list(dict.fromkeys([str(table.parent.resolve()), *given]))
+    roots = roots_of(experiment)
     asked = [_asked(experiment, roots, task, i, row) for i, row in enumerate(rows, start=1)]
     seen: dict[str, int] = {}
     for each in asked:
@@ -152,6 +164,17 @@ def ask(experiment: Experiment, rows: Sequence[RowDict]) -> tuple[list[Asked], T
                 f"ids must differ"
             )
     return asked, task
+
+
+def roots_of(experiment: Experiment) -> list[str]:
+    """Folders and URLs below which media may lie: the table's own, what was given, media roots."""
+    given = experiment.given
+    own = [experiment.table.parent, given if experiment.source.folder else given.parent]
+    roots = [
+        root if "://" in root else str((experiment.folder / root).resolve())
+        for root in experiment.source.media_root
+    ]
+    return list(dict.fromkeys([*(str(folder.resolve()) for folder in own), *roots]))
 
 
 def _task(experiment: Experiment, values: Sequence[Any]) -> Task:

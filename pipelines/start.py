@@ -103,18 +103,10 @@ def init(source: Path, label: str, to: Path) -> list[str]:
 
 def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
     """Write a table of the media in a folder, whose label column is to be filled in."""
-    media = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA)
-    if not media:
-        raise InputError(f"{folder}: there are no media files ({', '.join(MEDIA)})")
+    rows = [{**row, label: ""} for row in media_rows(folder)]
     table = folder / "clips.csv"
     if table.exists():
         return init(table, label, to)
-    names = [path.relative_to(folder) for path in media]
-    beside = _transcripts(folder)
-    rows = [
-        {"id": id_, "media": str(name), "transcript_file": _best(folder, beside, name), label: ""}
-        for name, id_ in zip(names, _ids(names), strict=True)
-    ]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -125,6 +117,23 @@ def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
             f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
             f"then: fuseline init {table} --label {label}"
         )
+    ]
+
+
+def media_rows(folder: Path) -> list[RowDict]:
+    """A row for each media file below a folder, with the transcript that lies beside it.
+
+    Raises:
+        InputError: There are none.
+    """
+    media = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA)
+    if not media:
+        raise InputError(f"{folder}: there are no media files ({', '.join(MEDIA)})")
+    names = [path.relative_to(folder) for path in media]
+    beside = _transcripts(folder)
+    return [
+        {"id": id_, "media": str(name), "transcript_file": _best(folder, beside, name)}
+        for name, id_ in zip(names, _ids(names), strict=True)
     ]
 
 

@@ -1,0 +1,201 @@
+"""Whole media of a table or a folder: the rows that were given, and what is made of each file."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from featurizers.clip import Fault
+from featurizers.store import publish, store_at
+from pipelines.executors import Executor, ItemFailedError, Need
+from pipelines.experiment import Experiment, FailedError, InputError, load, parse, replaced
+from pipelines.sources import RowDict, read_rows, roots_of
+from pipelines.staging import inside
+from pipelines.start import media_rows
+
+LEADING = ("id", "media", "start", "end", "group", "transcript_file")
+
+
+class FilmFailedError(ItemFailedError):
+    """A film cannot be read now, which says nothing of it."""
+
+
+class TooManyLostError(FailedError):
+    """More films are bad than may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a worker made of a film.
+
+    Attributes:
+        name: The file in which that is kept, named by all that decides its content.
+        content: Its bytes; None when it is there already.
+        fault: What is wrong with the film, if nothing could be made of it.
+    """
+
+    name: str
+    content: bytes | None = None
+    fault: Fault | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A film that is bad, and why."""
+
+    media: str
+    fault: Fault
+    message: str
+
+
+class Film(Protocol):
+    """An item of work on one media file."""
+
+    @property
+    def media(self) -> str:
+        """Its path or URL."""
+
+
+Item = TypeVar("Item", bound=Film)
+Worker: TypeAlias = Callable[[frozenset[str]], Callable[[Item], Made]]
+"""Makes the function that does the work, from the names of what is there already."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """Names of the files that were made of films, by the films' places, and those that are lost."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, Lost] = field(default_factory=dict)
+
+
+def load_source(source: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a file; of a folder or table of media one with the usual settings.
+
+    Its dataset is runs/NAME in the current folder.
+
+    Raises:
+        InputError: As `load`.
+    """
+    if source.suffix.lower() in {".yaml", ".yml"}:
+        return load(source, overrides)
+    if not source.exists():
+        raise InputError(f"{source}: there is no such table or folder")
+    kind = "folder" if source.is_dir() else "table"
+    plain = {
+        "dataset": f"runs/{source.resolve().stem}",
+        "source": {kind: str(source.resolve()), "label": "label", "segment": {}},
+        "features": {"audio": {"featurizer": "logmel"}},
+    }
+    return parse(replaced(plain, overrides), Path.cwd(), str(source))
+
+
+def given_rows(experiment: Experiment) -> list[RowDict]:
+    """The rows of the table or folder that was given; media and transcripts by whole paths.
+
+    Raises:
+        InputError: There is no such table or folder, or a row is wrong.
+    """
+    given = experiment.given
+    if experiment.source.folder:
+        if not given.is_dir():
+            raise InputError(f"{given}: there is no such folder")
+        base, rows = given, media_rows(given)
+    else:
+        base, rows = given.parent, read_rows(given)
+    roots = roots_of(experiment)
+    return [_whole(given, base, roots, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _whole(given: Path, base: Path, roots: Sequence[str], number: int, row: RowDict) -> RowDict:
+    whole = {name: value for name, value in row.items() if value not in (None, "")}
+    for needed in ("id", "media"):
+        if needed not in whole:
+            raise InputError(f"{given}: row {number}, column {needed}: is empty")
+    for column in ("media", "transcript_file"):
+        name = str(whole.get(column, ""))
+        if name and "://" not in name:
+            whole[column] = str((base / name).resolve())
+    if not inside(whole["media"], roots):
+        raise InputError(
+            f"{given}: row {number}, column media: {row['media']} lies outside every media root "
+            f"({', '.join(roots)}); add its folder to source.media_root"
+        )
+    return whole
+
+
+def make(
+    experiment: Experiment,
+    executor: Executor,
+    worker: Worker[Item],
+    films: Sequence[Item],
+    *,
+    below: str,
+    need: Need,
+    done: Callable[[int], None],
+) -> Kept:
+    """Have something made of each film that is not made yet; each is kept as soon as it is there.
+
+    Args:
+        experiment: Says where it is kept.
+        executor: Where the work is done.
+        worker: Makes the function that does it.
+        films: The items.
+        below: The folder of `experiment.raw` in which it is kept.
+        need: What a worker holds of its node.
+        done: Told how many films are finished.
+
+    Raises:
+        ItemFailedError: Some films cannot be read now; all others are finished.
+        StorageError: Something cannot be written.
+    """
+    store = store_at(experiment.raw)
+    store.sweep(below)
+    there = frozenset(name.rpartition("/")[2] for name in store.sizes(below))
+    kept = Kept()
+    for answer in executor.run(partial(worker, there), films, lambda film: need):
+        made = answer.result
+        if made.fault is not None:
+            media = films[answer.number].media
+            kept.lost[answer.number] = Lost(media=media, fault=made.fault, message=made.message)
+        else:
+            if made.content is not None:
+                store.replace(f"{below}/{made.name}", made.content)
+            kept.names[answer.number] = made.name
+        done(1)
+    return kept
+
+
+def check_lost(experiment: Experiment, lost: Sequence[Lost], films: int) -> None:
+    """Raise TooManyLostError when more films are bad than `max_dropped` permits."""
+    if len(lost) > experiment.max_dropped * films:
+        first = lost[0]
+        raise TooManyLostError(
+            f"{len(lost)} of {films} media files are bad, at most {experiment.max_dropped:.0%} may "
+            f"be; the first is {first.media}: {first.fault}: {first.message}; mend or leave out "
+            f"those, or raise max_dropped, and run again"
+        )
+
+
+def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table of clips, whole or not at all; equal rows give equal bytes."""
+    there = {name for row in rows for name in row}
+    names = [name for name in LEADING if name in there]
+    names += sorted(there - set(names))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    publish(table, buffer.getvalue().encode())
+
+
+def by_media(rows: Sequence[RowDict]) -> Iterator[tuple[str, list[RowDict]]]:
+    """The rows of each media file, in the order in which files are first named."""
+    found: dict[str, list[RowDict]] = {}
+    for row in rows:
+        found.setdefault(str(row["media"]), []).append(row)
+    yield from found.items()
