@@ -33,7 +33,7 @@ from pipelines import HOME
 from pipelines.executors import joins
 from pipelines.experiment import Experiment, InputError
 from pipelines.findings import Finding, State, finding
-from pipelines.licences import OURS, imported
+from pipelines.licences import CALLED, OURS, imported
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import UnknownModelError
 
@@ -59,6 +59,7 @@ RAY_S = 90.0
 LITTLE_DISK, NO_DISK = 10e9, 1e9
 LITTLE_MEMORY = 4e9
 LITTLE_SHARED = 1e9
+_GPU = ", computes on a GPU where a worker has one"
 
 # Starts or joins the cluster that work would run on, in a process that can be given up.
 _ASK_RAY = "from pipelines.executors import resources, start_ray; start_ray(1); print(resources())"
@@ -318,27 +319,23 @@ def _chosen(experiment: Experiment, stream: str) -> Finding:
 def _possible(name: str) -> Finding:
     """What a featurizer of the catalog would need."""
     kind = catalog.kind(name)
-    known = inspect.signature(kind.__init__).parameters.values()
-    wanted = [each.name for each in known if each.default is each.empty and each.name != "self"]
-    try:
-        featurizer = None if wanted else catalog.build(name)
-    except (MissingWeightsError, ValueError):
-        wanted = [catalog.places(name)]
-        featurizer = None
     if missing := _missing(kind):
         return finding("features", name, "warning", *_lacking(name, missing))
-    if featurizer is not None:
-        return finding("features", name, "ok", _about(featurizer))
-    weights = " (its weights: docs/pretrained.md)" if catalog.places(name) else ""
-    gpu = ", computes on a GPU where a worker has one" if getattr(kind, "takes_gpu", False) else ""
-    return finding("features", name, "ok", f"wants {', '.join(wanted)}{weights}{gpu}")
+    known = inspect.signature(kind.__init__).parameters.values()
+    wanted = [each.name for each in known if each.default is each.empty and each.name != "self"]
+    if wanted:
+        return finding("features", name, "ok", f"wants {', '.join(wanted)}")
+    try:
+        return finding("features", name, "ok", _about(catalog.build(name)))
+    except (MissingWeightsError, ValueError) as error:
+        gpu = _GPU if getattr(kind, "takes_gpu", False) else ""
+        return finding("features", name, "ok", f"wants weights{gpu}: {error}")
 
 
 def _about(featurizer: Featurizer) -> str:
     spec = featurizer.spec
     weights = f", weights {spec.weights[:12]}" if spec.weights else ""
-    gpu = ", computes on a GPU where a worker has one"
-    takes = gpu if getattr(featurizer, "takes_gpu", False) else ""
+    takes = _GPU if getattr(featurizer, "takes_gpu", False) else ""
     return f"{spec.name}, {spec.width} dims{weights}{takes}; licence {spec.licence}"
 
 
@@ -349,8 +346,17 @@ def _missing(kind: type[Featurizer]) -> list[str]:
 
 
 def _lacking(name: str, missing: Sequence[str]) -> tuple[str, str]:
-    packages = ", ".join(missing)
-    extras = importlib.metadata.metadata(OURS).get_all("Provides-Extra") or []
-    extra = next((each for each in missing if each in extras), "")
-    how = f"pip install '{OURS}[{extra}]'" if extra else f"pip install {packages}"
-    return f"{name} needs {packages}, not installed", how
+    packages = [CALLED.get(each, each) for each in missing]
+    extra = next(filter(None, map(_extra_with, packages)), "")
+    how = f"pip install '{OURS}[{extra}]'" if extra else f"pip install {' '.join(packages)}"
+    return f"{name} needs {', '.join(packages)}, not installed", how
+
+
+def _extra_with(package: str) -> str:
+    """The project's first extra that brings a package; empty when none does, or none for users."""
+    for asked in importlib.metadata.requires(OURS) or ():
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", asked)
+        named = re.match(r"[\w.-]+", asked)
+        if extra and named and named[0] == package and extra[1] != "dev":
+            return extra[1]
+    return ""

@@ -28,7 +28,7 @@ OURS = "fuseline"
 
 _NAME = re.compile(r"[\w.-]+")
 _OURS = "featurizers"
-_CALLED = {"cv2": "opencv-python-headless"}  # packages that are not called as they are imported
+CALLED = {"cv2": "opencv-python-headless"}  # packages that are not called as they are imported
 _DECODER = "av"
 _GPL_PARTS = ("libx264", "libx265")
 GPL_NOTE = (
@@ -133,7 +133,7 @@ def _packages(featurizer: Featurizer) -> set[str]:
     known = _distributions()
     modules = imported(type(featurizer).__module__)
     found = {
-        known.get(each, [_CALLED.get(each, each)])[0]
+        known.get(each, [CALLED.get(each, each)])[0]
         for each in modules
         if each not in sys.stdlib_module_names
     }

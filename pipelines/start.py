@@ -30,7 +30,7 @@ source:
   table: {table}
   label: {label}                # {found}
   media_root: [.]               # besides the table's own folder: folders and URLs of media
-features:
+features:                       # or a set by name: light, classic, strong
 {features}
 model: {{recipe: mmlatch}}        # or late_fusion, unimodal
 train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}

@@ -47,7 +47,8 @@ def test_it_works_without_an_experiment_and_says_of_every_featurizer_what_it_nee
     features = {each["what"]: each for each in found if each["area"] == "features"}
     assert set(features) == set(catalog.NAMES)
     assert "wants stream, dims" in features["numbers"]["found"]
-    assert "wants model" in features["text-encoder"]["found"]
+    assert "wants weights" in features["text-encoder"]["found"]
+    assert "`revision`" in features["text-encoder"]["found"]
     assert "GPU" in features["text-encoder"]["found"]
     assert features["logmel"]["found"] == "logmel, 45 dims; licence Apache-2.0"
     assert features[EXTRA]["state"] == "warning"
@@ -193,6 +194,16 @@ def test_the_chosen_parts_are_those_of_the_experiment_each_by_itself(tmp_path):
     }
     assert "there is no such folder" in found["text"].found
     assert "needs opensmile, not installed" in found["audio"].found
+
+
+def test_an_extra_that_brings_a_missing_package_is_named(monkeypatch):
+    asked = ["numpy>=2", 'odd-package>=1; extra == "dev"', 'odd-package>=1; extra == "odd"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
+    assert looking._lacking("some", ["odd-package"])[1] == "pip install 'fuseline[odd]'"
+    assert looking._lacking("some", ["cv2"]) == (
+        "some needs opencv-python-headless, not installed",
+        "pip install opencv-python-headless",
+    )
 
 
 def test_something_that_is_needed_and_fails_is_exit_code_1(called, refused, file):

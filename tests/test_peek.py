@@ -303,6 +303,31 @@ def test_heat_maps_are_of_dimensions_of_one_kind_with_their_names_units_and_rang
     assert mel[0, 300, 3] == 0  # nothing is there after two of four seconds
 
 
+def test_dimensions_of_one_kind_share_a_heat_map_wherever_they_stand():
+    dims = [Dim(f"{name}_{at}", unit) for at in range(9) for name, unit in (("x", "m"), ("y", "m"))]
+    [x, y] = lanes.blocks(
+        Feature(np.zeros((1, 18), dtype=np.float32), np.array([[0, 1.0]])), dims, 1
+    )
+    assert [(x.first, x.last), (y.first, y.last)] == [("x_0", "x_8"), ("y_0", "y_8")]
+    many = [
+        Dim(f"{chr(97 + at % 26)}{chr(97 + at // 26)}", "m" if at % 2 else "s") for at in range(150)
+    ]
+    assert [len(group) for group in lanes._groups(many)] == [75, 75]
+
+
+def test_rows_that_would_look_even_beside_each_other_have_their_own_colours():
+    wave = np.sin(np.arange(60))
+    values = np.stack([wave, 500 + wave, wave - 300], axis=1).astype(np.float32)
+    edges = np.arange(61) / 60
+    feature = Feature(values, np.stack([edges[:-1], edges[1:]], axis=1))
+    [uneven] = lanes.blocks(feature, [Dim(f"c_{at}") for at in range(3)], 1.0)
+    assert uneven.own
+    rows = pixels(uneven.uri)
+    np.testing.assert_array_equal(rows[0], rows[2])
+    [common] = lanes.blocks(replace(feature, values=values[:, :1]), [Dim("c_0")], 1.0)
+    assert not common.own
+
+
 def test_very_wide_features_are_averaged_and_the_page_of_a_long_clip_stays_small(holed):
     count, width = 10_000, 768
     edges = np.linspace(0, 3600, count + 1)

@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ TICKS = 10
 
 _LEVELS = 255  # the last colour of 256 is for nothing
 _BOTH = 0.25  # the weaker sign must reach this share of the stronger one
+_EVEN = 0.2  # of the whole range: rows that vary by less look even
 _LETTER = 0.0088  # of a lane's width, as wide as a page shows it at least
 
 
@@ -44,6 +44,7 @@ class Block:
         unit: "1" for plain numbers.
         low, high: Values of the ends of the colours.
         signed: Whether the middle of the colours is 0.
+        own: Whether each row has its own colours, from its lowest to its highest value.
         uri: The picture.
         height: Of the drawn map, in pixels.
     """
@@ -56,6 +57,7 @@ class Block:
     low: float
     high: float
     signed: bool
+    own: bool
     uri: str
     height: int
 
@@ -110,7 +112,7 @@ def ticks(seconds: float) -> list[Tick]:
 
 
 def blocks(feature: Feature, dims: Sequence[Dim], seconds: float) -> list[Block]:
-    """The heat maps of a feature: neighbours that are numbered alike and have one unit share one.
+    """The heat maps of a feature: dimensions that are numbered alike and have one unit share one.
 
     Args:
         feature: Its values and times.
@@ -118,18 +120,18 @@ def blocks(feature: Feature, dims: Sequence[Dim], seconds: float) -> list[Block]
         seconds: Of the axis of time.
     """
     binned, there = _binned(feature, seconds)
-    numbered = list(enumerate(dims))
-    runs = [list(run) for _, run in groupby(numbered, key=lambda each: _kind(each[1]))]
-    if len(runs) > BLOCKS:
-        runs = [numbered]
-    return [
-        _block(binned[run[0][0] : run[-1][0] + 1], [dim for _, dim in run], there) for run in runs
-    ]
+    return [_block(binned[group], [dims[at] for at in group], there) for group in _groups(dims)]
 
 
-def _kind(dim: Dim) -> tuple[str, str]:
-    """What numbered dimensions have in common."""
-    return re.sub(r"\d+", "#", dim.name), dim.unit
+def _groups(dims: Sequence[Dim]) -> list[list[int]]:
+    """Which dimensions share a heat map, in the order in which the first of each comes."""
+    kinds = [(re.sub(r"\d+", "#", dim.name), dim.unit) for dim in dims]
+    if len(set(kinds)) > BLOCKS:
+        kinds = [("", dim.unit) for dim in dims]
+    found: dict[tuple[str, str], list[int]] = {}
+    for at, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(at)
+    return list(found.values()) if len(found) <= BLOCKS else [list(range(len(dims)))]
 
 
 def _binned(feature: Feature, seconds: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -156,11 +158,15 @@ def _block(values: NDArray[np.float32], dims: Sequence[Dim], there: NDArray[np.b
     rows = np.add.reduceat(values.astype(np.float64), cuts, axis=0) / counts
     known = rows[:, there]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    signed = low < 0 < high and min(-low, high) > _BOTH * max(-low, high)
+    own = len(known) > 1 and known.size > 0 and _is_uneven(known, high - low)
+    signed = not own and low < 0 < high and min(-low, high) > _BOTH * max(-low, high)
     if signed:
         high = max(-low, high)
         low = -high
-    scaled = np.round((rows - low) / ((high - low) or 1.0) * (_LEVELS - 1)).astype(np.uint8)
+    lows, highs = (known.min(1), known.max(1)) if own else (np.array([low]), np.array([high]))
+    ranges = np.where(highs > lows, highs - lows, 1.0)
+    shares = (rows - lows[:, np.newaxis]) / ranges[:, np.newaxis]
+    scaled = np.round(shares * (_LEVELS - 1)).astype(np.uint8)
     scaled[:, ~there] = _LEVELS
     return Block(
         first=dims[0].name,
@@ -171,9 +177,15 @@ def _block(values: NDArray[np.float32], dims: Sequence[Dim], there: NDArray[np.b
         low=low,
         high=high,
         signed=signed,
+        own=own,
         uri=_indexed(scaled[::-1], _palette("PuOr_r" if signed else "cividis")),
         height=_height(len(cuts)),
     )
+
+
+def _is_uneven(rows: NDArray[np.float64], span: float) -> bool:
+    """Whether rows differ so much from each other that in common colours each would look even."""
+    return 0 < float(np.median(np.ptp(rows, axis=1))) < _EVEN * span
 
 
 def _height(rows: int) -> int:
