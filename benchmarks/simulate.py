@@ -26,6 +26,7 @@ from typing import Any
 
 from featurizers.clip import Clip
 from pipelines.crew import IN_FLIGHT
+from pipelines.featurize import BEHIND
 from pipelines.logbook import FLUSH_LINES
 from pipelines.plan import Room, deal
 from tracking.provenance import git_commit
@@ -96,7 +97,7 @@ class Costs:
     log_line_bytes: float = 962.0
     small_job_driver_ms: float = 1.27
     job_driver_ms: float = 2.52
-    pack_ms_for_each_million: float = 0.603
+    pack_ms_for_each_million: float = 0.046
     small_job_unpack_ms: float = 0.0961
     job_unpack_ms: float = 4.15
     small_job_busy_ms: float = 17.7
@@ -438,15 +439,21 @@ class Cluster:
 
 
 def backlog(setting: Setting) -> Iterator[Work]:
-    """The jobs in order: for each shard one of its media, then one for each column of words."""
+    """The jobs in order: for each shard one of its media, and one for each column of words.
+
+    Those of words come some places late, as `pipelines.featurize` has them.
+    """
     sample = min(setting.clips, SAMPLE * setting.shard_clips)
     shards = dealt(sample, setting.clip_s, setting.shard_clips, setting.seed)
-    for number in range(setting.shards if setting.media_columns else 0):
-        media_s, count = shards[number % len(shards)]
-        yield Work(media_s, count, setting.media_columns)
+    jobs: list[Work] = []
     for number in range(setting.shards):
-        for _ in range(setting.word_columns):
-            yield Work(0.0, shards[number % len(shards)][1], 1)
+        media_s, count = shards[number % len(shards)]
+        if setting.media_columns:
+            jobs.append(Work(media_s, count, setting.media_columns))
+        jobs += [Work(0.0, count, 1)] * setting.word_columns
+    late = [0 if job.media_s else BEHIND for job in jobs]
+    for number in sorted(range(len(jobs)), key=lambda number: number + late[number]):
+        yield jobs[number]
 
 
 @cache
@@ -625,11 +632,11 @@ def _print_driver(costs: Costs, setting: Setting) -> dict[str, float]:
 
 def _print_kind(costs: Costs, setting: Setting, kind: str) -> Iterator[tuple[str, float]]:
     print(f"\n{kind}: {setting.media_per_s:.0f} seconds of media a second and worker")
-    phases = {"media": replace(setting, word_columns=0), "words": replace(setting, media_columns=0)}
-    for phase, each in phases.items():
+    kinds = {"all jobs": setting, "words alone": replace(setting, media_columns=0)}
+    for jobs, each in kinds.items():
         for name, workers in saturated_at(costs, each).items():
-            print(f"  {phase}: {name} saturated by {workers:,.0f} workers")
-            yield f"{phase}_{name}_saturated", workers
+            print(f"  {jobs}: {name} saturated by {workers:,.0f} workers")
+            yield f"{jobs.replace(' ', '_')}_{name}_saturated", workers
     heads = "".join(f"{name:>9}" for name in ("whole", "jobs", "tail s", "driver", *SHARES))
     print(f"  {'workers':<30}{heads}")
     for name, (with_costs, each) in _rows(costs, setting).items():
@@ -644,8 +651,8 @@ def _print_kind(costs: Costs, setting: Setting, kind: str) -> Iterator[tuple[str
 
 def _rows(costs: Costs, setting: Setting) -> dict[str, tuple[Costs, Setting]]:
     """Other numbers of workers, and what would be if it were not for something."""
-    quick = replace(costs, pack_ms_for_each_million=0.0)
-    free = replace(quick, job_driver_ms=0.0, small_job_driver_ms=0.0, actor_driver_ms=0.0)
+    fed = ("job_driver_ms", "small_job_driver_ms", "pack_ms_for_each_million", "actor_driver_ms")
+    free = replace(costs, **dict.fromkeys(fed, 0.0))
     others = {
         "media alone": replace(setting, word_columns=0),
         "no limit of requests": replace(setting, reads_per_s=math.inf, writes_per_s=math.inf),
@@ -655,8 +662,7 @@ def _rows(costs: Costs, setting: Setting) -> dict[str, tuple[Costs, Setting]]:
     }
     counts = {f"{count:,}": (costs, replace(setting, workers=count)) for count in COUNTS}
     named = {name: (costs, each) for name, each in others.items()}
-    drivers = {"clips found at once": (quick, setting), "a driver for nothing": (free, setting)}
-    return counts | named | drivers
+    return counts | named | {"a driver for nothing": (free, setting)}
 
 
 def _row(name: str, told: Run, alone_s: float) -> str:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from featurizers import catalog
+from pipelines.featurize import jobs_of
+from pipelines.plan import Room, deal
+from pipelines.worker import MEDIA
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -146,10 +151,15 @@ def test_jobs_are_of_all_clips_and_their_mean_is_the_one_asked_for():
     assert media_s(replace(QUIET, clips=64_000)) == pytest.approx(64_000 * 7.0, rel=0.05)
 
 
-def test_jobs_of_words_are_handed_out_when_all_that_decode_are():
-    decoding = [bool(job.media_s) for job in simulate.backlog(replace(QUIET, word_columns=2))]
-    assert decoding == sorted(decoding, reverse=True)
-    assert decoding.count(False) == 2 * decoding.count(True)
+def test_jobs_come_in_the_order_in_which_the_pipeline_hands_them_out(tmp_path):
+    words = [catalog.build("hashed-words", dims=dims).spec for dims in (8, 16)]
+    clips = costs.made(200)
+    plan = deal([], clips, Room(clips=4))
+    told = jobs_of(tmp_path, [catalog.build("logmel").spec, *words], clips, plan).todo
+    setting = replace(QUIET, clips=200, shard_clips=4, word_columns=2)
+    decoding = [bool(job.media_s) for job in simulate.backlog(setting)]
+    assert decoding == [bool(MEDIA & job.reads) for job in told]
+    assert decoding.count(False) == 2 * decoding.count(True) == 100
 
 
 def test_a_job_takes_the_driver_longer_the_more_clips_there_are():
