@@ -373,7 +373,7 @@ def settings_of(checkpoint: Checkpoint) -> Config:
     """The model's own settings, with the defaults of its kind."""
     import transformers
 
-    with _quiet():
+    with quiet():
         return transformers.AutoConfig.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
@@ -402,7 +402,7 @@ def load(
     import torch
     import transformers
 
-    with _quiet():
+    with quiet():
         model, report = getattr(transformers, architecture).from_pretrained(
             checkpoint.folder,
             dtype=getattr(torch, dtype),
@@ -424,7 +424,7 @@ def load(
     return model.eval().requires_grad_(False)
 
 
-class _quiet:  # noqa: N801 - used like a function
+class quiet:  # noqa: N801 - used like a function
     """Without transformers' bars and its table of weights that were not needed."""
 
     def __enter__(self) -> None:

@@ -84,9 +84,24 @@ def segment_command(source: Raw, settings: Set = None, as_json: Json = False) ->
     experiment = load_source(source, settings or ())
     found = segment_all(experiment, Show(quiet=as_json))
     if as_json:
-        told = {"table": str(experiment.table), "clips": len(found.clips), "films": found.films}
+        told = {"table": str(experiment.cut_table), "clips": len(found.clips)}
         lost = [_plain(each) for each in found.lost]
-        print(json.dumps({**told, "lost": lost, "silent": found.silent, "seconds": found.seconds}))
+        told |= {"films": found.films, "silent": found.silent, "seconds": found.seconds}
+        print(json.dumps({**told, "lost": lost}))
+
+
+@app.command("transcribe", rich_help_panel=DATA)
+def transcribe_command(source: Raw, settings: Set = None, as_json: Json = False) -> None:
+    """Give clips without words those that a Whisper model hears, with times. It cuts media, too."""
+    from pipelines.films import load_source
+    from pipelines.run import transcribe_all
+    from pipelines.show import Show
+
+    experiment = load_source(source, settings or ())
+    found = transcribe_all(experiment, Show(quiet=as_json))
+    if as_json:
+        told = {"table": str(experiment.table), "clips": len(found.clips), "heard": found.heard}
+        print(json.dumps({**told, "lost": [_plain(each) for each in found.lost]}))
 
 
 @app.command("ingest", rich_help_panel=DATA)

@@ -65,17 +65,28 @@ class Segment(Section):
         return self
 
 
+class Transcribe(Section):
+    """The Whisper checkpoint that says the words of clips without any; see `whisper.Recogniser`."""
+
+    model: str = ""
+    revision: str = ""
+    weights: str = ""
+    language: str = ""
+    dtype: str = "float32"
+
+
 class Source(Section):
     """Where the clips come from; media lie in the table's folder or below a media root.
 
     A table, or a folder of media. With `segment` those that are whole are cut into clips; of a
-    folder they always are.
+    folder they always are. With `transcribe` clips without words get them.
     """
 
     table: str = ""
     folder: str = ""
     label: str
     segment: Segment | None = None
+    transcribe: Transcribe | None = None
     task: Literal["regression", "classes"] | None = None
     media_root: tuple[str, ...] = (".",)
     split_seed: int = 0
@@ -208,9 +219,33 @@ class Experiment(Section):
         return self.work / "raw"
 
     @property
-    def table(self) -> Path:
-        """The table of clips: the one that was given, or the one that `segment` writes."""
+    def cut_table(self) -> Path:
+        """The table of clips before words: the one that was given, or that `segment` writes."""
         return self.given if self.segment is None else self.raw / "clips.csv"
+
+    @property
+    def table(self) -> Path:
+        """The table of clips: the one that was given, or the last that is written on the way."""
+        return self.cut_table if self.source.transcribe is None else self.raw / "spoken.csv"
+
+    def recogniser(self) -> dict[str, Any]:
+        """What a `whisper.Recogniser` is made with; its checkpoint is found, and its digest added.
+
+        Raises:
+            InputError: None is wanted, or it is not there.
+        """
+        from featurizers.whisper import NAME, Recogniser
+
+        if self.source.transcribe is None:
+            raise InputError(
+                "source.transcribe.model: no model is given that tells words; name a folder, or a "
+                "name of the hub with its source.transcribe.revision"
+            )
+        settings = self.source.transcribe.model_dump()
+        if not settings["revision"] and (self.folder / settings["model"]).is_dir():
+            settings["model"] = str(self.folder / settings["model"])
+        made: Recogniser = _at(f"source.{NAME}", Recogniser, **settings)
+        return {**settings, "weights": made.checkpoint.digest}
 
     @property
     def cache_folder(self) -> Path:
@@ -447,6 +482,7 @@ _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Experiment,
     ("source",): Source,
     ("source", "segment"): Segment,
+    ("source", "transcribe"): Transcribe,
     ("workers",): Workers,
     ("register",): Register,
     ("promote",): Promote,

@@ -24,6 +24,7 @@ from pipelines.segment import Segmented, segment
 from pipelines.show import Show
 from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
+from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
 from tracking.gate import Scorecard
 from tracking.mlflow_store import tracking_uri
@@ -59,7 +60,23 @@ def segment_all(experiment: Experiment, show: Show) -> Segmented:
         show.say(f"{each.media}: {each.fault}: {each.message}")
     show.say(
         f"{len(found.clips)} clips, {found.seconds / 3600:.2f} h cut from {found.films} media "
-        f"files; {len(found.lost)} are bad, {found.silent} have no voice; {experiment.table}"
+        f"files; {len(found.lost)} are bad, {found.silent} have no voice; {experiment.cut_table}"
+    )
+    return found
+
+
+def transcribe_all(experiment: Experiment, show: Show) -> Transcribed:
+    """Cut media where they are whole, and transcribe clips without words, with progress bars."""
+    if experiment.segment is not None:
+        segment_all(experiment, show)
+    show.head("transcribe")
+    with show.counting("transcribe", None) as done:
+        found = transcribe(experiment, executor(experiment.workers.featurize), done)
+    for each in found.lost:
+        show.say(f"{each.media}: {each.fault}: {each.message}")
+    show.say(
+        f"{found.heard} of {len(found.clips)} clips were without words; {len(found.lost)} media "
+        f"files are bad; {experiment.table}"
     )
     return found
 
@@ -215,8 +232,11 @@ def run(experiment: Experiment, show: Show) -> Summary:
     chosen = {stream: each.featurizer for stream, each in experiment.features.items()}
     for sentence in sentences(experiment.feature_set, chosen):
         show.say(sentence)
-    if experiment.segment is not None:
+    if experiment.source.transcribe is not None:
+        transcribe_all(experiment, show)
+    elif experiment.segment is not None:
         segment_all(experiment, show)
+        show.say("no source.transcribe: clips without a transcript have no words")
     clips = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)
     task = task_of(experiment, clips)

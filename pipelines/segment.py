@@ -102,7 +102,7 @@ def segment(experiment: Experiment, executor: Executor, done: Callable[[int], No
     clips = [each for row in rows for each in _clips_of(row, spans)]
     if not clips:
         raise FailedError(f"{experiment.given}: no voice is in any of {len(films)} media files")
-    write_table(experiment.table, clips)
+    write_table(experiment.cut_table, clips)
     return Segmented(
         clips=clips,
         films=len(films),

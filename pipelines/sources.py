@@ -69,9 +69,10 @@ def read_rows(table: Path) -> list[RowDict]:
 
 def rows_of(experiment: Experiment) -> list[RowDict]:
     """The rows of an experiment's table of clips. Raises InputError as `read_rows`."""
-    if experiment.segment is not None and not experiment.table.is_file():
+    if experiment.table != experiment.given and not experiment.table.is_file():
+        verb = "segment" if experiment.source.transcribe is None else "transcribe"
         raise InputError(
-            f"{experiment.table}: there is no such table yet; `fuseline segment`, or `run`, cuts "
+            f"{experiment.table}: there is no such table yet; `fuseline {verb}`, or `run`, hears "
             f"the media and writes it"
         )
     return read_rows(experiment.table)

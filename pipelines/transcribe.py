@@ -1,0 +1,248 @@
+"""`transcribe`: words with times for clips without any; one item a file, run again it goes on."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from featurizers.clip import BadClipError
+from featurizers.decoder import Decoder
+from featurizers.intake import digest as file_digest
+from featurizers.listening import pieces, twice, voice_in
+from featurizers.spec import canonical_json
+from featurizers.store import StorageError
+from featurizers.voice import cut
+from featurizers.whisper import Recogniser, Spoken
+from pipelines.executors import Executor, Need
+from pipelines.experiment import Experiment, InputError
+from pipelines.films import (
+    FilmFailedError,
+    Lost,
+    Made,
+    by_media,
+    check_lost,
+    given_rows,
+    make,
+    write_table,
+)
+from pipelines.sources import RowDict, read_rows, stage_of
+from pipelines.staging import Stage
+
+WORDS = "words"
+VERSION = 1
+"""Raised when equal sound, model and settings give other words than before."""
+
+TOGETHER = 32
+"""Pieces of sound that are held at once."""
+
+Span = tuple[float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """A media file, and spans of it that lack words: in order, none of them overlapping."""
+
+    media: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcribed:
+    """What came of transcribing.
+
+    Attributes:
+        clips: The rows of the table of clips.
+        heard: How many clips were without words.
+        lost: The media that are bad; their clips stay without words.
+    """
+
+    clips: list[RowDict]
+    heard: int
+    lost: list[Lost]
+
+
+def transcribe(
+    experiment: Experiment, executor: Executor, done: Callable[[int], None]
+) -> Transcribed:
+    """Have clips without words transcribed, and write the table of clips.
+
+    Args:
+        experiment: The settings.
+        executor: Where media are heard.
+        done: Told how many items are finished.
+
+    Raises:
+        InputError: The source or the model is wrong.
+        FailedError: Too many files are bad.
+        ItemFailedError: Some files cannot be read now.
+        StorageError: What was made cannot be written.
+    """
+    settings = experiment.recogniser()
+    rows = _rows(experiment)
+    silent = [row for row in rows if not {"transcript", "transcript_file"} & set(row)]
+    films = [
+        Unheard(media, tuple(spans))
+        for media, some in by_media(silent)
+        for spans in apart(sorted({_span(experiment, row) for row in some}, key=_order))
+    ]
+    worker = partial(_Hearer, stage_of(experiment), settings)
+    need = Need(gpus=experiment.workers.gpus)
+    kept = make(experiment, executor, worker, films, below=WORDS, need=need, done=done)
+    lost = list({each.media: each for _, each in sorted(kept.lost.items())}.values())
+    check_lost(experiment, lost, len({film.media for film in films}))
+    files = {
+        (films[number].media, span): str((experiment.raw / WORDS / name).resolve())
+        for number, name in kept.names.items()
+        for span in films[number].spans
+    }
+    clips = [_with_words(experiment, row, files) for row in rows]
+    write_table(experiment.table, clips)
+    return Transcribed(clips=clips, heard=len(silent), lost=lost)
+
+
+def _rows(experiment: Experiment) -> list[RowDict]:
+    """The rows of clips: those that `segment` wrote, or those that were given."""
+    if experiment.segment is None:
+        return given_rows(experiment)
+    if not experiment.cut_table.is_file():
+        raise InputError(
+            f"{experiment.cut_table}: there is no such table yet; `fuseline segment`, or `run`, "
+            f"cuts the media and writes it"
+        )
+    return read_rows(experiment.cut_table)
+
+
+def _span(experiment: Experiment, row: RowDict) -> Span:
+    try:
+        start, end = float(row.get("start", 0.0)), float(row.get("end", math.inf))
+    except ValueError:
+        start, end = math.nan, math.nan
+    if not 0 <= start < end:
+        raise InputError(
+            f"{experiment.given}: {row['id']!r} goes from {row.get('start')} to {row.get('end')}; "
+            f"wanted seconds, start before end"
+        )
+    return start, None if math.isinf(end) else end
+
+
+def _order(span: Span) -> tuple[float, float]:
+    return span[0], math.inf if span[1] is None else span[1]
+
+
+def apart(spans: Iterable[Span]) -> list[list[Span]]:
+    """Spans in order, dealt into as many lists as it takes that none in a list overlap."""
+    lists: list[list[Span]] = []
+    for span in spans:
+        for some in lists:
+            if _order(some[-1])[1] <= span[0]:
+                some.append(span)
+                break
+        else:
+            lists.append([span])
+    return lists
+
+
+def _with_words(
+    experiment: Experiment, row: RowDict, files: dict[tuple[str, Span], str]
+) -> RowDict:
+    if {"transcript", "transcript_file"} & set(row):
+        return row
+    file = files.get((str(row["media"]), _span(experiment, row)))
+    return row if file is None else {**row, "transcript_file": file}
+
+
+class _Hearer:
+    """Hears files; holds one decoding child, and the model once it is needed."""
+
+    def __init__(self, stage: Stage, settings: dict[str, Any], there: frozenset[str]) -> None:
+        self._stage, self._settings, self._there = stage, settings, there
+        self._decoder = Decoder()
+        self._recogniser: Recogniser | None = None
+
+    def __call__(self, film: Unheard) -> Made:
+        """The words of a file's spans, or what is wrong with it."""
+        try:
+            return self._hear(film)
+        except BadClipError as bad:
+            return Made("", fault=bad.fault, message=bad.message)
+        except StorageError as error:
+            raise FilmFailedError(f"{film.media}: {error}") from None
+
+    def _hear(self, film: Unheard) -> Made:
+        path = self._stage.local(film.media)
+        media = "" if path is None else file_digest(path)
+        if path is None or not media:
+            raise BadClipError("missing", "there is no such file")
+        # Where the weights lie is no part of what they say.
+        decide = {name: self._settings[name] for name in ("weights", "language", "dtype")}
+        about = canonical_json(["transcribe", VERSION, media, film.spans, decide])
+        name = f"{hashlib.sha256(about).hexdigest()[:32]}.json"
+        if name in self._there:
+            return Made(name)
+        recogniser = self._recogniser = self._recogniser or Recogniser(**self._settings)
+        seconds = self._decoder.probe(path).seconds
+        parts = self._parts(film.spans, recogniser.window_s, seconds, path)
+        language, segments = twice(lambda: self._segments(parts, recogniser, path))
+        plain = {"language": language, "model": recogniser.checkpoint.digest, "segments": segments}
+        return Made(name, canonical_json(plain))
+
+    def _parts(
+        self, spans: Sequence[Span], window_s: float, seconds: float, path: Path
+    ) -> list[tuple[float, float]]:
+        """What is heard at once: spans, and of those that are too long the voice in them."""
+        parts: list[tuple[float, float]] = []
+        for start, told in spans:
+            end = seconds if told is None else told
+            if end - start <= window_s:
+                parts += [(start, end)] if end > start else []
+                continue
+            voiced = voice_in(path, start, told, self._decoder)
+            some = cut(
+                voiced,
+                least_s=0.1,
+                most_s=window_s,
+                pause_s=2.0,
+                margin_s=0.1,
+                end_s=max(end - start, float(voiced.max(initial=0.0))),
+            )
+            parts += [(start + a, start + b) for a, b in some]
+        return parts
+
+    def _segments(
+        self, parts: Sequence[tuple[float, float]], recogniser: Recogniser, path: Path
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """The language, and what Whisper's own JSON calls segments."""
+        language, segments = "", list[dict[str, Any]]()
+        for first in range(0, len(parts), TOGETHER):
+            some = parts[first : first + TOGETHER]
+            sounds = list(pieces(path, some, self._decoder))
+            if not first:
+                language = recogniser.language_of(sounds)
+            heard = recogniser.words_of(sounds, language)
+            segments += [_segment(part, words) for part, words in zip(some, heard, strict=True)]
+        return language, segments
+
+
+def _segment(part: tuple[float, float], words: Sequence[Spoken]) -> dict[str, Any]:
+    """A piece of sound and its words, on the clock of the media."""
+    begin, end = part
+    return {
+        "start": round(begin, 3),
+        "end": round(end, 3),
+        "text": " ".join(word.text for word in words),
+        "words": [_word(begin, end, word) for word in words],
+    }
+
+
+def _word(begin: float, end: float, word: Spoken) -> dict[str, Any]:
+    plain = {
+        "word": word.text,
+        "start": round(min(begin + word.start, end), 3),
+        "probability": round(word.probability, 4),
+    }
+    if word.end is not None:
+        plain["end"] = round(min(begin + word.end, end), 3)
+    return plain
