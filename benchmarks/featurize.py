@@ -1,9 +1,9 @@
 """How fast featurizing is, beside bare loops and beside what one would write with Ray Data.
 
-Three sides compute the same features of the same generated clips, in turns, each with two processes
-that compute:
+Three sides compute the same features of the same generated clips, in turns, on the same two cores:
 
-- *ours*: `featurize` with two Ray workers: decoding children, digests, committed shards, a log;
+- *ours*: `featurize` with two Ray workers, each with its decoding child; digests, committed shards,
+  a log;
 - *bare loops*: two plain processes, one thread and half the clips each, which decode in their own
   process and keep the features in memory;
 - *Ray Data*: the table as a dataset, a class with the same decoding and featurizers on two actors,
@@ -78,6 +78,9 @@ def main() -> None:
     quick = arguments.parse_args().quick
     # One thread each, for all: Ray does so by itself, a bare process would take every core.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:WORKERS])  # and of all that are started from here
+    print(f"on {WORKERS} of {len(cores)} cores; other work on them makes the figures wrong")
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         start_ray(CPUS)
@@ -98,7 +101,7 @@ def main() -> None:
 
 def _measured(folder: Path, corpus: str, rounds: int) -> dict[str, float]:
     """All sides on one corpus, printed."""
-    seconds_of = [_round(folder, f"data{number}") for number in range(rounds)]
+    seconds_of = [_round(folder, number) for number in range(rounds)]
     clips = read_clips(folder / "data0")
     media = [clip for clip in clips if clip.seconds]
     shares = _decode_shares(media[:60])
@@ -155,17 +158,24 @@ def _large(frame: NDArray[np.uint8], grain: NDArray[np.int64]) -> NDArray[np.uin
     return np.clip(wide + grain, 0, 255).astype(np.uint8)
 
 
-def _round(folder: Path, dataset: str) -> tuple[float, float, float]:
+def _round(folder: Path, number: int) -> tuple[float, float, float]:
     """Seconds of the three sides."""
+    dataset = f"data{number}"
     experiment = _experiment(folder, dataset)
     ingest(experiment, InProcess(), lambda count: None)
     clips = read_clips(experiment.root)
-    ours, found = _ours(experiment)
-    bare, found_bare = _bare_loops(clips)
-    data, found_data = _ray_data(clips, folder / f"{dataset}-ray")
+    sides: dict[str, Callable[[], tuple[float, dict[str, str]]]] = {
+        "ours": lambda: _ours(experiment),
+        "bare loops": lambda: _bare_loops(clips),
+        "Ray Data": lambda: _ray_data(clips, folder / f"{dataset}-ray"),
+    }
+    first = number % len(SIDES)  # each of them comes first in turn
+    found = {side: sides[side]() for side in (*SIDES[first:], *SIDES[:first])}
+    (ours, found_ours), (bare, found_bare), (data, found_data) = (found[side] for side in SIDES)
     for side, features in (("bare loops", found_bare), ("Ray Data", found_data)):
-        if features != found:
-            keys = {key for key in {*features, *found} if features.get(key) != found.get(key)}
+        if features != found_ours:
+            names = {*features, *found_ours}
+            keys = {name for name in names if features.get(name) != found_ours.get(name)}
             raise SystemExit(f"{side} computed other features than we did: {sorted(keys)[:9]}")
     return ours, bare, data
 

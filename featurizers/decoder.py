@@ -171,12 +171,14 @@ class Decoder:
             DecoderDiedError: The child crashed, hung or took too much; worth one more try.
             GivenUpError: `given_up` said yes.
         """
+        spans = [(start, end)]
         with contextlib.closing(
-            self.decode_first(path, [(start, end)], wants, given_up=given_up)
+            self._decode(path, spans, wants, given_up, together=False)
         ) as events:
             for index, event in events:
-                if not isinstance(event, Again):  # never of one span
-                    yield index, event
+                if isinstance(event, Again):
+                    raise _babble("a span that stands alone began again")
+                yield index, event
 
     def decode_first(
         self,
@@ -191,6 +193,17 @@ class Decoder:
         The others are those that will be asked for next: where they follow each other, one decoding
         serves them all. After an `Again` all begins anew.
         """
+        yield from self._decode(path, spans, wants, given_up, together=True)
+
+    def _decode(
+        self,
+        path: Path,
+        spans: Sequence[Span],
+        wants: Sequence[Want],
+        given_up: Callable[[], bool],
+        *,
+        together: bool,
+    ) -> Generator[Heard, None, None]:
         start, end = spans[0]
         allowed = self.limits.cpu_seconds + self.limits.cpu_share * _lead(wants)
         request = {
@@ -200,6 +213,7 @@ class Decoder:
             "end": end,
             "wants": [pack_want(want) for want in wants],
             "then": spans[1:],
+            "together": together,
             "cpu_seconds": allowed + SKIP_SHARE * start,
         }
 

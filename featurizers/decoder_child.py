@@ -25,6 +25,7 @@ from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, Want
 from featurizers.store import StorageError
 from featurizers.wire import HEADER, pack_event, send, unpack_want
 
+TRIES = 2  # to decode the clips of a file in one go
 ADDRESS_SPACE = 1 << 30  # and twice the measured limit: the upper net
 
 
@@ -74,6 +75,7 @@ class _Answers:
 def _serve_one(request: Mapping[str, Any], answers: _Answers, clips: "_Clips") -> None:
     limits = Limits(**request["limits"])
     began, waited, cpu_seconds = time.perf_counter(), answers.seconds, _cpu_seconds()
+    clips.meet(request)
     forget_peak()
     last = _last(request, limits, answers, clips)
     peak = peak_bytes()
@@ -113,11 +115,15 @@ def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers, clips
         answers.send({"kind": "probe", "index": 0, "probe": asdict(probe(path))})
         return
     wants = [unpack_want(want) for want in request["wants"]]
-    spans = [(request["start"], request["end"]), *map(tuple, request["then"])]
-    for index, event in clips.decode(path, spans, wants, limits):
+    for index, event in clips.decode(path, _spans(request), wants, limits):
         header, payload = pack_event(event)
         budget.earn(_reached(event, wants[index]))
         answers.send({"index": index, **header}, payload)
+
+
+def _spans(request: Mapping[str, Any]) -> list[Span]:
+    """The span that is asked for, and those that will be asked for next."""
+    return [(request["start"], request["end"]), *map(tuple, request["then"])]
 
 
 class _Clips:
@@ -125,6 +131,12 @@ class _Clips:
 
     def __init__(self) -> None:
         self._going: _Going | None = None
+        self._apart: tuple[object, int] = (None, 0)  # a file, and how often it did not go on well
+
+    def meet(self, request: Mapping[str, Any]) -> None:
+        """Let go of what a request does not go on with: a file, its decoder, their memory."""
+        if not request.get("together"):
+            self._going = None
 
     def decode(
         self, path: Path, spans: Sequence[Span], wants: Sequence[Want], limits: Limits
@@ -135,20 +147,26 @@ class _Clips:
         """
         pictures = {n: want for n, want in enumerate(wants) if isinstance(want, VideoWant)}
         going = self._going_on(path, spans, list(pictures.values()), limits)
-        if going is not None:
-            sound = [number for number in range(len(wants)) if number not in pictures]
-            try:
-                if sound:
-                    events = decode(path, *spans[0], [wants[number] for number in sound], limits)
-                    yield from ((sound[index], event) for index, event in events)
-                numbers = list(pictures)
-                yield from ((numbers[index], event) for index, event in going.next())
-            except ApartError:
-                yield 0, Again()
-            else:
-                self._going = going if going.left else None
-                return
-        yield from decode(path, *spans[0], wants, limits)
+        if going is None:
+            yield from decode(path, *spans[0], wants, limits)
+            return
+        numbers = list(pictures)
+        sound = [number for number in range(len(wants)) if number not in pictures]
+        try:
+            yield from ((numbers[index], event) for index, event in going.next())
+        except ApartError:
+            self._note_apart(path)
+            yield 0, Again()
+            yield from decode(path, *spans[0], wants, limits)
+            return
+        self._going = going if going.left else None
+        if sound:
+            events = decode(path, *spans[0], [wants[number] for number in sound], limits)
+            yield from ((sound[index], event) for index, event in events)
+
+    def _note_apart(self, path: Path) -> None:
+        file, count = self._apart
+        self._apart = (_identity(path), count + 1 if file == _identity(path) else 1)
 
     def _going_on(
         self, path: Path, spans: Sequence[Span], wants: Sequence[VideoWant], limits: Limits
@@ -158,7 +176,10 @@ class _Clips:
         if going is not None and going.goes_on(path, spans[0], wants, limits):
             return going
         together = spans[: follow(spans)] if wants else ()
-        return _Going(path, together, wants, limits) if len(together) > 1 else None
+        file, count = self._apart
+        if len(together) < 2 or (count >= TRIES and file == _identity(path)):
+            return None
+        return _Going(path, together, wants, limits)
 
 
 class _Going:
@@ -188,12 +209,15 @@ class _Going:
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from another that took its place; None where nobody can say."""
+    """What tells a file from another that took its place; None where nobody can say.
+
+    Not its times, which whoever fetched it may touch. One that is open keeps its number.
+    """
     try:
         found = path.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return (found.st_dev, found.st_ino, found.st_size)
 
 
 class _Budget:

@@ -39,6 +39,7 @@ from featurizers.spec import (
 )
 from featurizers.stages import Stages
 
+TOGETHER = 64  # clips after one that are told to whoever decodes it
 AHEAD_BYTES = 64 << 20  # of decoded media wait at most to be taken
 STEP_BYTES = 1024  # what a step takes beside its media
 LEAVE_S = 10.0  # a thread that is still fetching then is left to end by itself
@@ -313,7 +314,7 @@ def _then(clips: Sequence[Clip], number: int) -> list[Span]:
     """The spans of the clips right after one that are cut from the same media."""
     after = itertools.takewhile(
         lambda each: _pictures_of(each) == _pictures_of(clips[number]),
-        itertools.islice(clips, number + 1, None),
+        itertools.islice(clips, number + 1, number + 1 + TOGETHER),
     )
     return [(each.start, each.end) for each in after]
 
@@ -325,7 +326,7 @@ def _pictures_of(clip: Clip) -> tuple[str, str]:
 def in_order_of_media(clips: Sequence[Clip]) -> list[Clip]:
     """Clips of one file together and in order of time, so that one decoding may serve them all."""
     first = {clip.media: number for number, clip in reversed(list(enumerate(clips)))}
-    return sorted(clips, key=lambda clip: (first[clip.media], clip.start))
+    return sorted(clips, key=lambda clip: (first[clip.media], clip.video_stream, clip.start))
 
 
 def _bytes(step: _Step) -> int:
@@ -490,9 +491,9 @@ class _Making:
     def _begin(self, index: int) -> None:
         self._absent.discard(index)
         self._damage.pop(index, None)
-        if index not in self._lost:
-            with self._made(index) as featurizer:
-                self._extractions[index] = featurizer.begin(self.clip)
+        self._lost.pop(index, None)
+        with self._made(index) as featurizer:
+            self._extractions[index] = featurizer.begin(self.clip)
 
     def _feed(self, index: int, event: Chunk | NoStream | Damage) -> None:
         match event:

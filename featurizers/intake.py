@@ -16,6 +16,9 @@ from featurizers.opening import is_file
 from featurizers.store import read_input
 from featurizers.transcript import read_transcript, within
 
+CHOSEN = ("audio_stream", "video_stream")
+"""Columns that choose among several streams of a file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawClip:

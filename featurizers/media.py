@@ -48,6 +48,7 @@ from featurizers.spec import AudioWant, Chunk, VideoWant, Want
 SEEK_FROM_S = 10.0
 # Other forms have no index: they guess where a time lies, or land between two whole pictures.
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav")
+WHOLE_PICTURE = 1  # FFmpeg's AV_PICTURE_TYPE_I
 SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sample
 # Forms whose header says how long each stream is, or the file as a whole; others estimate it.
 STREAM_IS_TOLD = ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "aiff", "au")
@@ -119,7 +120,7 @@ def decode(
         if len(absent) == len(wants):
             return
         check_times(opened, start, end, limits)
-        opened.approach(start)
+        opened.approach(start, wants)
         takers = takers_of(opened, wants, start, end, limits)
         reach = Reach(opened)
         for packet in opened.packets():
@@ -303,6 +304,9 @@ class Opened:
         if not any(_stream(self.container, kind) for kind in KINDS):
             self.container.close()
             raise BadClipError("unreadable", "neither sound nor pictures")
+        for stream in self.container.streams:
+            if stream.codec_context is not None:  # before anything is decoded
+                stream.codec_context.thread_count = 1
         self.origin = (self.container.start_time or 0) / 1e6
         self.stopped = ""
         self._demuxed: Iterator[AvPacket] = self._demux()
@@ -332,15 +336,50 @@ class Opened:
         except IndexError:  # PyAV's own, after all else: a stream that began on the way has no end
             pass
 
-    def approach(self, start: float) -> None:
+    def approach(self, start: float, wants: Sequence[Want]) -> None:
         """Go to a point from which a span that begins there can be decoded.
 
-        To be called before the takers are made: a file that cannot do it is opened anew.
+        To be called before the takers are made: a file that cannot do it is opened anew. What
+        decoding from the beginning would give must be given from there too, so the point is only
+        believed when each wanted stream begins there as it should.
         """
-        if start > SEEK_FROM_S and self.container.format.name in INDEXED:
-            self.seek(start - SEEK_MARGIN_S)
+        if start <= SEEK_FROM_S or self.container.format.name not in INDEXED:
+            return
+        point = start - 2 * SEEK_MARGIN_S
+        if self.seek(point) and not (self._begins_well(start, wants) and self.seek(point)):
+            self._reopen()
 
-    def seek(self, seconds: float) -> None:
+    def _begins_well(self, start: float, wants: Sequence[Want]) -> bool:
+        """Whether the sound from here on is whole, and the first picture needs none before it.
+
+        Some files call every picture a whole one, and a seek heeds the whole pictures of one stream
+        alone.
+        """
+        found = {_chosen(self.container, kind_of(want), want.stream) for want in wants}
+        left = {stream.index for stream in found if stream is not None}
+        for packet in self._demuxed:
+            if packet.pts is not None and self.time(packet) > start + SEEK_FROM_S:
+                break
+            begins = self._begins(packet, start) if packet.stream.index in left else None
+            if begins is False:
+                return False
+            if begins:
+                left.discard(packet.stream.index)
+            if not left:
+                return True
+        return all(self.container.streams[index].type == "audio" for index in left)  # none is there
+
+    def _begins(self, packet: AvPacket, start: float) -> bool | None:
+        """Whether a stream can be taken from this packet on; None when the next one will tell."""
+        if packet.stream.type == "audio":
+            return packet.pts is not None and self.time(packet) <= start - SEEK_MARGIN_S
+        frames = decoded(packet)
+        if not frames:
+            return False if frames is None else None
+        whole = int(frames[0].pict_type) == WHOLE_PICTURE
+        return whole and (frames[0].time or 0.0) - self.origin <= start
+
+    def seek(self, seconds: float) -> bool:
         """Go to a point at or before this one; to the beginning when the file cannot do that.
 
         An index that leads behind the point is not believed.
@@ -351,12 +390,13 @@ class Opened:
             self.container.seek(int((seconds + self.origin) * 1e6), backward=True)
         except FFmpegError:
             self._reopen()
-            return
+            return False
         first = next((packet for packet in self._demuxed if packet.pts is not None), None)
         if first is None or self.time(first) > seconds:
             self._reopen()
-        else:
-            self._demuxed = chain([first], self._demuxed)
+            return False
+        self._demuxed = chain([first], self._demuxed)
+        return True
 
     def time(self, packet: AvPacket) -> float:
         """When a packet that has a time stamp begins, in seconds from the file's time 0."""
@@ -542,7 +582,6 @@ def takers_of(
             continue
         if stream.codec_context is None:
             raise BadClipError("unreadable", f"{kind}: nobody knows how to decode it")
-        stream.codec_context.thread_count = 1
         if isinstance(want, AudioWant):
             takers[index] = Sound(want, stream, span, limits, _resampling)
         else:

@@ -25,7 +25,8 @@ from featurizers.spec import AudioChunk, AudioWant, Chunk, VideoChunk, VideoWant
 
 GAP_S = 0.1
 LEAD_S = 0.1  # of sound before a span: where resampling begins decides its numbers, not a seek
-DRIFT_S = 0.04  # a picture of 25 a second
+DRIFT_S, DRIFTING_S = 0.04, 1.0  # a picture of 25 a second, and for how long
+COUNTED_S = 1.0  # before a span: what is wrong earlier is not its affair, however it was reached
 JITTER_S = 0.002  # times are rounded to a thousandth in some forms
 MAX_RATE_HZ = 1000  # of pictures
 SHUFFLED = ("h264", "hevc")
@@ -108,7 +109,7 @@ class Taker(ABC):
         Raises:
             BadClipError: "too_long": a second one lies behind the limit; one may have a wrong time.
         """
-        self.packets += bool(packet.size)
+        self.packets += bool(packet.size) and self._counts(packet)
         pts = packet.pts
         if self.span.seconds is not None or pts is None:
             return
@@ -120,9 +121,16 @@ class Taker(ABC):
             if self._late > 1:
                 check_seconds(time, self.limits)
 
+    def _counts(self, packet: AvPacket) -> bool:
+        """Whether a packet lies in the span, or so near before it that it is its affair."""
+        if self.span.start <= COUNTED_S or packet.pts is None:
+            return True
+        time = seconds_of(packet.pts, packet.time_base) - self.span.offset
+        return time >= -COUNTED_S
+
     def fail(self, packet: AvPacket) -> None:
         """Take note that it could not be decoded."""
-        self.bad += 1
+        self.bad += self._counts(packet)
 
     def stamp(self, frame: AvFrame) -> float | None:
         """The time stamp of a frame, in seconds."""
@@ -133,13 +141,13 @@ class Taker(ABC):
         """Take the next frame as it is decoded; it is used when the one after it is known."""
         stamp = self.stamp(frame)
         if stamp is None:
-            self.untimed += 1
+            self.untimed += self._last >= -COUNTED_S or self.span.start == 0
             return
         time = stamp - self.span.offset
         self._damaged += time >= 0 and frame.is_corrupt
         before = self._waiting
         if before is not None and time < before[0]:
-            self._passed += 1
+            self._passed += before[0] >= -COUNTED_S
             if time >= self._last and before[0] > self._due + GAP_S:
                 self._waiting = (time, frame)  # the one that waited had run ahead
             return
@@ -204,7 +212,7 @@ class Sound(Taker):
 
     A gap begins a new chunk in its right place; what would lie over sound that was given is passed
     over. Resampling begins at LEAD_S before the span, wherever decoding began. Where times and the
-    number of samples drift apart by more than DRIFT_S, times are followed.
+    number of samples are apart by more than DRIFT_S for DRIFTING_S, times are followed.
 
     Args:
         resampling: Makes what brings frames of one form to a rate.
@@ -228,6 +236,7 @@ class Sound(Taker):
         self._hole = False  # somewhere ahead, of a packet that may be shorter than a gap
         self._expected = -math.inf
         self._counted = -math.inf  # where the next frame would lie if only samples counted
+        self._drifting: tuple[float, bool] | None = None  # since when, and to which side
         self._drift_s = 0.0
         self._position = 0  # of the next sample, counted from the clip's start
         self._given_to = 0
@@ -280,11 +289,10 @@ class Sound(Taker):
             self._form = None
             return
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
-        apart = time - self._counted
-        if form != self._form or abs(ahead) > (JITTER_S if self._hole else DRIFT_S):
-            apart = math.inf
-        if abs(apart) > DRIFT_S:
-            self._drift_s += apart if math.isfinite(apart) else 0.0
+        drift = self._drift(time)
+        if form != self._form or drift or abs(ahead) > (JITTER_S if self._hole else GAP_S):
+            self._drift_s += drift
+            self._drifting = None
             # Not yet at the first frame, nor at one that was still waiting when the packet failed.
             self._hole = self._hole and not JITTER_S < abs(ahead) < math.inf
             yield from self._flush()
@@ -301,6 +309,17 @@ class Sound(Taker):
         self.done = self.span.seconds is not None and (
             self._position >= self.span.seconds * self.rate_hz
         )
+
+    def _drift(self, time: float) -> float:
+        """How far times have drifted from the number of samples, once it is no jitter."""
+        apart = time - self._counted
+        if not DRIFT_S < abs(apart) < math.inf:
+            self._drifting = None
+        elif self._drifting is None or self._drifting[1] != (apart > 0):
+            self._drifting = (time, apart > 0)
+        elif time - self._drifting[0] >= DRIFTING_S:
+            return apart
+        return 0.0
 
     def _wrong(self) -> int:
         return super()._wrong() + self._not_finite

@@ -10,6 +10,7 @@ picture is shown is decided by the span alone. That holds for media without dama
 is wrong, `ApartError` says to decode the span by itself.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,9 +104,8 @@ def _decoded(
             yield from ((number, (index, NoStream(kind))) for index, kind in absent.items())
             yield number, None
         return
-    for start, end in spans:
-        check_times(opened, start, end, limits)
-    opened.approach(spans[0][0])
+    spans = _in_time(opened, spans, limits)
+    opened.approach(spans[0][0], wants)
     row = _Row(
         opened,
         deque(
@@ -119,6 +119,18 @@ def _decoded(
         if row.is_done:
             return
     yield from row.rest()
+
+
+def _in_time(opened: Opened, spans: Sequence[Span], limits: Limits) -> Sequence[Span]:
+    """The spans before the first that lies not in the media. Raises BadClipError when none does."""
+    for number, (start, end) in enumerate(spans):
+        try:
+            check_times(opened, start, end, limits)
+        except BadClipError:
+            if not number:
+                raise
+            return spans[:number]
+    return spans
 
 
 @dataclass(slots=True)
@@ -182,19 +194,28 @@ class _Row:
         Also where none has: pictures hang on those before them.
         """
         self.reach.see(packet)
-        if packet.pts is not None:
-            self._begin(self.opened.time(packet) + SEEK_MARGIN_S)
         if packet.stream.index != self.stream:
             return
+        if packet.pts is not None:
+            self._begin(self.opened.time(packet) + SEEK_MARGIN_S)
         frames = decoded(packet)
         if frames is None:
             raise ApartError("a packet is damaged")
+        self._check_order(frames)
         for part in self.running:
             part.hear(packet)
         for frame in frames:
             self.last = frame
             for part in self.running:
                 part.take(frame)
+
+    def _check_order(self, frames: Sequence[AvFrame]) -> None:
+        """What lies before a span would be told of it alone, and not in one go."""
+        last = -math.inf if self.last is None else self.last.time
+        for frame in frames:
+            if frame.time is None or frame.time < last:
+                raise ApartError("pictures are out of order")
+            last = frame.time
 
     def ready(self) -> Iterator[tuple[int, Event | None]]:
         """What is known of the first span, and of those after it once it is finished."""

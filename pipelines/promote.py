@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featurizers import catalog
 from featurizers.clip import Clip
+from featurizers.intake import CHOSEN
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from featurizers.store import publish
@@ -48,6 +49,7 @@ INPUTS = (
     ("transcript", "string", False),
     ("start", "double", False),
     ("end", "double", False),
+    *((name, "string", False) for name in CHOSEN),
     ("id", "string", False),
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featurizers.intake import CHOSEN
 from featurizers.manifest import Column
 from featurizers.pretrained import FOLDERS
 from featurizers.spec import Feature
@@ -123,7 +124,8 @@ def row_of(asked: Asked) -> dict[str, Any]:
     raw = asked.raw
     text = raw.transcript if raw.transcript_file is None else str(raw.transcript_file)
     row = {"id": raw.id, "media": raw.media, "transcript": text, "start": raw.start, "end": raw.end}
-    row |= {f"stream:{name}": str(path) for name, path in raw.streams.items()}
+    chosen = {name: raw.columns.get(name) or None for name in CHOSEN}
+    row |= chosen | {f"stream:{name}": str(path) for name, path in raw.streams.items()}
     row |= {f"stream:{name}:hz": rate for name, rate in raw.stream_rates.items()}
     return {name: value for name, value in row.items() if value is not None}
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 from featurizers.clip import BadClipError, Clip, Fault, Label, key_of
 from featurizers.decoder import Decoder
-from featurizers.intake import RawClip, take_in
+from featurizers.intake import CHOSEN, RawClip, take_in
 from featurizers.transcript import file_and_tier
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError
@@ -28,8 +29,7 @@ KNOWN = (
     "media",
     "start",
     "end",
-    "audio_stream",
-    "video_stream",
+    *CHOSEN,
     "transcript",
     "transcript_file",
     "speaker",
@@ -236,8 +236,7 @@ def _asked(
             streams=streams,
             stream_rates=_rates(row, streams, wrong),
             columns={
-                "audio_stream": _text(row.get("audio_stream")) or "",
-                "video_stream": _text(row.get("video_stream")) or "",
+                **{name: _stream(row.get(name)) for name in CHOSEN},
                 "speaker": _text(row.get("speaker")),
                 "group": _text(row.get("group")),
                 "split": split,
@@ -327,6 +326,12 @@ def _seconds(value: object, wrong: Callable[[str], InputError]) -> float | None:
     if number is None or number < 0:
         raise wrong(f"found {value!r}, wanted seconds")
     return number
+
+
+def _stream(value: object) -> str:
+    """A number or a language; a column of numbers with empty cells may hold them as 1.0."""
+    text = "" if value is None else str(value)
+    return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text
 
 
 def _text(value: object) -> str | None:

@@ -11,16 +11,21 @@ from featurizers.clip import BadClipError, Clip
 from featurizers.dataset import read_clips, write_clips
 from featurizers.decoder import Decoder
 from featurizers.extract import extract_all
+from featurizers.intake import RawClip
 from featurizers.limits import Limits
 from featurizers.media import decode
 from featurizers.shards import job_id
 from featurizers.spec import AudioWant, VideoWant
 from featurizers.stages import Stages
+from pipelines.score import row_of
+from pipelines.sources import Asked, _stream
 from tests.media_maker import flat, tone
+from training.evaluate import evaluation_set
+from training.predict import _raw
 
 pytestmark = pytest.mark.media
 
-RATE, SECONDS = 16_000, 4
+RATE, SECONDS = 16_000, 16
 TONES = {"eng": 300, "fra": 900, "deu": 2000}
 LEVELS = (60, 200)
 
@@ -114,3 +119,37 @@ def test_chosen_streams_are_kept_with_the_clips(tmp_path):
     clips = [clip("a.mkv", "a", audio_stream="fra"), clip("a.mkv", "b", video_stream="1")]
     write_clips(tmp_path, clips)
     assert list(read_clips(tmp_path)) == clips
+
+
+@pytest.mark.parametrize("start", [3.0, 11.0, 13.5])
+def test_a_chosen_stream_of_pictures_is_whole_also_where_the_other_one_is_sought(path, start):
+    want = VideoWant(fps=10, size=8, stream="1")
+    part = np.concatenate([c.frames for _, c in decode(path, start, start + 1, [want], Limits())])
+    whole = np.concatenate([c.frames for _, c in decode(path, 0.0, None, [want], Limits())])
+    first = round(start * 10)
+    np.testing.assert_array_equal(part, whole[first : first + 10])
+
+
+def test_a_registered_model_is_told_which_streams_were_chosen(path):
+    raw = RawClip(
+        key="a",
+        id="a",
+        media=str(path),
+        path=path,
+        columns={"audio_stream": "fra", "split": "test"},
+    )
+    row = row_of(Asked(number=1, raw=raw))
+    assert row["audio_stream"] == "fra"
+    assert "video_stream" not in row
+    assert _raw(0, row).columns == {"audio_stream": "fra", "video_stream": ""}
+
+
+@pytest.mark.parametrize(("cell", "stream"), [("1", "1"), ("1.0", "1"), (1.0, "1"), ("eng", "eng")])
+def test_a_stream_in_a_column_of_numbers_is_that_number(cell, stream):
+    assert _stream(cell) == stream
+
+
+def test_other_streams_make_another_evaluation_set():
+    before = [clip("a.mkv", labels={"mood": 1.0})]
+    after = [replace(before[0], audio_stream="fra")]
+    assert evaluation_set(before, "mood") != evaluation_set(after, "mood")

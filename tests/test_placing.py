@@ -236,7 +236,8 @@ def test_sound_that_drifts_follows_its_times_and_says_so(step):
             at = np.flatnonzero(chunk.samples == number)[-1]
             where[int(number)] = chunk.start + (at + 1) / RATE
     late = [stop - (number * step + 100) / RATE for number, stop in where.items()]
-    assert max(map(abs, late)) <= 0.041
+    # It is followed after a second, in which a clock that is so wrong goes on.
+    assert max(map(abs, late)) <= 0.041 + 1.1 * abs(step - 100) / 100
     drift = 200 * (step - 100) / RATE
     message = verdict(taker, "", None)
     if step == 100:
@@ -245,4 +246,24 @@ def test_sound_that_drifts_follows_its_times_and_says_so(step):
         side = "ahead of" if drift > 0 else "behind"
         told = float(message.split("ran ")[1].split(" s")[0])
         assert side in message
-        assert told == pytest.approx(abs(drift), abs=0.05)
+        assert told == pytest.approx(abs(drift), abs=0.09)
+
+
+@pytest.mark.parametrize("late", [lambda n: 45 * (n % 2), lambda n: 90 * (n % 2), lambda n: n % 31])
+def test_sound_whose_times_jitter_is_whole(late):
+    taker = sound()
+    frames = [Noise(1000 + 100 * number + late(number), 100) for number in range(100)]
+    chunks = [chunk for frame in frames for chunk in taker.take(frame)] + list(taker.finish())
+    assert sum(len(chunk.samples) for chunk in chunks) == 100 * 100
+    assert verdict(taker, "", None) == ""
+
+
+def test_what_is_wrong_long_before_the_span_does_not_count():
+    taker = sound(Span(0.0, 10.0, 2.0))
+    for pts in (5_000, 8_500):
+        taker.hear(Packet(pts))
+        taker.fail(Packet(pts))
+    assert (taker.packets, taker.bad) == (0, 0)
+    taker.hear(Packet(9_500))
+    taker.fail(Packet(9_500))
+    assert (taker.packets, taker.bad) == (1, 1)

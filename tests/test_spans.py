@@ -1,5 +1,6 @@
 """Spans of one file that are decoded in one go give what each gives alone."""
 
+import os
 import random
 
 import numpy as np
@@ -245,3 +246,80 @@ def test_a_job_of_clips_of_one_film_has_the_outcomes_of_each_clip_alone(tmp_path
             if one.feature is not None:
                 np.testing.assert_array_equal(one.feature.values, other.feature.values)
                 np.testing.assert_array_equal(one.feature.times, other.feature.times)
+
+
+# Media that mislead: what a span gives must not depend on whether it was reached by a seek.
+
+
+def test_a_file_that_calls_every_picture_whole_is_not_entered_in_the_middle(tmp_path):
+    path = film(tmp_path / "a.mp4", rate_hz=RATE)
+    path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
+    spans = [(12.0, 13.5), (13.5, 15.0), (15.0, 16.5)]
+    found, finished = together(path, spans)
+    assert finished == 3
+    for span, events in zip(spans, found, strict=True):
+        assert_equal(events, alone(path, span, [PICTURES, FINER]))
+        assert len([event for index, event in events if index == 0]) > 0
+
+
+def test_pictures_that_heal_bit_by_bit_are_not_entered_in_the_middle(tmp_path):
+    path = tmp_path / "a.mkv"
+    pictures = [(i / 25, each) for i, each in enumerate(stairs(int(LONG * 25), 64))]
+    told = {"x264-params": "mbtree=0:intra-refresh=1:keyint=50", "preset": "veryfast"}
+    write(path, pictures=pictures, options=told)
+    for span in [(12.32, 13.32), (17.12, 18.0)]:
+        part = alone(path, span, [FINER])
+        whole = alone(path, (0.0, None), [FINER])
+        frames, every = (np.concatenate([e.frames for _, e in es]) for es in (part, whole))
+        first = round(span[0] * 25)
+        at = first + np.arange(len(frames))
+        np.testing.assert_array_equal(frames[1:-1], every[at][1:-1])
+
+
+def test_avi_is_decoded_clip_by_clip_and_tried_no_more_than_twice(tmp_path, monkeypatch):
+    path = tmp_path / "a.avi"
+    pictures = [(i / 25, each) for i, each in enumerate(stairs(200, 32))]
+    write(path, pictures=pictures, video="mpeg4", ticks=25)
+    tries = []
+    begin = spans_module.decode_all
+    monkeypatch.setattr(
+        "featurizers.decoder_child.decode_all", lambda *a: tries.append(a) or begin(*a)
+    )
+    spans = [(number, number + 1.0) for number in range(6)]
+    clips = _Clips()
+    for number in range(len(spans)):
+        events = list(clips.decode(path, spans[number:], [PICTURES], Limits()))
+        again = [at for at, (_, event) in enumerate(events) if isinstance(event, Again)]
+        fresh = events[again[-1] + 1 :] if again else events
+        assert_equal(fresh, alone(path, spans[number], [PICTURES]))
+    assert len(tries) == 2
+
+
+def test_a_span_behind_the_end_spoils_not_those_before_it(tmp_path):
+    path = film(tmp_path / "a.mkv", rate_hz=RATE, seconds=8.0)
+    spans = [(0.0, 2.0), (2.0, 4.0), (9.0, 9.5)]
+    events = decode_all(path, spans, [PICTURES], Limits())
+    assert [number for number, event in events if event is None] == [0, 1]
+
+
+def test_a_clip_that_is_asked_for_alone_never_goes_on(tmp_path):
+    path = damaged(film(tmp_path / "a.mkv", rate_hz=RATE))
+    spans = [(0.5, 4.0), (4.0, 8.0)]
+    with Decoder() as decoder:
+        list(decoder.decode_first(path, spans, WANTS))
+        assert_equal(list(decoder.decode(path, *spans[1], WANTS)), alone(path, spans[1]))
+
+
+def test_a_file_that_was_only_touched_is_gone_on_with(tmp_path, monkeypatch):
+    path = film(tmp_path / "a.mkv", rate_hz=RATE, seconds=8.0)
+    tries = []
+    begin = spans_module.decode_all
+    monkeypatch.setattr(
+        "featurizers.decoder_child.decode_all", lambda *a: tries.append(a) or begin(*a)
+    )
+    spans = [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
+    clips = _Clips()
+    for number in range(3):
+        os.utime(path, (number, number))
+        list(clips.decode(path, spans[number:], WANTS, Limits()))
+    assert len(tries) == 1

@@ -171,10 +171,16 @@ def evaluation_set(clips: Sequence[Clip], label: str) -> str:
     Features are not in it: models that read other features are compared on the same set.
     """
     content = [
-        [clip.key, clip.media_digest, clip.start, clip.end, clip.labels[label]]
+        [clip.key, clip.media_digest, *_chosen(clip), clip.start, clip.end, clip.labels[label]]
         for clip in _sorted(clips)
     ]
     return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _chosen(clip: Clip) -> list[list[str]]:
+    """The streams that were chosen, if any was."""
+    chosen = [clip.audio_stream, clip.video_stream]
+    return [chosen] if any(chosen) else []
 
 
 def predictions(

@@ -24,7 +24,7 @@ from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract
-from featurizers.intake import RawClip, take_in
+from featurizers.intake import CHOSEN, RawClip, take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
 from featurizers.transcript import FORMATS, file_and_tier
 from training.batch import Sample, collate
@@ -272,7 +272,7 @@ def _raw(index: int, row: Mapping[str, Any]) -> RawClip:
         end=_seconds(row, "end"),
         streams=streams,
         stream_rates={name: hz for name in streams if (hz := _seconds(row, f"stream:{name}:hz"))},
-        columns={},
+        columns={name: str(row.get(name) or "") for name in CHOSEN},
     )
 
 
