@@ -100,18 +100,30 @@ def transcribe_command(source: Raw, settings: Set = None, as_json: Json = False)
     experiment = load_source(source, settings or ())
     found = transcribe_all(experiment, Show(quiet=as_json))
     if as_json:
-        told = {"table": str(experiment.table), "clips": len(found.clips), "heard": found.heard}
-        print(json.dumps({**told, "lost": [_plain(each) for each in found.lost]}))
+        told = {"table": str(experiment.spoken_table), "clips": len(found.clips)}
+        told |= {"heard": found.heard, "lost": [_plain(each) for each in found.lost]}
+        print(json.dumps(told))
 
 
 @app.command("ingest", rich_help_panel=DATA)
-def ingest_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+def ingest_command(
+    file: File,
+    *,
+    align: Annotated[
+        bool, typer.Option("--align", help="First place words without times by source.align.")
+    ] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
     """Table to dataset: rows checked, media digested and probed, splits dealt, shards planned."""
-    from pipelines.run import ingest_all
+    from pipelines.run import align_all, ingest_all
     from pipelines.show import Show
 
     experiment = load(file, settings or ())
-    clips = ingest_all(experiment, Show(quiet=as_json))
+    show = Show(quiet=as_json)
+    if align:
+        align_all(experiment, show)
+    clips = ingest_all(experiment, show)
     if as_json:
         print(json.dumps({"dataset": str(experiment.root), "clips": len(clips)}))
 

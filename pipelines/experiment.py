@@ -75,11 +75,24 @@ class Transcribe(Section):
     dtype: str = "float32"
 
 
+class Align(Section):
+    """The wav2vec2 head that places words without times; see `aligner.Aligner`.
+
+    `least` is the mean confidence of a clip's words below which they keep estimated times.
+    """
+
+    model: str = ""
+    revision: str = ""
+    weights: str = ""
+    least: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class Source(Section):
     """Where the clips come from; media lie in the table's folder or below a media root.
 
     A table, or a folder of media. With `segment` those that are whole are cut into clips; of a
-    folder they always are. With `transcribe` clips without words get them.
+    folder they always are. With `transcribe` clips without words get them,
+    and with `align` words without times get those.
     """
 
     table: str = ""
@@ -87,6 +100,7 @@ class Source(Section):
     label: str
     segment: Segment | None = None
     transcribe: Transcribe | None = None
+    align: Align | None = None
     task: Literal["regression", "classes"] | None = None
     media_root: tuple[str, ...] = (".",)
     split_seed: int = 0
@@ -224,9 +238,14 @@ class Experiment(Section):
         return self.given if self.segment is None else self.raw / "clips.csv"
 
     @property
+    def spoken_table(self) -> Path:
+        """The table of clips with words: the one before, or the one that `transcribe` writes."""
+        return self.cut_table if self.source.transcribe is None else self.raw / "spoken.csv"
+
+    @property
     def table(self) -> Path:
         """The table of clips: the one that was given, or the last that is written on the way."""
-        return self.cut_table if self.source.transcribe is None else self.raw / "spoken.csv"
+        return self.spoken_table if self.source.align is None else self.raw / "aligned.csv"
 
     def recogniser(self) -> dict[str, Any]:
         """What a `whisper.Recogniser` is made with; its checkpoint is found, and its digest added.
@@ -234,17 +253,28 @@ class Experiment(Section):
         Raises:
             InputError: None is wanted, or it is not there.
         """
-        from featurizers.whisper import NAME, Recogniser
+        from featurizers.whisper import Recogniser
 
-        if self.source.transcribe is None:
+        return self._found("transcribe", self.source.transcribe, Recogniser)
+
+    def aligner(self) -> dict[str, Any]:
+        """What an `aligner.Aligner` is made with, as `recogniser`."""
+        from featurizers.aligner import Aligner
+
+        return self._found("align", self.source.align, Aligner)
+
+    def _found(
+        self, name: str, section: Transcribe | Align | None, make: Callable[..., Any]
+    ) -> dict[str, Any]:
+        if section is None:
             raise InputError(
-                "source.transcribe.model: no model is given that tells words; name a folder, or a "
-                "name of the hub with its source.transcribe.revision"
+                f"source.{name}.model: no model is given; name a folder, or a name of the hub with "
+                f"its source.{name}.revision"
             )
-        settings = self.source.transcribe.model_dump()
+        settings = section.model_dump(exclude={"least"})
         if not settings["revision"] and (self.folder / settings["model"]).is_dir():
             settings["model"] = str(self.folder / settings["model"])
-        made: Recogniser = _at(f"source.{NAME}", Recogniser, **settings)
+        made = _at(f"source.{name}", make, **settings)
         return {**settings, "weights": made.checkpoint.digest}
 
     @property
@@ -483,6 +513,7 @@ _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     ("source",): Source,
     ("source", "segment"): Segment,
     ("source", "transcribe"): Transcribe,
+    ("source", "align"): Align,
     ("workers",): Workers,
     ("register",): Register,
     ("promote",): Promote,

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from featurizers.clip import Fault
 from featurizers.store import publish, store_at
 from pipelines.executors import Executor, ItemFailedError, Need
 from pipelines.experiment import Experiment, FailedError, InputError, load, parse, replaced
-from pipelines.sources import RowDict, read_rows, roots_of
+from pipelines.sources import RowDict, read_rows, roots_of, rows_in
 from pipelines.staging import inside
 from pipelines.start import media_rows
 
@@ -63,6 +64,9 @@ class Film(Protocol):
 Item = TypeVar("Item", bound=Film)
 Worker: TypeAlias = Callable[[frozenset[str]], Callable[[Item], Made]]
 """Makes the function that does the work, from the names of what is there already."""
+
+Span: TypeAlias = tuple[float, float | None]
+"""Start and end in seconds; None for the end of the file."""
 
 
 @dataclass(slots=True)
@@ -199,3 +203,44 @@ def by_media(rows: Sequence[RowDict]) -> Iterator[tuple[str, list[RowDict]]]:
     for row in rows:
         found.setdefault(str(row["media"]), []).append(row)
     yield from found.items()
+
+
+def span_of(given: Path, row: RowDict) -> Span:
+    """The span of a row. Raises InputError where there is none."""
+    try:
+        start, end = float(row.get("start", 0.0)), float(row.get("end", math.inf))
+    except ValueError:
+        start, end = math.nan, math.nan
+    if not 0 <= start < end:
+        raise InputError(
+            f"{given}: {row['id']!r} goes from {row.get('start')} to {row.get('end')}; "
+            f"wanted seconds, start before end"
+        )
+    return start, None if math.isinf(end) else end
+
+
+def order(span: Span) -> tuple[float, float]:
+    """Start and end, for sorting; the end of a whole file is infinite."""
+    return span[0], math.inf if span[1] is None else span[1]
+
+
+def apart(spans: Iterable[Span]) -> list[list[Span]]:
+    """Spans in order, dealt into as many lists as it takes that none in a list overlap."""
+    lists: list[list[Span]] = []
+    for span in spans:
+        for some in lists:
+            if order(some[-1])[1] <= span[0]:
+                some.append(span)
+                break
+        else:
+            lists.append([span])
+    return lists
+
+
+def clip_rows(experiment: Experiment, table: Path) -> list[RowDict]:
+    """The rows of clips of a table that is given, or that was written on the way.
+
+    Raises:
+        InputError: It is not written yet, or wrong.
+    """
+    return given_rows(experiment) if table == experiment.given else rows_in(experiment, table)

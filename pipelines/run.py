@@ -12,6 +12,7 @@ import numpy as np
 from featurizers.clip import Clip
 from featurizers.dataset import read_clips
 from featurizers.manifest import Column
+from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse, save
@@ -76,7 +77,21 @@ def transcribe_all(experiment: Experiment, show: Show) -> Transcribed:
         show.say(f"{each.media}: {each.fault}: {each.message}")
     show.say(
         f"{found.heard} of {len(found.clips)} clips were without words; {len(found.lost)} media "
-        f"files are bad; {experiment.table}"
+        f"files are bad; {experiment.spoken_table}"
+    )
+    return found
+
+
+def align_all(experiment: Experiment, show: Show) -> Placed:
+    """Align words without times, with a progress bar."""
+    show.head("align")
+    with show.counting("align", None) as done:
+        found = align(experiment, executor(experiment.workers.featurize), done)
+    for each in found.lost:
+        show.say(f"{each.media}: {each.fault}: {each.message}")
+    show.say(
+        f"{found.sure} of {found.tried} clips with words without times are aligned, the others "
+        f"keep estimated times; {experiment.table}"
     )
     return found
 
@@ -237,6 +252,8 @@ def run(experiment: Experiment, show: Show) -> Summary:
     elif experiment.segment is not None:
         segment_all(experiment, show)
         show.say("no source.transcribe: clips without a transcript have no words")
+    if experiment.source.align is not None:
+        align_all(experiment, show)
     clips = ingest_all(experiment, show)
     columns = featurize_all(experiment, show)
     task = task_of(experiment, clips)

@@ -40,6 +40,9 @@ CHUNK = 16
 
 STREAM = "stream:"
 
+WRITERS = {"clips.csv": "segment", "spoken.csv": "transcribe", "aligned.csv": "ingest --align"}
+"""What writes the tables in `Experiment.raw`."""
+
 RowDict = dict[str, Any]
 Wrong: TypeAlias = Callable[[str, str], InputError]
 """Makes the error of a column, from its name and a text."""
@@ -68,14 +71,22 @@ def read_rows(table: Path) -> list[RowDict]:
 
 
 def rows_of(experiment: Experiment) -> list[RowDict]:
-    """The rows of an experiment's table of clips. Raises InputError as `read_rows`."""
-    if experiment.table != experiment.given and not experiment.table.is_file():
-        verb = "segment" if experiment.source.transcribe is None else "transcribe"
+    """The rows of an experiment's table of clips. Raises InputError as `rows_in`."""
+    return rows_in(experiment, experiment.table)
+
+
+def rows_in(experiment: Experiment, table: Path) -> list[RowDict]:
+    """The rows of a table that was given, or that is written on the way.
+
+    Raises:
+        InputError: As `read_rows`; what writes it is told.
+    """
+    if table != experiment.given and not table.is_file():
         raise InputError(
-            f"{experiment.table}: there is no such table yet; `fuseline {verb}`, or `run`, hears "
-            f"the media and writes it"
+            f"{table}: there is no such table yet; `fuseline {WRITERS[table.name]}`, or `run`, "
+            f"hears the media and writes it"
         )
-    return read_rows(experiment.table)
+    return read_rows(table)
 
 
 def _csv(table: Path) -> list[RowDict]:

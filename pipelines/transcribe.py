@@ -1,8 +1,7 @@
 """`transcribe`: words with times for clips without any; one item a file, run again it goes on."""
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,22 @@ from featurizers.store import StorageError
 from featurizers.voice import cut
 from featurizers.whisper import Recogniser, Spoken
 from pipelines.executors import Executor, Need
-from pipelines.experiment import Experiment, InputError
+from pipelines.experiment import Experiment
 from pipelines.films import (
     FilmFailedError,
     Lost,
     Made,
+    Span,
+    apart,
     by_media,
     check_lost,
-    given_rows,
+    clip_rows,
     make,
+    order,
+    span_of,
     write_table,
 )
-from pipelines.sources import RowDict, read_rows, stage_of
+from pipelines.sources import RowDict, stage_of
 from pipelines.staging import Stage
 
 WORDS = "words"
@@ -37,8 +40,6 @@ VERSION = 1
 
 TOGETHER = 32
 """Pieces of sound that are held at once."""
-
-Span = tuple[float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,12 @@ def transcribe(
         StorageError: What was made cannot be written.
     """
     settings = experiment.recogniser()
-    rows = _rows(experiment)
+    rows = clip_rows(experiment, experiment.cut_table)
     silent = [row for row in rows if not {"transcript", "transcript_file"} & set(row)]
     films = [
         Unheard(media, tuple(spans))
         for media, some in by_media(silent)
-        for spans in apart(sorted({_span(experiment, row) for row in some}, key=_order))
+        for spans in apart(sorted({span_of(experiment.given, row) for row in some}, key=order))
     ]
     worker = partial(_Hearer, stage_of(experiment), settings)
     need = Need(gpus=experiment.workers.gpus)
@@ -99,50 +100,8 @@ def transcribe(
         for span in films[number].spans
     }
     clips = [_with_words(experiment, row, files) for row in rows]
-    write_table(experiment.table, clips)
+    write_table(experiment.spoken_table, clips)
     return Transcribed(clips=clips, heard=len(silent), lost=lost)
-
-
-def _rows(experiment: Experiment) -> list[RowDict]:
-    """The rows of clips: those that `segment` wrote, or those that were given."""
-    if experiment.segment is None:
-        return given_rows(experiment)
-    if not experiment.cut_table.is_file():
-        raise InputError(
-            f"{experiment.cut_table}: there is no such table yet; `fuseline segment`, or `run`, "
-            f"cuts the media and writes it"
-        )
-    return read_rows(experiment.cut_table)
-
-
-def _span(experiment: Experiment, row: RowDict) -> Span:
-    try:
-        start, end = float(row.get("start", 0.0)), float(row.get("end", math.inf))
-    except ValueError:
-        start, end = math.nan, math.nan
-    if not 0 <= start < end:
-        raise InputError(
-            f"{experiment.given}: {row['id']!r} goes from {row.get('start')} to {row.get('end')}; "
-            f"wanted seconds, start before end"
-        )
-    return start, None if math.isinf(end) else end
-
-
-def _order(span: Span) -> tuple[float, float]:
-    return span[0], math.inf if span[1] is None else span[1]
-
-
-def apart(spans: Iterable[Span]) -> list[list[Span]]:
-    """Spans in order, dealt into as many lists as it takes that none in a list overlap."""
-    lists: list[list[Span]] = []
-    for span in spans:
-        for some in lists:
-            if _order(some[-1])[1] <= span[0]:
-                some.append(span)
-                break
-        else:
-            lists.append([span])
-    return lists
 
 
 def _with_words(
@@ -150,7 +109,7 @@ def _with_words(
 ) -> RowDict:
     if {"transcript", "transcript_file"} & set(row):
         return row
-    file = files.get((str(row["media"]), _span(experiment, row)))
+    file = files.get((str(row["media"]), span_of(experiment.given, row)))
     return row if file is None else {**row, "transcript_file": file}
 
 

@@ -308,3 +308,96 @@ def recogniser(folder, **generation):
     saved(model, folder)
     hf.WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
     return model
+
+
+# A language of tones: what a small CTC head learns in seconds.
+
+LETTERS = {"a": 300, "b": 430, "c": 600, "d": 850, "e": 1200, "f": 1700, "g": 2400, "h": 3400}
+VOCABULARY = {"<pad>": 0, "|": 1, **{letter: at for at, letter in enumerate(LETTERS, start=2)}}
+
+
+def utterance(random, words=None):
+    """Words of tones in noise: int16 samples, the words, their spans, and those of letters."""
+    if words is None:
+        lengths = random.integers(2, 5, random.integers(2, 5))
+        words = ["".join(random.choice(list(LETTERS), length)) for length in lengths]
+    pieces = [np.zeros(round(random.uniform(0.1, 0.5) * 16_000))]
+    at, spans, letters = len(pieces[0]), [], []
+    for word in words:
+        begin = at
+        for letter in word:
+            time = np.arange(round(random.uniform(0.08, 0.16) * 16_000)) / 16_000
+            phase = 2 * np.pi * LETTERS[letter] * random.uniform(0.97, 1.03) * time
+            fade = np.minimum(1, np.minimum(time, time[::-1]) * 100)
+            pieces.append(6000 * fade * (np.sin(phase) + 0.3 * np.sin(2 * phase)))
+            letters.append((letter, at / 16_000, (at + len(time)) / 16_000))
+            at += len(time)
+        spans.append((begin / 16_000, at / 16_000))
+        pieces.append(np.zeros(round(random.uniform(0.06, 0.5) * 16_000)))
+        middle = (at + len(pieces[-1]) / 2) / 16_000
+        letters.append(("|", middle - 0.01, middle + 0.01))
+        at += len(pieces[-1])
+    sound = np.concatenate(pieces) + random.normal(0, 300, at)
+    return np.round(sound).astype(np.int16), words, spans, letters[:-1]
+
+
+def ctc(folder, steps=(40, 25), seed=0, **more):
+    """A wav2vec2 head of the language of tones, trained by each step's letter, then by CTC."""
+    import transformers as hf
+
+    config = hf.Wav2Vec2Config(
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(24, 32, 48, 48),
+        conv_stride=(5, 4, 4, 4),
+        conv_kernel=(40, 8, 8, 4),
+        num_feat_extract_layers=4,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=True,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        vocab_size=len(VOCABULARY),
+        pad_token_id=0,
+        ctc_loss_reduction="mean",
+        apply_spec_augment=False,
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), 0.0),
+        **dict.fromkeys(("feat_proj_dropout", "final_dropout", "layerdrop"), 0.0),
+        **more,
+    )
+    torch.manual_seed(seed)
+    model, random = hf.Wav2Vec2ForCTC(config), np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=sum(steps) or 1)
+    for step in range(sum(steps)):
+        loss = _loss(model, [utterance(random) for _ in range(8)], by_step=step < steps[0])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval().save_pretrained(folder)
+    hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    write(folder, "vocab.json", VOCABULARY)
+    return model
+
+
+def _loss(model, some, by_step):
+    longest = max(len(sound) for sound, *_ in some)
+    waves, mask = torch.zeros(len(some), longest), torch.zeros(len(some), longest, dtype=torch.long)
+    for row, (sound, *_) in enumerate(some):
+        wave = torch.from_numpy(sound / 32768).float()
+        waves[row, : len(sound)] = (wave - wave.mean()) / wave.std()
+        mask[row, : len(sound)] = 1
+    if by_step:
+        logits = model(waves, attention_mask=mask).logits
+        wanted = torch.zeros(logits.shape[:2], dtype=torch.long)
+        for row, (*_, letters) in enumerate(some):
+            for letter, begin, end in letters:
+                wanted[row, round(begin * 50) : round(end * 50)] = VOCABULARY[letter]
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted)
+    spelt = [torch.tensor([VOCABULARY[each] for each in "|".join(words)]) for _, words, *_ in some]
+    labels = torch.nn.utils.rnn.pad_sequence(spelt, batch_first=True, padding_value=-100)
+    return model(waves, attention_mask=mask, labels=labels).loss

@@ -10,11 +10,12 @@ from featurizers.dataset import read_clips
 from pipelines.__main__ import app
 from pipelines.executors import InProcess, OnRay
 from pipelines.experiment import InputError, parse
+from pipelines.films import apart
 from pipelines.ingest import ingest
 from pipelines.run import run
 from pipelines.segment import segment
 from pipelines.show import Show
-from pipelines.transcribe import apart, transcribe
+from pipelines.transcribe import transcribe
 from tests import checkpoints
 from tests.media_maker import wav
 from tests.test_voice import SPOKEN, noisy, speech
@@ -158,7 +159,7 @@ def test_a_model_that_will_not_do_is_told(films, model, settings, said):
 def test_no_model_is_told(films, model):
     made = experiment(films, model)
     source = made.source.model_copy(update={"transcribe": None})
-    with pytest.raises(InputError, match="no model is given that tells words"):
+    with pytest.raises(InputError, match="no model is given; name a folder"):
         transcribe(made.model_copy(update={"source": source}), InProcess(), lambda count: None)
 
 
