@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from featurizers.spec import Chunk
 HOP = 160
 STEP_S = HOP / RATE_HZ
 BANDS_HZ = (150.0, 500.0, 1000.0, 2000.0, 4000.0, 7500.0)
+TENTH = 10  # steps in a tenth of a second
 SMOOTH = 5  # steps over which power is averaged
 QUIET = 1e-8  # -80 dB of full scale: what is below is silence, however much it varies
-FLOOR_S = 8.0  # how far to both sides the least power is looked for
+AROUND_S = 8.0  # how far to both sides the least power and the loudest voice are looked for
 OPEN_DB, CLOSE_DB = 6.0, 3.5
+OPEN_SHARE, CLOSE_SHARE = 0.4, 0.2  # of the loudest voice around: breath is no voice beside it
 BRIDGE_S = 0.2  # a shorter gap is part of a word: a stop before it bursts
 LEAST_S = 0.08  # a shorter sound is a click
 
@@ -25,8 +28,9 @@ class Voice:
 
     In each of five bands (150 Hz to 7.5 kHz) power is held against a noise floor, the least power
     within 8 s to both sides, as in Martin's minimum statistics (2001), but looking ahead too. What
-    lies above it in dB is averaged over the bands. Voice begins where that reaches 6 dB, goes back
-    and on as far as it stays above 3.5 dB, bridges gaps of less than 0.2 s, and lasts 0.08 s at
+    lies above it in dB is averaged over the bands. Voice begins where that reaches 6 dB, and 0.4 of
+    what the loudest voice within 8 s reaches for a tenth of a second. It goes back and on as far as
+    it stays above 3.5 dB, and 0.2 of that; it bridges gaps of less than 0.2 s, and lasts 0.08 s at
     least. Equal sounds give equal spans.
 
     It tells sound that stands out from sound that stays, and no more than that. So:
@@ -92,22 +96,34 @@ def _smooth(power: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _floor(level: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least level within FLOOR_S of each step, in tenths of a second."""
-    tenth = 10
-    blocks = -(-len(level) // tenth)
-    padded = np.full(blocks * tenth, np.inf)
+    """The least level within AROUND_S of each step, in tenths of a second."""
+    return _around(_tenths(level), np.inf, np.min)[: len(level)]
+
+
+def _tenths(level: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least level of each tenth of a second: a click is louder, but not for so long."""
+    padded = np.full(-(-len(level) // TENTH) * TENTH, np.inf)
     padded[: len(level)] = level
-    least = padded.reshape(blocks, tenth).min(axis=1)
-    reach = round(FLOOR_S * 10)
-    around = np.pad(least, reach, constant_values=np.inf)
-    floor = np.lib.stride_tricks.sliding_window_view(around, 2 * reach + 1).min(axis=1)
-    return np.repeat(floor, tenth)[: len(level)]
+    least: NDArray[np.float64] = padded.reshape(-1, TENTH).min(axis=1)
+    return least
+
+
+def _around(
+    tenths: NDArray[np.float64], filling: float, what: Callable[..., NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The least or most within AROUND_S of each tenth, for each of its steps."""
+    reach = round(AROUND_S / STEP_S / TENTH)
+    padded = np.pad(tenths, reach, constant_values=filling)
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    return np.repeat(what(around, axis=1), TENTH)
 
 
 def spans_above(excess: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where voice is, by hysteresis over what stands out: [V, 2] in steps."""
-    runs = _runs(excess >= CLOSE_DB)
-    opened = np.concatenate([[0], np.cumsum(excess >= OPEN_DB)])
+    loudest = _around(_tenths(excess), -np.inf, np.max)[: len(excess)]
+    runs = _runs(excess >= np.maximum(CLOSE_DB, np.round(CLOSE_SHARE * loudest, 3)))
+    loud = excess >= np.maximum(OPEN_DB, np.round(OPEN_SHARE * loudest, 3))
+    opened = np.concatenate([[0], np.cumsum(loud)])
     runs = runs[opened[runs[:, 1]] > opened[runs[:, 0]]]
     spans = bridged(runs.astype(np.float64), BRIDGE_S / STEP_S)
     return spans[spans[:, 1] - spans[:, 0] >= LEAST_S / STEP_S]

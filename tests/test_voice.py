@@ -112,7 +112,19 @@ def test_hysteresis_keeps_what_stays_and_drops_what_never_rises():
     excess[150:200] = 4.0
     excess[170] = 7.0
     assert spans_above(excess).tolist() == [[150, 200]]
-    assert spans_above(np.zeros(0)).shape == (0, 2)
+    assert spans_above(np.zeros(1)).shape == (0, 2)
+
+
+def test_breath_beside_a_loud_voice_is_no_voice_and_without_one_it_is():
+    excess = np.zeros(400)
+    excess[50:90] = 14.0
+    assert spans_above(excess).tolist() == [[50, 90]]
+    excess[150:200] = 45.0
+    excess[200:220] = 10.0  # it dies away
+    assert spans_above(excess).tolist() == [[150, 220]]
+    excess[150:200] = 0.0
+    excess[200:205] = 45.0  # a click
+    assert spans_above(excess)[0].tolist() == [50, 90]
 
 
 def test_gaps_are_bridged():
