@@ -134,7 +134,8 @@ def _estimated(text: str, raw: RawClip, seconds: float, decoder: Decoder) -> tup
     """Words without times: where somebody speaks, or over the whole clip where nobody can tell."""
     if raw.path is not None and seconds > 0 and text.split():
         try:
-            voiced = voice_in(raw.path, raw.start, raw.end, decoder)
+            stream = raw.columns.get("audio_stream", "")
+            voiced = voice_in(raw.path, raw.start, raw.end, decoder, stream)
         except BadClipError:  # featurizing tells it
             voiced = np.zeros((0, 2))
         if len(voiced):

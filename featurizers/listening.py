@@ -17,11 +17,20 @@ from featurizers.voice import Voice
 T = TypeVar("T")
 
 
-def voice_in(path: Path, start: float, end: float | None, decoder: Decoder) -> NDArray[np.float64]:
+def voice_in(
+    path: Path, start: float, end: float | None, decoder: Decoder, stream: str = ""
+) -> NDArray[np.float64]:
     """Spans of voice in a span of media, as `Voice` finds them, from the span's start.
 
     Without voice, or without any sound, there are none. Damage that the decoder passes over is
     silence.
+
+    Args:
+        path: The media.
+        start: In seconds.
+        end: In seconds; None for the rest of the file.
+        decoder: Decodes them.
+        stream: Which sound, as `Clip.audio_stream`.
 
     Raises:
         BadClipError: The media cannot be decoded.
@@ -30,7 +39,7 @@ def voice_in(path: Path, start: float, end: float | None, decoder: Decoder) -> N
 
     def once() -> NDArray[np.float64]:
         voice, heard = Voice(), False
-        for chunk in _chunks(path, start, end, decoder):
+        for chunk in _chunks(path, start, end, decoder, stream):
             heard = True
             voice.add(chunk)
         return voice.finish() if heard else np.zeros((0, 2))
@@ -54,7 +63,7 @@ def twice(once: Callable[[], T]) -> T:
 
 
 def pieces(
-    path: Path, spans: Sequence[tuple[float, float]], decoder: Decoder
+    path: Path, spans: Sequence[tuple[float, float]], decoder: Decoder, stream: str = ""
 ) -> Generator[NDArray[np.int16], None, None]:
     """The sound of spans of one file at 16 kHz, in one go: int16 [N] each, silence in gaps.
 
@@ -62,6 +71,7 @@ def pieces(
         path: The media.
         spans: Start and end in seconds, in order, not overlapping; at least one.
         decoder: Decodes them. It is in use until the last piece is taken.
+        stream: Which sound, as `Clip.audio_stream`.
 
     Raises:
         BadClipError: The media cannot be decoded.
@@ -72,7 +82,7 @@ def pieces(
     borders = [(round((a - begin) * RATE_HZ), round((b - begin) * RATE_HZ)) for a, b in spans]
     waiting = [np.zeros(b - a, dtype=np.int16) for a, b in borders[:1]]
     number = 0
-    with contextlib.closing(_chunks(path, begin, spans[-1][1], decoder)) as chunks:
+    with contextlib.closing(_chunks(path, begin, spans[-1][1], decoder, stream)) as chunks:
         for chunk in chunks:
             at = round(chunk.start * RATE_HZ)
             stop = at + len(chunk.samples)
@@ -91,10 +101,10 @@ def pieces(
 
 
 def _chunks(
-    path: Path, start: float, end: float | None, decoder: Decoder
+    path: Path, start: float, end: float | None, decoder: Decoder, stream: str
 ) -> Generator[AudioChunk, None, None]:
     with contextlib.closing(
-        decoder.decode(path, start, end, [AudioWant(rate_hz=RATE_HZ)])
+        decoder.decode(path, start, end, [AudioWant(rate_hz=RATE_HZ, stream=stream)])
     ) as events:
         for _, event in events:
             if isinstance(event, AudioChunk):

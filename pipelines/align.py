@@ -24,13 +24,14 @@ from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment
 from pipelines.films import (
     FilmFailedError,
+    Heard,
     Lost,
     Made,
     Span,
     apart,
-    by_media,
     check_lost,
     clip_rows,
+    heard,
     make,
     order,
     span_of,
@@ -52,6 +53,7 @@ class Unplaced:
     """A media file, and spans of it whose words have no times: in order, none overlapping."""
 
     media: str
+    stream: str
     spans: tuple[Span, ...]
     texts: tuple[str, ...]
 
@@ -100,12 +102,12 @@ def align(experiment: Experiment, executor: Executor, done: Callable[[int], None
     kept = make(experiment, executor, worker, films, below=ALIGNED, need=need, done=done)
     lost = list({each.media: each for _, each in sorted(kept.lost.items())}.values())
     check_lost(experiment, lost, len({film.media for film in films}))
-    store, files = store_at(experiment.raw), dict[tuple[str, Span, str], str]()
+    store, files = store_at(experiment.raw), dict[About, str]()
     for number, name in kept.names.items():
         film, file = films[number], experiment.raw / ALIGNED / name
         sure = json.loads(store.read(f"{ALIGNED}/{name}"))["sure"]
         about = zip(film.spans, film.texts, sure, strict=True)
-        found = ((film.media, span, text) for span, text, is_sure in about if is_sure)
+        found = ((film.media, film.stream, span, text) for span, text, is_sure in about if is_sure)
         files |= dict.fromkeys(found, str(file.resolve()))
     clips = [_with_times(row, texts.get(number), files) for number, row in enumerate(rows)]
     write_table(experiment.table, clips)
@@ -113,8 +115,8 @@ def align(experiment: Experiment, executor: Executor, done: Callable[[int], None
     return Placed(clips=clips, tried=len(texts), sure=sure, lost=lost)
 
 
-About = tuple[str, Span, str]
-"""The media, span and words of a clip."""
+About = tuple[str, str, Span, str]
+"""The media, sound, span and words of a clip."""
 
 
 def _texts(experiment: Experiment, rows: list[RowDict]) -> dict[int, About]:
@@ -131,7 +133,7 @@ def _texts(experiment: Experiment, rows: list[RowDict]) -> dict[int, About]:
             measured = not all(word.estimated for word in inside)
             words = "" if measured else " ".join(word.text for word in inside)
         if words.split():
-            found[number] = (str(row["media"]), span, " ".join(words.split()))
+            found[number] = (*heard(row), span, " ".join(words.split()))
     return found
 
 
@@ -145,15 +147,14 @@ def _read(file: Path) -> tuple[Word, ...] | str:
 def _films(texts: Mapping[int, About]) -> list[Unplaced]:
     """Items of work: the clips of a file, dealt so that none of an item overlap."""
     films: list[Unplaced] = []
-    for media, some in by_media([{"media": each[0], "about": each} for each in texts.values()]):
-        said: dict[Span, list[str]] = {}
-        for row in some:
-            _, span, text = row["about"]
-            said.setdefault(span, []).append(text)
-        spans = sorted((span for span, each in said.items() for _ in set(each)), key=order)
-        left = {span: sorted(set(each)) for span, each in said.items()}
+    said: dict[Heard, dict[Span, set[str]]] = {}
+    for media, stream, span, text in texts.values():
+        said.setdefault((media, stream), {}).setdefault(span, set()).add(text)
+    for sound, some in said.items():
+        spans = sorted((span for span, each in some.items() for _ in each), key=order)
+        left = {span: sorted(each) for span, each in some.items()}
         films += [
-            Unplaced(media, tuple(each), tuple(left[span].pop(0) for span in each))
+            Unplaced(*sound, tuple(each), tuple(left[span].pop(0) for span in each))
             for each in apart(spans)
         ]
     return films
@@ -190,7 +191,15 @@ class _Placer:
         media = "" if path is None else file_digest(path)
         if path is None or not media:
             raise BadClipError("missing", "there is no such file")
-        about = ["align", VERSION, media, film.spans, film.texts, self._settings["weights"]]
+        about = [
+            "align",
+            VERSION,
+            media,
+            film.stream,
+            film.spans,
+            film.texts,
+            self._settings["weights"],
+        ]
         name = f"{hashlib.sha256(canonical_json([*about, self._least])).hexdigest()[:32]}.json"
         if name in self._there:
             return Made(name)
@@ -201,7 +210,7 @@ class _Placer:
         segments: dict[int, dict[str, Any]] = {}
         for first in range(0, len(short), TOGETHER):
             some = short[first : first + TOGETHER]
-            sounds = self._sounds(path, [spans[at] for at in some])
+            sounds = self._sounds(path, [spans[at] for at in some], film.stream)
             for at, sound in zip(some, sounds, strict=True):
                 words = aligner.words_of(sound, film.texts[at].split())
                 if words is not None and _confidence(words) >= self._least:
@@ -213,8 +222,10 @@ class _Placer:
         }
         return Made(name, canonical_json(plain))
 
-    def _sounds(self, path: Path, spans: list[tuple[float, float]]) -> list[NDArray[np.int16]]:
-        return twice(lambda: list(pieces(path, spans, self._decoder)))
+    def _sounds(
+        self, path: Path, spans: list[tuple[float, float]], stream: str
+    ) -> list[NDArray[np.int16]]:
+        return twice(lambda: list(pieces(path, spans, self._decoder, stream)))
 
 
 def _confidence(words: list[Aligned]) -> float:

@@ -65,6 +65,9 @@ Item = TypeVar("Item", bound=Film)
 Worker: TypeAlias = Callable[[frozenset[str]], Callable[[Item], Made]]
 """Makes the function that does the work, from the names of what is there already."""
 
+Heard: TypeAlias = tuple[str, str]
+"""Media, and which of their sounds, as `Clip.audio_stream`."""
+
 Span: TypeAlias = tuple[float, float | None]
 """Start and end in seconds; None for the end of the file."""
 
@@ -197,12 +200,17 @@ def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     publish(table, buffer.getvalue().encode())
 
 
-def by_media(rows: Sequence[RowDict]) -> Iterator[tuple[str, list[RowDict]]]:
-    """The rows of each media file, in the order in which files are first named."""
-    found: dict[str, list[RowDict]] = {}
+def by_sound(rows: Sequence[RowDict]) -> Iterator[tuple[Heard, list[RowDict]]]:
+    """The rows of each media file and sound, in the order in which they are first named."""
+    found: dict[Heard, list[RowDict]] = {}
     for row in rows:
-        found.setdefault(str(row["media"]), []).append(row)
+        found.setdefault(heard(row), []).append(row)
     yield from found.items()
+
+
+def heard(row: RowDict) -> Heard:
+    """What a row hears."""
+    return str(row["media"]), str(row.get("audio_stream", ""))
 
 
 def span_of(given: Path, row: RowDict) -> Span:

@@ -19,11 +19,13 @@ from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment, FailedError, InputError, Segment
 from pipelines.films import (
     FilmFailedError,
+    Heard,
     Lost,
     Made,
-    by_media,
+    by_sound,
     check_lost,
     given_rows,
+    heard,
     make,
     write_table,
 )
@@ -37,9 +39,10 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Uncut:
-    """A media file that is to be cut."""
+    """A media file that is to be cut, by one of its sounds."""
 
     media: str
+    stream: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +92,16 @@ def segment(experiment: Experiment, executor: Executor, done: Callable[[int], No
     whole = [row for row in rows if "start" not in row and "end" not in row]
     for row in whole:
         _check(experiment.given, row)
-    films = [Uncut(media) for media, _ in by_media(whole)]
+    films = [Uncut(*sound) for sound, _ in by_sound(whole)]
     worker = partial(_Cutter, stage_of(experiment), settings)
     kept = make(experiment, executor, worker, films, below=SPANS, need=Need(), done=done)
     lost = [kept.lost[number] for number in sorted(kept.lost)]
     check_lost(experiment, lost, len(films))
     store = store_at(experiment.raw)
     spans = {
-        films[number].media: json.loads(store.read(f"{SPANS}/{name}"))["clips"]
+        (films[number].media, films[number].stream): json.loads(store.read(f"{SPANS}/{name}"))[
+            "clips"
+        ]
         for number, name in kept.names.items()
     }
     clips = [each for row in rows for each in _clips_of(row, spans)]
@@ -128,14 +133,14 @@ def _check(given: Path, row: RowDict) -> None:
         )
 
 
-def _clips_of(row: RowDict, spans: Mapping[str, list[tuple[float, float]]]) -> list[RowDict]:
+def _clips_of(row: RowDict, spans: Mapping[Heard, list[tuple[float, float]]]) -> list[RowDict]:
     """The clips of a row: itself, where it has a span of its own; none of a film that is lost."""
     if "start" in row or "end" in row:
         return [row]
     group = {} if "speaker" in row or "group" in row else {"group": row["id"]}
     return [
         {**row, **group, "id": f"{row['id']}-{round(start * 1000):08d}", "start": start, "end": end}
-        for start, end in spans.get(str(row["media"]), [])
+        for start, end in spans.get(heard(row), [])
     ]
 
 
@@ -161,12 +166,12 @@ class _Cutter:
         if path is None or not media:
             raise BadClipError("missing", "there is no such file")
         settings = self._settings.model_dump()
-        about = canonical_json(["segment", VERSION, media, settings])
+        about = canonical_json(["segment", VERSION, media, film.stream, settings])
         name = f"{hashlib.sha256(about).hexdigest()[:32]}.json"
         if name in self._there:
             return Made(name)
         seconds = self._decoder.probe(path).seconds
-        voiced = voice_in(path, 0.0, None, self._decoder)
+        voiced = voice_in(path, 0.0, None, self._decoder, film.stream)
         end = max(seconds, float(voiced.max(initial=0.0)))
         clips = cut(voiced, **settings, end_s=end)
         return Made(name, canonical_json({"media": media, "clips": clips}))

@@ -23,9 +23,10 @@ from pipelines.films import (
     Made,
     Span,
     apart,
-    by_media,
+    by_sound,
     check_lost,
     clip_rows,
+    heard,
     make,
     order,
     span_of,
@@ -47,6 +48,7 @@ class Unheard:
     """A media file, and spans of it that lack words: in order, none of them overlapping."""
 
     media: str
+    stream: str
     spans: tuple[Span, ...]
 
 
@@ -85,8 +87,8 @@ def transcribe(
     rows = clip_rows(experiment, experiment.cut_table)
     silent = [row for row in rows if not {"transcript", "transcript_file"} & set(row)]
     films = [
-        Unheard(media, tuple(spans))
-        for media, some in by_media(silent)
+        Unheard(*sound, tuple(spans))
+        for sound, some in by_sound(silent)
         for spans in apart(sorted({span_of(experiment.given, row) for row in some}, key=order))
     ]
     worker = partial(_Hearer, stage_of(experiment), settings)
@@ -95,7 +97,9 @@ def transcribe(
     lost = list({each.media: each for _, each in sorted(kept.lost.items())}.values())
     check_lost(experiment, lost, len({film.media for film in films}))
     files = {
-        (films[number].media, span): str((experiment.raw / WORDS / name).resolve())
+        (films[number].media, films[number].stream, span): str(
+            (experiment.raw / WORDS / name).resolve()
+        )
         for number, name in kept.names.items()
         for span in films[number].spans
     }
@@ -105,11 +109,11 @@ def transcribe(
 
 
 def _with_words(
-    experiment: Experiment, row: RowDict, files: dict[tuple[str, Span], str]
+    experiment: Experiment, row: RowDict, files: dict[tuple[str, str, Span], str]
 ) -> RowDict:
     if {"transcript", "transcript_file"} & set(row):
         return row
-    file = files.get((str(row["media"]), span_of(experiment.given, row)))
+    file = files.get((*heard(row), span_of(experiment.given, row)))
     return row if file is None else {**row, "transcript_file": file}
 
 
@@ -137,28 +141,28 @@ class _Hearer:
             raise BadClipError("missing", "there is no such file")
         # Where the weights lie is no part of what they say.
         decide = {name: self._settings[name] for name in ("weights", "language", "dtype")}
-        about = canonical_json(["transcribe", VERSION, media, film.spans, decide])
+        about = canonical_json(["transcribe", VERSION, media, film.stream, film.spans, decide])
         name = f"{hashlib.sha256(about).hexdigest()[:32]}.json"
         if name in self._there:
             return Made(name)
         recogniser = self._recogniser = self._recogniser or Recogniser(**self._settings)
         seconds = self._decoder.probe(path).seconds
-        parts = self._parts(film.spans, recogniser.window_s, seconds, path)
-        language, segments = twice(lambda: self._segments(parts, recogniser, path))
+        parts = self._parts(film, path, recogniser.window_s, seconds)
+        language, segments = twice(lambda: self._segments(film, path, parts, recogniser))
         plain = {"language": language, "model": recogniser.checkpoint.digest, "segments": segments}
         return Made(name, canonical_json(plain))
 
     def _parts(
-        self, spans: Sequence[Span], window_s: float, seconds: float, path: Path
+        self, film: Unheard, path: Path, window_s: float, seconds: float
     ) -> list[tuple[float, float]]:
         """What is heard at once: spans, and of those that are too long the voice in them."""
         parts: list[tuple[float, float]] = []
-        for start, told in spans:
+        for start, told in film.spans:
             end = seconds if told is None else told
             if end - start <= window_s:
                 parts += [(start, end)] if end > start else []
                 continue
-            voiced = voice_in(path, start, told, self._decoder)
+            voiced = voice_in(path, start, told, self._decoder, film.stream)
             some = cut(
                 voiced,
                 least_s=0.1,
@@ -171,17 +175,21 @@ class _Hearer:
         return parts
 
     def _segments(
-        self, parts: Sequence[tuple[float, float]], recogniser: Recogniser, path: Path
+        self,
+        film: Unheard,
+        path: Path,
+        parts: Sequence[tuple[float, float]],
+        recogniser: Recogniser,
     ) -> tuple[str, list[dict[str, Any]]]:
         """The language, and what Whisper's own JSON calls segments."""
         language, segments = "", list[dict[str, Any]]()
         for first in range(0, len(parts), TOGETHER):
             some = parts[first : first + TOGETHER]
-            sounds = list(pieces(path, some, self._decoder))
+            sounds = list(pieces(path, some, self._decoder, film.stream))
             if not first:
                 language = recogniser.language_of(sounds)
-            heard = recogniser.words_of(sounds, language)
-            segments += [_segment(part, words) for part, words in zip(some, heard, strict=True)]
+            said = recogniser.words_of(sounds, language)
+            segments += [_segment(part, words) for part, words in zip(some, said, strict=True)]
         return language, segments
 
 

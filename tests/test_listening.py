@@ -105,3 +105,26 @@ def test_a_voice_is_found_under_pictures_and_lossy_sound(tmp_path, decoder):
     write(tmp_path / "a.mp4", pictures=pictures, sound=[(0.0, sound)])
     (span,) = voice_in(tmp_path / "a.mp4", 0.0, None, decoder)
     assert span == pytest.approx([1.0, 2.0], abs=0.1)
+
+
+def test_the_sound_that_was_chosen_is_the_one_that_is_heard(tmp_path, decoder):
+    import av
+
+    silent = np.zeros(3 * 16_000, np.int16)
+    talk = silent.copy()
+    talk[16_000:32_000] = voice(150, 1.0)
+    with av.open(str(tmp_path / "two.mkv"), "w") as out:
+        streams = [out.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        for stream, samples in zip(streams, (silent, talk), strict=True):
+            frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, 0
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    file = tmp_path / "two.mkv"
+    assert not len(voice_in(file, 0.0, None, decoder, "0"))
+    (span,) = voice_in(file, 0.0, None, decoder, "1")
+    assert span == pytest.approx([1.0, 2.0], abs=0.06)
+    assert not np.any(next(pieces(file, [(1.0, 2.0)], decoder, "0")))
+    assert np.any(next(pieces(file, [(1.0, 2.0)], decoder, "1")))
+    (word,) = take_in(raw(file, "so", columns={"audio_stream": "1"}), decoder).words
+    assert word.start == pytest.approx(1.0, abs=0.06)

@@ -16,7 +16,7 @@ from pipelines.ingest import ingest
 from pipelines.run import run
 from pipelines.segment import segment
 from pipelines.show import Show
-from tests.media_maker import tone, wav
+from tests.media_maker import tone, tracks, wav
 from tests.test_voice import SPOKEN, noisy, speech
 
 FEATURES = {"audio": {"featurizer": "logmel"}}
@@ -141,6 +141,18 @@ def test_clips_of_a_table_keep_its_columns_and_rows_with_spans_stay(films, tmp_p
     ]
     first = words[rows[0]["id"]][0]
     assert first.start == pytest.approx(1.2 - rows[0]["start"])
+
+
+def test_the_sound_that_a_row_chooses_decides_its_clips(films, tmp_path):
+    tracks(films / "two.mkv", 2, np.round(speech()).astype(np.int16))
+    (films / "films.csv").write_text(
+        "id,media,audio_stream,mood\na,two.mkv,0,1\nb,two.mkv,1,2\nc,two.mkv,7,3\n"
+    )
+    made = experiment(tmp_path, folder="", table="films/films.csv", segment={})
+    with pytest.raises(FailedError, match=r"1 of 3 media files are bad, .* no stream '7'"):
+        cut_all(made)
+    found = cut_all(made.model_copy(update={"max_dropped": 0.4}))
+    assert [row["audio_stream"] for row in found.clips] == ["0"] * 4 + ["1"] * 4
 
 
 @pytest.mark.parametrize(
