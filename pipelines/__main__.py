@@ -236,7 +236,8 @@ def forget_command(
         f"{found.files} files removed or mended"
     )
     show.say(
-        "not touched: the table and the media themselves, models that were trained on them, and "
+        "not touched: the table and the media themselves, what was cut and heard of them (in raw "
+        "of the dataset: spans, words, tables), models that were trained on them, and "
         "their predictions in runs"
     )
 

@@ -13,7 +13,7 @@ from featurizers.clip import Fault
 from featurizers.store import publish, store_at
 from pipelines.executors import Executor, ItemFailedError, Need
 from pipelines.experiment import Experiment, FailedError, InputError, load, parse, replaced
-from pipelines.sources import RowDict, read_rows, roots_of, rows_in
+from pipelines.sources import RowDict, read_rows, roots_of, rows_in, stream_of
 from pipelines.staging import inside
 from pipelines.start import media_rows
 
@@ -210,7 +210,7 @@ def by_sound(rows: Sequence[RowDict]) -> Iterator[tuple[Heard, list[RowDict]]]:
 
 def heard(row: RowDict) -> Heard:
     """What a row hears."""
-    return str(row["media"]), str(row.get("audio_stream", ""))
+    return str(row["media"]), stream_of(row.get("audio_stream"))
 
 
 def span_of(given: Path, row: RowDict) -> Span:

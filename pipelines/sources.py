@@ -247,7 +247,7 @@ def _asked(
             streams=streams,
             stream_rates=_rates(row, streams, wrong),
             columns={
-                **{name: _stream(row.get(name)) for name in CHOSEN},
+                **{name: stream_of(row.get(name)) for name in CHOSEN},
                 "speaker": _text(row.get("speaker")),
                 "group": _text(row.get("group")),
                 "split": split,
@@ -339,7 +339,7 @@ def _seconds(value: object, wrong: Callable[[str], InputError]) -> float | None:
     return number
 
 
-def _stream(value: object) -> str:
+def stream_of(value: object) -> str:
     """A number or a language; a column of numbers with empty cells may hold them as 1.0."""
     text = "" if value is None else str(value)
     return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text

@@ -18,7 +18,7 @@ from featurizers.shards import job_id
 from featurizers.spec import AudioWant, VideoWant
 from featurizers.stages import Stages
 from pipelines.score import row_of
-from pipelines.sources import Asked, _stream
+from pipelines.sources import Asked, stream_of
 from tests.media_maker import flat, tone
 from training.evaluate import evaluation_set
 from training.predict import _raw
@@ -146,7 +146,7 @@ def test_a_registered_model_is_told_which_streams_were_chosen(path):
 
 @pytest.mark.parametrize(("cell", "stream"), [("1", "1"), ("1.0", "1"), (1.0, "1"), ("eng", "eng")])
 def test_a_stream_in_a_column_of_numbers_is_that_number(cell, stream):
-    assert _stream(cell) == stream
+    assert stream_of(cell) == stream
 
 
 def test_other_streams_make_another_evaluation_set():
