@@ -30,6 +30,8 @@ source:
   table: {table}
   label: {label}                # {found}
   media_root: [.]               # besides the table's own folder: folders and URLs of media
+  # segment: {{}}                 # the media are long: cut them into clips by voice first
+  # transcribe: {{model: FOLDER}} # and hear what is said, with a Whisper checkpoint
 features:                       # or a set by name: light, classic, strong
 {features}
 model: {{recipe: mmlatch}}        # or late_fusion, unimodal
