@@ -88,8 +88,7 @@ class Recogniser:
         mel, model = self._mel(sounds[:VOTERS]), self._loaded()
         codes = {token: code for code, token in self._languages.items()}
         found = model.detect_language(input_features=mel["input_features"]).tolist()
-        votes = Counter(codes[token] for token in found)
-        return min(votes, key=lambda code: (-votes[code], code))
+        return elected([codes[token] for token in found])
 
     def words_of(self, sounds: Sequence[NDArray[np.int16]], language: str) -> list[list[Spoken]]:
         """The words of each piece of sound at 16 kHz, none of them longer than `window_s`.
@@ -168,6 +167,12 @@ class Recogniser:
             "input_features": mel.input_features.to(model.device, model.dtype),
             "attention_mask": mel.attention_mask.to(model.device),
         }
+
+
+def elected(codes: Sequence[str]) -> str:
+    """The code that is there most often; of several the first by alphabet."""
+    votes = Counter(codes)
+    return min(votes, key=lambda code: (-votes[code], code))
 
 
 def _languages(generation: dict[str, Any]) -> dict[str, int]:

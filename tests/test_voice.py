@@ -145,6 +145,10 @@ def test_a_pause_ends_a_clip_and_a_short_one_does_not():
     assert clips([[1, 2], [2.5, 4], [5, 6]]) == [(0.9, 4.1), (4.9, 6.1)]
 
 
+def test_margins_share_a_pause_that_is_shorter_than_both():
+    assert clips([[1, 2], [2.5, 4]], pause_s=0.4, margin_s=0.4) == [(0.6, 2.25), (2.25, 4.4)]
+
+
 def test_a_clip_that_is_too_long_is_parted_at_its_longest_pause():
     assert clips([[0, 4], [4.3, 8], [8.4, 12]]) == [(0.0, 8.1), (8.3, 12.1)]
     assert clips([[0, 5], [5.4, 6], [6.4, 12]]) == [(0.0, 6.1), (6.3, 12.1)]
