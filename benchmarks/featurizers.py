@@ -1,4 +1,4 @@
-"""How fast features without weights are computed, beside the obvious way, on one core.
+"""How fast features are computed, beside the obvious way, on one core.
 
 Both sides compute features of the same clips, in turns, in one process with one thread. Seconds are
 CPU seconds, so that other work on the machine does not count; what is printed are seconds of media
@@ -21,6 +21,8 @@ spectra and our range of pitch:
 PyAV, makes each picture RGB and resizes it with Pillow, and both compute the features of those
 pictures that are wanted. Both decode with one thread.
 
+`text_encoder`, `audio_encoder` and `image_encoder` are those of `encoders.py`, which is run for it.
+
     python benchmarks/featurizers.py [--quick]
 """
 
@@ -30,6 +32,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -106,9 +109,21 @@ def main() -> None:
     for name, (ours, theirs) in found.items():
         key = name.replace(" ", "_")
         figures |= {key: round(ours / theirs, 3), f"{key}_media_s_per_s": round(ours, 1)}
+    figures |= of_encoders(quick)
     used = {**versions(["av", "librosa", "numpy", "pillow"]), "python": platform.python_version()}
     about = {"commit": git_commit(HOME), "versions": used}
     print(json.dumps({"benchmark": "featurizers", "figures": figures, **about}))
+
+
+def of_encoders(quick: bool) -> dict[str, float]:
+    """How many times faster encoders are than by hand, by `encoders.py`, whose table is printed."""
+    command = [sys.executable, str(HOME / "benchmarks/encoders.py"), *["--quick"] * quick]
+    said = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout  # noqa: S603 - ours
+    *table, last = said.splitlines()
+    print("\n".join(table))
+    found = json.loads(last)["figures"]
+    names = ("text_encoder", "audio_encoder", "image_encoder")
+    return {name: found[f"{name}_to_hand"] for name in names}
 
 
 def measured(quick: bool) -> dict[str, tuple[float, float]]:

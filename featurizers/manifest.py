@@ -285,6 +285,8 @@ def _verified(store: Store, name: str, digest: str) -> bytes:
 
 def _check_size(store: Store, name: str, size: int, sizes: Mapping[str, int]) -> None:
     found = sizes.get(name)
+    if found is None:
+        raise CorruptShardError(f"{store.where(name)} is missing; featurize again")
     if found != size:
         raise CorruptShardError(
             f"{store.where(name)} has {found} bytes, {size} were written; featurize again"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from featurizers.media import _luma
+from featurizers.shrink import centred
 
 pytestmark = pytest.mark.media
 FORMATS = ["yuv420p", "yuvj420p", "yuv444p10le", "yuv420p12le", "rgb24", "gbrp", "gray", "nv12"]
@@ -16,7 +17,7 @@ def test_a_level_of_gray_comes_back_from_every_form_of_pixels(name, level):
 
     picture = np.full((48, 64, 3), level, np.uint8)
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=name)
-    found = _luma(frame)
+    found = _luma(frame, centred)
     assert (found.shape, found.dtype) == ((48, 48), np.uint8)
     assert np.abs(found.astype(int) - level).max() <= 2
 
@@ -27,4 +28,4 @@ def test_a_palette_is_looked_up():
     palette = np.zeros((256, 4), np.uint8)
     palette[7] = (255, 200, 200, 200)
     frame = av.VideoFrame.from_ndarray((np.full((48, 64), 7, np.uint8), palette), format="pal8")
-    assert np.abs(_luma(frame).astype(int) - 200).max() <= 2
+    assert np.abs(_luma(frame, centred).astype(int) - 200).max() <= 2
