@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.pretrained import check_digest, digest_of_file, model_file
+from featurizers.pretrained import WeightsError, check_digest, digest_of_file, model_file
 
 Name: TypeAlias = Literal["yunet", "cascade"]
 NAMES: tuple[str, ...] = get_args(Name)
@@ -126,7 +126,7 @@ def _opencv() -> Path:
     found = importlib.util.find_spec("cv2")
     places = found.submodule_search_locations if found else None
     if not places:
-        raise ValueError(f"faces are found by OpenCV, which is not installed: {INSTALL}")
+        raise WeightsError(f"faces are found by OpenCV, which is not installed: {INSTALL}")
     return Path(places[0])
 
 
@@ -213,7 +213,8 @@ def _loaded_yunet(path: str, side: int) -> Any:  # noqa: ANN401 - OpenCV's own
             cv2.dnn.DNN_TARGET_CPU,
         )
     except cv2.error as error:
-        raise ValueError(f"{path}: no YuNet in ONNX form: {error}") from None
+        line = " ".join(str(error).split())
+        raise WeightsError(f"{path}: no YuNet in ONNX form: {line}") from None
 
 
 @contextlib.contextmanager

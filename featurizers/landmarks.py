@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.pretrained import digest_of_file, model_file
+from featurizers.pretrained import WeightsError, digest_of_file, model_file
 from featurizers.spec import Chunk, Dim, Feature, FeatureSpec, VideoChunk, VideoWant
 
 NAME = "landmarks"
@@ -134,7 +134,7 @@ class Landmarks:
     def begin(self, clip: Clip) -> "_Landmarks":
         """Start on a clip. Raises ValueError when MediaPipe is not installed."""
         if importlib.util.find_spec("mediapipe") is None:
-            raise ValueError(f"{NAME}: MediaPipe is not installed: {INSTALL}")
+            raise WeightsError(f"{NAME}: MediaPipe is not installed: {INSTALL}")
         return _Landmarks(self._path, len(self._dims))
 
 
@@ -219,4 +219,4 @@ def _landmarker(path: str) -> Any:  # noqa: ANN401 - MediaPipe's own
     try:
         return vision.FaceLandmarker.create_from_options(options)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: no face landmarker of MediaPipe: {error}") from None
+        raise WeightsError(f"{path}: no face landmarker of MediaPipe: {error}") from None

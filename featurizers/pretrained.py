@@ -41,7 +41,11 @@ SOUND: Files = ("preprocessor_config.json",)
 WORDS: Files = ("tokenizer.json",)
 
 
-class MissingWeightsError(ValueError, FileNotFoundError):
+class WeightsError(ValueError):
+    """Weights cannot be used: the fault of a file or of this machine, and no clip's."""
+
+
+class MissingWeightsError(WeightsError, FileNotFoundError):
     """Weights are not on this machine and cannot be fetched."""
 
 
@@ -278,7 +282,10 @@ def weight_files(folder: Path) -> list[str]:
     """The names of the files that hold a checkpoint's weights, whether they are there or not."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [WEIGHTS]
-    return [INDEX, *sorted(set(_json(folder / INDEX)["weight_map"].values()))]
+    parts = _json(folder / INDEX).get("weight_map")
+    if not isinstance(parts, dict):
+        raise WeightsError(f"{folder / INDEX} has no weight_map; it is no index of weights")
+    return [INDEX, *sorted(set(parts.values()))]
 
 
 def _whole(folder: Path, files: Files, name: str) -> Path:
@@ -370,13 +377,21 @@ def _licence(folder: Path, name: str) -> str:
 
 
 def settings_of(checkpoint: Checkpoint) -> Config:
-    """The model's own settings, with the defaults of its kind."""
+    """The model's own settings, with the defaults of its kind.
+
+    Raises:
+        WeightsError: They are not what that kind has.
+    """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     with quiet():
-        return transformers.AutoConfig.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
+        try:
+            return transformers.AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
+        except (StrictDataclassError, TypeError) as error:
+            raise WeightsError(f"{checkpoint.folder / CONFIG}: {_line(error)}") from None
 
 
 def load(
@@ -397,31 +412,42 @@ def load(
         more: Passed on to `from_pretrained`.
 
     Raises:
-        ValueError: Weights are missing or of another shape; they would be random numbers.
+        WeightsError: Their file cannot be read, or they are missing or of another shape, so that
+            they would be random numbers.
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     with quiet():
-        model, report = getattr(transformers, architecture).from_pretrained(
-            checkpoint.folder,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in our words
-            **more,
-        )
+        try:
+            model, report = getattr(transformers, architecture).from_pretrained(
+                checkpoint.folder,
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in our words
+                **more,
+            )
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{checkpoint.folder}: its weights cannot be read ({_line(error)}); get them again"
+            ) from None
     missing = sorted(
         name for name in report["missing_keys"] if not any(each in name for each in spare)
     )
     if missing or report["mismatched_keys"]:
         wrong = [*missing, *(str(each) for each in report["mismatched_keys"])]
-        raise ValueError(
+        raise WeightsError(
             f"{checkpoint.name or checkpoint.folder} lacks {len(wrong)} of the weights of "
             f"{architecture} ({', '.join(wrong[:3])} ...), so that its numbers would be random"
         )
     return model.eval().requires_grad_(False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class quiet:  # noqa: N801 - used like a function

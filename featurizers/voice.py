@@ -39,7 +39,8 @@ class Voice:
     - A steady noise that begins is taken for voice for 8 s, until the floor has risen to it.
     - A voice that never pauses, nor goes down, for 16 s is taken for noise; natural speech dips
       several times a second.
-    - With white noise 10 dB below the voice spans are right within 0.1 s; near 0 dB words are lost.
+    - Of generated speech with noise 10 dB below it spans are right within 0.05 s; near 0 dB words
+      are lost.
     - It does not know who speaks, nor whether it is one who is seen.
     """
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.pretrained import FOLDERS, MissingWeightsError, digest_of_file, listed_files
+from featurizers.pretrained import (
+    FOLDERS,
+    MissingWeightsError,
+    WeightsError,
+    digest_of_file,
+    listed_files,
+)
 from featurizers.spec import Chunk, Feature, FeatureSpec, names
 
 NAME = "word-vectors"
@@ -184,7 +191,7 @@ class Vectors:
         except ValueError:
             vector = np.array([np.nan], dtype=np.float32)
         if len(vector) != self.width or not np.isfinite(vector).all():
-            raise ValueError(
+            raise WeightsError(
                 f"{self._path}: the line of {word!r} is no {self.width} finite numbers; "
                 f"unpack or fetch the file again"
             )
@@ -207,11 +214,19 @@ def _hash(word: bytes) -> int:
 
 
 def _npz(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
-    with np.load(path, allow_pickle=False) as arrays:
-        lacks = {"words", "vectors"} - set(arrays.files)
-        if lacks:
-            raise ValueError(f"{path}: there is no array {' or '.join(sorted(lacks))}")
-        words, vectors = arrays["words"], arrays["vectors"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            lacks = {"words", "vectors"} - set(arrays.files)
+            if lacks:
+                raise WeightsError(f"{path}: there is no array {' or '.join(sorted(lacks))}")
+            words, vectors = arrays["words"], arrays["vectors"]
+    except zipfile.BadZipFile:
+        raise WeightsError(f"{path}: no .npz file, or cut; get it again") from None
+    except ValueError as error:
+        if isinstance(error, WeightsError):
+            raise
+        # numpy's own advice would be to unpickle it.
+        raise WeightsError(f"{path}: it holds pickled objects, which are not opened") from None
     if words.dtype.kind != "U" or vectors.ndim != 2 or words.shape != vectors.shape[:1]:
         raise ValueError(
             f"{path}: words {words.dtype} {words.shape} and vectors {vectors.shape}; wanted texts "

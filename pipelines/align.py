@@ -17,6 +17,7 @@ from featurizers.clip import BadClipError, Word
 from featurizers.decoder import Decoder
 from featurizers.intake import digest as file_digest
 from featurizers.listening import pieces, twice
+from featurizers.pretrained import WeightsError
 from featurizers.spec import canonical_json
 from featurizers.store import StorageError, store_at
 from featurizers.transcript import read_transcript, within
@@ -183,7 +184,7 @@ class _Placer:
             return self._place(film)
         except BadClipError as bad:
             return Made("", fault=bad.fault, message=bad.message)
-        except StorageError as error:
+        except (StorageError, WeightsError) as error:
             raise FilmFailedError(f"{film.media}: {error}") from None
 
     def _place(self, film: Unplaced) -> Made:

@@ -50,10 +50,10 @@ class Section(BaseModel):
 class Segment(Section):
     """How long media are cut into clips, in seconds: see `featurizers.voice.cut`."""
 
-    least_s: Annotated[float, Field(gt=0)] = 1.0
-    most_s: Annotated[float, Field(gt=0)] = 15.0
-    pause_s: Annotated[float, Field(gt=0)] = 0.4
-    margin_s: Annotated[float, Field(ge=0)] = 0.1
+    least_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    most_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 15.0
+    pause_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.4
+    margin_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
 
     @model_validator(mode="after")
     def _can_be(self) -> "Segment":

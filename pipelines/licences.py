@@ -37,8 +37,8 @@ GPL_NOTE = (
 )
 
 _RESTRICTED = re.compile(
-    r"non-?\s?commercial|not commercial|\bno commercial|research|personal use|academic|[- ]nc\b"
-    r"|\bnc[- ]",
+    r"non-?\s?commercial|not commercial|\bno commercial|research|personal use|academic"
+    r"|commons clause|evaluation|[- ]nc\b|\bnc[- ]",
     re.IGNORECASE,
 )
 _COPYLEFT = re.compile(r"\bA?GPL|\bGNU (Affero )?General Public", re.IGNORECASE)
@@ -79,9 +79,9 @@ def judge(licence: str) -> Verdict:
         return "unknown"
     if _RESTRICTED.search(licence):
         return "restricted"
-    if _FREE.search(licence):
-        return "free"
-    return "copyleft" if _COPYLEFT.search(licence) else "unknown"
+    if _COPYLEFT.search(licence):  # also beside a free one: somebody has to look at which holds
+        return "copyleft"
+    return "free" if _FREE.search(licence) else "unknown"
 
 
 def parts_of(featurizers: Mapping[str, Featurizer]) -> list[Part]:

@@ -11,6 +11,7 @@ from featurizers.clip import BadClipError
 from featurizers.decoder import Decoder
 from featurizers.intake import digest as file_digest
 from featurizers.listening import pieces, twice, voice_in
+from featurizers.pretrained import WeightsError
 from featurizers.spec import canonical_json
 from featurizers.store import StorageError
 from featurizers.voice import cut
@@ -131,7 +132,7 @@ class _Hearer:
             return self._hear(film)
         except BadClipError as bad:
             return Made("", fault=bad.fault, message=bad.message)
-        except StorageError as error:
+        except (StorageError, WeightsError) as error:
             raise FilmFailedError(f"{film.media}: {error}") from None
 
     def _hear(self, film: Unheard) -> Made:

@@ -11,11 +11,12 @@ from typing import Any
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
+from featurizers.egemaps import MissingPackageError
 from featurizers.extract import Outcome, extract_all, in_order_of_media
 from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
-from featurizers.pretrained import MissingWeightsError
+from featurizers.pretrained import WeightsError
 from featurizers.shards import Record, column_folder, write_shard
 from featurizers.spec import EncodingFeaturizer, FeatureSpec, Featurizer
 from featurizers.stages import Stages
@@ -33,7 +34,7 @@ class ChangedInputError(ItemFailedError):
 
 
 class MissingEncoderError(ItemFailedError):
-    """A node has not the weights of an encoder: nothing is wrong with the clips."""
+    """A node has not what an encoder needs, or it cannot be used: no clip is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +222,10 @@ class ShardWorker:
         computed = extract_all(
             todo, inputs.fetch, featurizers, self._decoder, stages, spans=spans, notes=notes
         )
-        fresh = dict(zip((clip.key for clip in todo), computed, strict=True))
+        try:
+            fresh = dict(zip((clip.key for clip in todo), computed, strict=True))
+        except (WeightsError, MissingPackageError) as error:
+            raise MissingEncoderError(f"on {socket.gethostname()}: {error}") from None
         return [
             [
                 rows[clip.key] if clip.key in rows else fresh[clip.key][number]
@@ -234,7 +238,7 @@ class ShardWorker:
         if spec.digest not in self._featurizers:
             try:
                 self._featurizers[spec.digest] = catalog.from_spec(spec)
-            except MissingWeightsError as error:
+            except (WeightsError, MissingPackageError) as error:
                 raise MissingEncoderError(f"on {socket.gethostname()}: {error}") from None
         return self._featurizers[spec.digest]
 
