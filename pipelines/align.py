@@ -17,19 +17,18 @@ from featurizers.clip import BadClipError, Word
 from featurizers.decoder import Decoder
 from featurizers.intake import digest as file_digest
 from featurizers.listening import pieces, twice
-from featurizers.pretrained import WeightsError
 from featurizers.spec import canonical_json
-from featurizers.store import StorageError, store_at
+from featurizers.store import store_at
 from featurizers.transcript import read_transcript, within
 from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment
 from pipelines.films import (
-    FilmFailedError,
     Heard,
     Lost,
     Made,
     Span,
     apart,
+    attempted,
     check_lost,
     clip_rows,
     heard,
@@ -180,12 +179,7 @@ class _Placer:
 
     def __call__(self, film: Unplaced) -> Made:
         """The words of a file's spans, or what is wrong with it."""
-        try:
-            return self._place(film)
-        except BadClipError as bad:
-            return Made("", fault=bad.fault, message=bad.message)
-        except (StorageError, WeightsError) as error:
-            raise FilmFailedError(f"{film.media}: {error}") from None
+        return attempted(film, self._place)
 
     def _place(self, film: Unplaced) -> Made:
         path = self._stage.local(film.media)

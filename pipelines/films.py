@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from featurizers.clip import Fault
-from featurizers.store import publish, store_at
+from featurizers.clip import BadClipError, Fault
+from featurizers.pretrained import WeightsError
+from featurizers.store import StorageError, publish, store_at
 from pipelines.executors import Executor, ItemFailedError, Need
 from pipelines.experiment import Experiment, FailedError, InputError, load, parse, replaced
 from pipelines.sources import RowDict, read_rows, roots_of, rows_in, stream_of
@@ -175,6 +176,20 @@ def make(
             kept.names[answer.number] = made.name
         done(1)
     return kept
+
+
+def attempted(film: Item, work: Callable[[Item], Made]) -> Made:
+    """What work makes of a film, or what is wrong with that.
+
+    Raises:
+        FilmFailedError: The film or the weights cannot be used now, which says nothing of it.
+    """
+    try:
+        return work(film)
+    except BadClipError as bad:
+        return Made("", fault=bad.fault, message=bad.message)
+    except (StorageError, WeightsError) as error:
+        raise FilmFailedError(f"{film.media}: {error}") from None
 
 
 def check_lost(experiment: Experiment, lost: Sequence[Lost], films: int) -> None:

@@ -18,6 +18,7 @@ from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, parse, save
 from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
+from pipelines.films import Lost
 from pipelines.ingest import ingest
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.score import row_of, score
@@ -52,13 +53,17 @@ class Summary:
     promotion: Promotion | None
 
 
+def _tell_lost(lost: Sequence[Lost], show: Show) -> None:
+    for each in lost:
+        show.say(f"{each.media}: {each.fault}: {each.message}")
+
+
 def segment_all(experiment: Experiment, show: Show) -> Segmented:
     """Cut whole media into clips, with a progress bar."""
     show.head("segment")
     with show.counting("segment", None) as done:
         found = segment(experiment, executor(experiment.workers.featurize), done)
-    for each in found.lost:
-        show.say(f"{each.media}: {each.fault}: {each.message}")
+    _tell_lost(found.lost, show)
     show.say(
         f"{len(found.clips)} clips, {found.seconds / 3600:.2f} h cut from {found.films} media "
         f"files; {len(found.lost)} are bad, {found.silent} have no voice; {experiment.cut_table}"
@@ -73,8 +78,7 @@ def transcribe_all(experiment: Experiment, show: Show) -> Transcribed:
     show.head("transcribe")
     with show.counting("transcribe", None) as done:
         found = transcribe(experiment, executor(experiment.workers.featurize), done)
-    for each in found.lost:
-        show.say(f"{each.media}: {each.fault}: {each.message}")
+    _tell_lost(found.lost, show)
     show.say(
         f"{found.heard} of {len(found.clips)} clips were without words; {len(found.lost)} media "
         f"files are bad; {experiment.spoken_table}"
@@ -87,8 +91,7 @@ def align_all(experiment: Experiment, show: Show) -> Placed:
     show.head("align")
     with show.counting("align", None) as done:
         found = align(experiment, executor(experiment.workers.featurize), done)
-    for each in found.lost:
-        show.say(f"{each.media}: {each.fault}: {each.message}")
+    _tell_lost(found.lost, show)
     show.say(
         f"{found.sure} of {found.tried} clips with words without times are aligned, the others "
         f"keep estimated times; {experiment.table}"

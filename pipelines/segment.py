@@ -12,16 +12,16 @@ from featurizers.decoder import Decoder
 from featurizers.intake import digest as file_digest
 from featurizers.listening import voice_in
 from featurizers.spec import canonical_json
-from featurizers.store import StorageError, store_at
+from featurizers.store import store_at
 from featurizers.transcript import file_and_tier
 from featurizers.voice import cut
 from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment, FailedError, InputError, Segment
 from pipelines.films import (
-    FilmFailedError,
     Heard,
     Lost,
     Made,
+    attempted,
     by_sound,
     check_lost,
     given_rows,
@@ -153,12 +153,7 @@ class _Cutter:
 
     def __call__(self, film: Uncut) -> Made:
         """The spans of a file's clips, or what is wrong with it."""
-        try:
-            return self._cut(film)
-        except BadClipError as bad:
-            return Made("", fault=bad.fault, message=bad.message)
-        except StorageError as error:
-            raise FilmFailedError(f"{film.media}: {error}") from None
+        return attempted(film, self._cut)
 
     def _cut(self, film: Uncut) -> Made:
         path = self._stage.local(film.media)

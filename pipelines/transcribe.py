@@ -11,19 +11,17 @@ from featurizers.clip import BadClipError
 from featurizers.decoder import Decoder
 from featurizers.intake import digest as file_digest
 from featurizers.listening import pieces, twice, voice_in
-from featurizers.pretrained import WeightsError
 from featurizers.spec import canonical_json
-from featurizers.store import StorageError
 from featurizers.voice import cut
 from featurizers.whisper import Recogniser, Spoken
 from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment
 from pipelines.films import (
-    FilmFailedError,
     Lost,
     Made,
     Span,
     apart,
+    attempted,
     by_sound,
     check_lost,
     clip_rows,
@@ -128,12 +126,7 @@ class _Hearer:
 
     def __call__(self, film: Unheard) -> Made:
         """The words of a file's spans, or what is wrong with it."""
-        try:
-            return self._hear(film)
-        except BadClipError as bad:
-            return Made("", fault=bad.fault, message=bad.message)
-        except (StorageError, WeightsError) as error:
-            raise FilmFailedError(f"{film.media}: {error}") from None
+        return attempted(film, self._hear)
 
     def _hear(self, film: Unheard) -> Made:
         path = self._stage.local(film.media)
