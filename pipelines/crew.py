@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pipelines import stopping
+from pipelines import cores, stopping
 from pipelines.executors import (
     Answer,
     ItemFailedError,
@@ -338,9 +338,11 @@ class Crew:
             self._end(member)
 
     def _ask_for(self, pool: _Pool) -> None:
-        member = _Member(pool.kind.remote(), pool)
+        need, member = pool.need, _Member(pool.kind.remote(), pool)
         pool.members[member] = pool.starting[member] = None
-        self._expect(member, None, member.actor.start.remote(bool(pool.need.gpus), *self._maker))
+        bound = self._own and need.cpus == 1 and not need.gpus and cores.filled_by(pool.limit)
+        started = member.actor.start.remote(bool(need.gpus), bound, *self._maker)
+        self._expect(member, None, started)
 
     def _expect(self, member: _Member, number: int | None, reference: Any, place: int = 0) -> None:  # noqa: ANN401 - Ray's reference has no type
         def came(outcome: "Future[Any]") -> None:
@@ -507,10 +509,12 @@ class _Actor:
     def __init__(self) -> None:
         self._kept: dict[int, list[bytes]] = {}
 
-    def start(self, gpus: bool, *pieces: bytes) -> str:
-        """Make the worker; the id of the node that it is on."""
+    def start(self, gpus: bool, bound: bool, *pieces: bytes) -> str:
+        """Make the worker, bound to a core where it shall be; the id of the node that it is on."""
         import ray
 
+        if bound:
+            cores.take(cores.place())
         if not gpus:
             # Ray (2.60.0) shows all GPUs to those that asked for none: they would crowd the first.
             # Held by test_a_worker_that_asked_for_no_gpu_sees_none.
