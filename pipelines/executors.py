@@ -109,16 +109,26 @@ class InProcess:
         """See `Executor`."""
         worker = make_worker()
         failed: dict[int, ItemFailedError] = {}
-        for number in range(len(items)):
-            stopping.check()
-            try:
-                result = worker(items[number])
-            except ItemFailedError as error:
-                failed[number] = error
-                continue
-            yield Answer(number, result)
+        try:
+            for number in range(len(items)):
+                stopping.check()
+                try:
+                    result = worker(items[number])
+                except ItemFailedError as error:
+                    failed[number] = error
+                    continue
+                yield Answer(number, result)
+        finally:
+            _close(worker)
         if failed:
             raise together(failed)
+
+
+def _close(worker: object) -> None:
+    """Let a worker end what it started, where it knows how."""
+    close = getattr(worker, "close", None)
+    if close is not None:
+        close()
 
 
 def together(failed: Mapping[int, ItemFailedError]) -> ItemFailedError:

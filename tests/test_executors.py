@@ -280,6 +280,30 @@ def test_items_may_be_made_when_they_are_asked_for(where):
     assert all(items.made.count(number) <= 2 for number in range(700))
 
 
+class Closed:
+    """A worker that fails at 2 and counts how often it is closed."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self, item):
+        if item == 2:
+            raise RuntimeError("two")
+        return item
+
+    def close(self):
+        self.times += 1
+
+
+def test_in_process_the_worker_is_closed_at_the_end_and_when_it_fails():
+    worker = Closed()
+    assert [answer.result for answer in InProcess().run(lambda: worker, [1, 3])] == [1, 3]
+    assert worker.times == 1
+    with pytest.raises(RuntimeError, match="two"):
+        list(InProcess().run(lambda: worker, [1, 2]))
+    assert worker.times == 2
+
+
 def test_in_process_every_item_is_begun_once_and_waits_for_nothing():
     answers = list(InProcess().run(doubler, [1, 2]))
     assert [(each.attempts, each.queued_seconds) for each in answers] == [(1, 0.0), (1, 0.0)]
