@@ -12,6 +12,7 @@ from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import KINDS, build
 from training.models.late_fusion import LateFusion
 from training.models.mmlatch import MMLatch, from_reference
+from training.models.mult import MulT
 from training.recipe import ModelSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +42,21 @@ MODELS = {
         kind="late_fusion", streams=("text", "visual"), settings={"pooling": "sum"}
     ),
     "unimodal": ModelSettings(kind="unimodal", streams=("audio",)),
+    "mult": ModelSettings(
+        kind="mult",
+        streams=("text", "audio", "visual"),
+        settings={"width": 6, "heads": 2, "layers": 2, "kernels": "1,3,5"},
+    ),
+    "mult, no future mask": ModelSettings(
+        kind="mult",
+        streams=("visual", "text"),
+        settings={"width": 6, "heads": 3, "layers": 1, "future_mask": False},
+    ),
+    "mult, four": ModelSettings(
+        kind="mult",
+        streams=("text", "audio", "visual", "pose"),
+        settings={"width": 4, "heads": 2, "layers": 1},
+    ),
 }
 WIDTHS = {**SMALL, "pose": 5}
 
@@ -48,7 +64,8 @@ WIDTHS = {**SMALL, "pose": 5}
 def make(name, *, outputs=2, **more):
     torch.manual_seed(0)
     chosen = MODELS[name]
-    wanted = {"hidden": 5, **chosen.settings, **more}
+    size = {} if chosen.kind == "mult" else {"hidden": 5}
+    wanted = {**size, **chosen.settings, **more}
     model = build(
         ModelSettings(kind=chosen.kind, streams=chosen.streams, settings=wanted), WIDTHS, outputs
     )
@@ -401,5 +418,5 @@ def test_every_kind_can_be_built():
     for kind in KINDS:
         streams = ("text",) if kind == "unimodal" else ("text", "audio")
         model = build(ModelSettings(kind=kind, streams=streams), SMALL, 3)
-        assert isinstance(model, MMLatch if kind == "mmlatch" else LateFusion)
+        assert isinstance(model, {"mmlatch": MMLatch, "mult": MulT}.get(kind, LateFusion))
         assert model(random_batch(0)).shape == (4, 3)

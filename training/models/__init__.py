@@ -6,6 +6,7 @@ Each is an `nn.Module` that keeps the law of `training.batch.FusionModel`.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from types import UnionType
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -13,12 +14,13 @@ from torch import nn
 from training.models.blocks import FusionSettings
 from training.models.late_fusion import LateFusion
 from training.models.mmlatch import MMLatch, MMLatchSettings
+from training.models.mult import MulT, MulTSettings
 from training.recipe import ModelSettings, Scalar
 
-KINDS = ("mmlatch", "late_fusion", "unimodal")
+KINDS = ("mmlatch", "mult", "late_fusion", "unimodal")
 """The models that `build` knows."""
 
-Settings = TypeVar("Settings", bound=FusionSettings)
+Settings = TypeVar("Settings", FusionSettings, MMLatchSettings, MulTSettings)
 
 
 def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> nn.Module:
@@ -41,6 +43,8 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
     match settings.kind:
         case "mmlatch":
             return MMLatch(streams, widths, outputs, _parse(MMLatchSettings, "mmlatch", given))
+        case "mult":
+            return MulT(streams, widths, outputs, _parse(MulTSettings, "mult", given))
         case "late_fusion" | "unimodal" as kind:
             return LateFusion(streams, widths, outputs, _parse(FusionSettings, kind, given))
         case unknown:
@@ -78,6 +82,8 @@ def _parse(cls: type[Settings], kind: str, given: Mapping[str, Scalar]) -> Setti
 def _fits(value: Scalar, wanted: object) -> bool:
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
+    if isinstance(wanted, UnionType):
+        return any(_fits(value, each) for each in get_args(wanted))
     if isinstance(value, bool) or wanted is bool:
         return isinstance(value, bool) and wanted is bool
     return isinstance(value, int | float) if wanted is float else type(value) is wanted
@@ -86,6 +92,8 @@ def _fits(value: Scalar, wanted: object) -> bool:
 def _wanted(wanted: object) -> str:
     if get_origin(wanted) is Literal:
         return " or ".join(repr(choice) for choice in get_args(wanted))
+    if isinstance(wanted, UnionType):
+        return " or ".join(_wanted(each) for each in get_args(wanted))
     names: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number"}
     return names.get(wanted, "a text")
 

@@ -196,7 +196,7 @@ def take_streams(
     Raises:
         ValueError: A stream is not there, has another width, or does not share the clip's steps.
     """
-    found = [_stream(batch, name, width) for name, width in zip(names, widths, strict=True)]
+    found = [find_stream(batch, name, width) for name, width in zip(names, widths, strict=True)]
     streams = _same_steps(batch, found, names)
     valid_MBT = torch.stack([stream.mask for stream in streams])
     values = [stream.values for stream in streams]
@@ -207,7 +207,8 @@ def take_streams(
     return clean, fixed_steps(valid_MBT, settings.pooling, dtype)
 
 
-def _stream(batch: FusionBatch, name: str, width: int) -> Stream:
+def find_stream(batch: FusionBatch, name: str, width: int) -> Stream:
+    """A stream of a batch. Raises ValueError where it is not there, or has another width."""
     if name not in batch.streams:
         raise ValueError(
             f"the batch has no stream {name!r}, only {sorted(batch.streams)}; "
