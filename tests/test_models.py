@@ -12,6 +12,7 @@ from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import KINDS, build
 from training.models.late_fusion import LateFusion
 from training.models.mmlatch import MMLatch, from_reference
+from training.models.msaf_lstm import MsafLstm
 from training.models.mult import MulT
 from training.recipe import ModelSettings
 
@@ -42,6 +43,12 @@ MODELS = {
         kind="late_fusion", streams=("text", "visual"), settings={"pooling": "sum"}
     ),
     "unimodal": ModelSettings(kind="unimodal", streams=("audio",)),
+    "msaf": ModelSettings(
+        kind="msaf", streams=("visual", "audio", "text"), settings={"floor": 0.2}
+    ),
+    "msaf, wide": ModelSettings(
+        kind="msaf", streams=("text", "pose"), settings={"channels": "20, 3", "segments": 1}
+    ),
     "mult": ModelSettings(
         kind="mult",
         streams=("text", "audio", "visual"),
@@ -418,5 +425,6 @@ def test_every_kind_can_be_built():
     for kind in KINDS:
         streams = ("text",) if kind == "unimodal" else ("text", "audio")
         model = build(ModelSettings(kind=kind, streams=streams), SMALL, 3)
-        assert isinstance(model, {"mmlatch": MMLatch, "mult": MulT}.get(kind, LateFusion))
+        classes = {"mmlatch": MMLatch, "mult": MulT, "msaf": MsafLstm}
+        assert isinstance(model, classes.get(kind, LateFusion))
         assert model(random_batch(0)).shape == (4, 3)

@@ -14,13 +14,14 @@ from torch import nn
 from training.models.blocks import FusionSettings
 from training.models.late_fusion import LateFusion
 from training.models.mmlatch import MMLatch, MMLatchSettings
+from training.models.msaf_lstm import MsafLstm, MsafLstmSettings
 from training.models.mult import MulT, MulTSettings
 from training.recipe import ModelSettings, Scalar
 
-KINDS = ("mmlatch", "mult", "late_fusion", "unimodal")
+KINDS = ("mmlatch", "mult", "msaf", "late_fusion", "unimodal")
 """The models that `build` knows."""
 
-Settings = TypeVar("Settings", FusionSettings, MMLatchSettings, MulTSettings)
+Settings = TypeVar("Settings", FusionSettings, MMLatchSettings, MulTSettings, MsafLstmSettings)
 
 
 def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> nn.Module:
@@ -45,6 +46,8 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
             return MMLatch(streams, widths, outputs, _parse(MMLatchSettings, "mmlatch", given))
         case "mult":
             return MulT(streams, widths, outputs, _parse(MulTSettings, "mult", given))
+        case "msaf":
+            return MsafLstm(streams, widths, outputs, _parse(MsafLstmSettings, "msaf", given))
         case "late_fusion" | "unimodal" as kind:
             return LateFusion(streams, widths, outputs, _parse(FusionSettings, kind, given))
         case unknown:
