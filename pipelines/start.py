@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from featurizers.streams import fitting
 from featurizers.transcript import FORMATS, read_transcript
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
+from training.recipes import NAMES
 
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
 
@@ -34,7 +36,8 @@ source:
   # transcribe: {{model: FOLDER}} # and hear what is said, with a Whisper checkpoint
 features:                       # or a set by name: light, classic, strong
 {features}
-model: {{recipe: mmlatch}}        # or late_fusion, unimodal
+{recipes}
+model: {{recipe: mmlatch}}
 train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}
 # featurize: speed only, 0 goes without Ray; train: also the dropout, so numbers differ a little
 workers: {{featurize: 2, train: 2}}
@@ -91,6 +94,7 @@ def init(source: Path, label: str, to: Path) -> list[str]:
         label=_scalar(label),
         found=f"{len(values)} of {len(rows)} rows have it: {kind}",
         features="\n".join(lines),
+        recipes=textwrap.fill("# recipes: " + ", ".join(NAMES), 99, subsequent_indent="#   "),
         model=_scalar(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source.stem}-{label}")),
         rule=rule,
     )

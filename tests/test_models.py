@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 
 from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import KINDS, build
-from training.models.late_fusion import LateFusion
 from training.models.mmlatch import MMLatch, from_reference
-from training.models.msaf_lstm import MsafLstm
-from training.models.mult import MulT
 from training.recipe import ModelSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -425,6 +422,4 @@ def test_every_kind_can_be_built():
     for kind in KINDS:
         streams = ("text",) if kind == "unimodal" else ("text", "audio")
         model = build(ModelSettings(kind=kind, streams=streams), SMALL, 3)
-        classes = {"mmlatch": MMLatch, "mult": MulT, "msaf": MsafLstm}
-        assert isinstance(model, classes.get(kind, LateFusion))
         assert model(random_batch(0)).shape == (4, 3)

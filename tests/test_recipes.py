@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from training.models import build
 from training.recipe import Pooling, Recipe, Task
 from training.recipes import NAMES, check, named
 
@@ -17,6 +19,24 @@ def test_every_name_gives_a_recipe_that_survives_json(name):
     recipe = named(name, SCORE, streams, {"hidden": 32}, epochs=3, zero=0)
     assert (recipe.name, recipe.epochs, recipe.model.settings["hidden"]) == (name, 3, 32)
     assert Recipe.from_json(recipe.to_json()).digest == recipe.digest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_names_a_model_that_can_be_built(name):
+    streams = ["text"] if name == "unimodal" else ["text", "audio", "visual"]
+    model = named(name, MOOD, streams).model
+    with torch.device("meta"):
+        build(model, dict.fromkeys(streams, 5), MOOD.outputs)
+
+
+@pytest.mark.parametrize("name", ["mmlatch_mosei", "late_fusion_mosei"])
+def test_the_settings_of_mmlatchs_authors_are_those_of_their_paper(name):
+    recipe = named(name, SCORE, ["text", "audio", "visual"])
+    assert (recipe.loss, recipe.learning_rate, recipe.weight_decay) == ("l1", 5e-4, 0.0)
+    assert (recipe.global_batch, recipe.epochs, recipe.patience) == (32, 100, 10)
+    assert recipe.clip_norm is None
+    assert recipe.model.settings["hidden"] == 100
+    assert named(name, MOOD, ["text"]).loss == "cross_entropy"
 
 
 def test_the_pooling_of_an_experiment_file_is_a_mapping():

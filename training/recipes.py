@@ -1,19 +1,54 @@
-"""Recipes by name: functions that give all settings of a run, fit for a few hundred clips."""
+"""Recipes by name: functions that give all settings of a run.
+
+`RECIPES` is the table of them. Some start from raw clips, with defaults fit for a few hundred of
+them; those with a corpus in their name repeat a paper's settings on features that were imported.
+"""
 
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from featurizers.align import HOWS
 from training.recipe import ModelSettings, Pooling, Recipe, Scalar, Task
 
 Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | None
 
-NAMES = ("mmlatch", "late_fusion", "unimodal")
-
 _DECIDED = ("name", "model", "task")
+
+# What models and runs begin with where a recipe does not say otherwise.
+_MODEL: Mapping[str, Scalar] = {"hidden": 64}
+_TRAINING: Mapping[str, Setting] = {"learning_rate": 1e-3}
+
+# How the authors of MMLatch train on CMU-MOSEI: AdamW without decay is their Adam.
+_MMLATCH_MOSEI: Mapping[str, Setting] = {
+    "epochs": 100,
+    "patience": 10,
+    "global_batch": 32,
+    "learning_rate": 5e-4,
+    "weight_decay": 0.0,
+    "clip_norm": None,
+}
+_MMLATCH_SIZES: Mapping[str, Scalar] = {
+    "hidden": 100,
+    "encoder_dropout": 0.2,
+    "fusion_dropout": 0.1,
+    "pooling": "sum",
+}
+
+
+class NamedRecipe(Protocol):
+    """How every recipe is called; the arguments are those of `mmlatch`."""
+
+    def __call__(
+        self,
+        task: Task,
+        streams: Sequence[str],
+        settings: Mapping[str, Scalar] | None = None,
+        **overrides: Setting,
+    ) -> Recipe:
+        """The recipe, checked. Raises ValueError: no such setting, or a value is out of range."""
 
 
 def mmlatch(
@@ -33,6 +68,29 @@ def mmlatch(
     return _recipe("mmlatch", task, streams, settings, overrides)
 
 
+def mmlatch_mosei(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """MMLatch as its authors train it on CMU-MOSEI; the arguments are those of `mmlatch`.
+
+    The paper's streams are GloVe words, COVAREP and FACET, in this order, averaged over each word.
+    """
+    sizes = {**_MMLATCH_SIZES, "mask_dropout": 0.2, "mask_rnn_dropout": 0.1}
+    return _recipe(
+        "mmlatch_mosei",
+        task,
+        streams,
+        settings,
+        overrides,
+        kind="mmlatch",
+        model=sizes,
+        training=_MMLATCH_MOSEI,
+    )
+
+
 def late_fusion(
     task: Task,
     streams: Sequence[str],
@@ -43,6 +101,25 @@ def late_fusion(
     return _recipe("late_fusion", task, streams, settings, overrides)
 
 
+def late_fusion_mosei(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """The baseline of `mmlatch_mosei`: the same without feedback."""
+    return _recipe(
+        "late_fusion_mosei",
+        task,
+        streams,
+        settings,
+        overrides,
+        kind="late_fusion",
+        model=_MMLATCH_SIZES,
+        training=_MMLATCH_MOSEI,
+    )
+
+
 def unimodal(
     task: Task,
     streams: Sequence[str],
@@ -51,6 +128,17 @@ def unimodal(
 ) -> Recipe:
     """One stream alone, with the same encoder and head; the arguments are those of `mmlatch`."""
     return _recipe("unimodal", task, streams, settings, overrides)
+
+
+RECIPES: Mapping[str, NamedRecipe] = {
+    "mmlatch": mmlatch,
+    "mmlatch_mosei": mmlatch_mosei,
+    "late_fusion": late_fusion,
+    "late_fusion_mosei": late_fusion_mosei,
+    "unimodal": unimodal,
+}
+
+NAMES = tuple(RECIPES)
 
 
 def named(
@@ -65,15 +153,9 @@ def named(
     Raises:
         ValueError: There is no such recipe or setting, or a value is out of range.
     """
-    match name:
-        case "mmlatch":
-            return mmlatch(task, streams, settings, **overrides)
-        case "late_fusion":
-            return late_fusion(task, streams, settings, **overrides)
-        case "unimodal":
-            return unimodal(task, streams, settings, **overrides)
-        case _:
-            raise ValueError(f"there is no recipe {name!r}; {_nearest(name, NAMES)}")
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; {_nearest(name, NAMES)}")
+    return RECIPES[name](task, streams, settings, **overrides)
 
 
 def check(recipe: Recipe) -> None:
@@ -107,22 +189,35 @@ def _recipe(
     streams: Sequence[str],
     settings: Mapping[str, Scalar] | None,
     overrides: Mapping[str, Setting],
+    *,
+    kind: str | None = None,
+    model: Mapping[str, Scalar] = _MODEL,
+    training: Mapping[str, Setting] = _TRAINING,
 ) -> Recipe:
+    """The recipe of a name.
+
+    Args:
+        name: The recipe's name.
+        task: What is predicted.
+        streams: In the model's order.
+        settings: The model's settings that replace those of `model`.
+        overrides: Fields of `Recipe` that replace those of `training`.
+        kind: The model's kind, where it is not the recipe's name.
+        model: The model's settings.
+        training: Fields of `Recipe`; a task of classes always begins with cross entropy.
+    """
     known = [each.name for each in fields(Recipe) if each.name not in _DECIDED]
     for setting in overrides:
         if setting not in known:
             raise ValueError(f"recipes have no setting {setting!r}; {_nearest(setting, known)}")
-    defaults: dict[str, Setting] = {
-        "learning_rate": 1e-3,
-        "loss": "l1" if task.kind == "regression" else "cross_entropy",
-    }
-    model = ModelSettings(
-        kind=name, streams=tuple(streams), settings={"hidden": 64, **(settings or {})}
-    )
-    chosen = {**defaults, **overrides}
+    loss = training.get("loss", "l1") if task.kind == "regression" else "cross_entropy"
+    chosen: dict[str, Setting] = {**training, "loss": loss, **overrides}
     chosen["pooling"] = _pooling(chosen.get("pooling", Pooling()))
+    built = ModelSettings(
+        kind=kind or name, streams=tuple(streams), settings={**model, **(settings or {})}
+    )
     # A mapping cannot be typed by field; `check` looks at each value.
-    recipe = Recipe(name=name, model=model, task=task, **chosen)  # type: ignore[arg-type]
+    recipe = Recipe(name=name, model=built, task=task, **chosen)  # type: ignore[arg-type]
     check(recipe)
     return recipe
 

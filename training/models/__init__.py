@@ -1,13 +1,14 @@
 """Fusion models, and `build()`, which makes one from settings.
 
-Each is an `nn.Module` that keeps the law of `training.batch.FusionModel`.
+Each is an `nn.Module` that keeps the law of `training.batch.FusionModel`; docs/adding-a-model.md
+shows how one is added.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -18,10 +19,27 @@ from training.models.msaf_lstm import MsafLstm, MsafLstmSettings
 from training.models.mult import MulT, MulTSettings
 from training.recipe import ModelSettings, Scalar
 
-KINDS = ("mmlatch", "mult", "msaf", "late_fusion", "unimodal")
-"""The models that `build` knows."""
 
-Settings = TypeVar("Settings", FusionSettings, MMLatchSettings, MulTSettings, MsafLstmSettings)
+class Kind(NamedTuple):
+    """One kind of model.
+
+    Attributes:
+        model: Called with streams in order, widths by stream, outputs, and settings.
+        settings: A frozen dataclass of scalars with defaults, which checks its own values.
+    """
+
+    model: Callable[[Sequence[str], Mapping[str, int], int, Any], nn.Module]
+    settings: type[Any]
+
+
+KINDS: dict[str, Kind] = {
+    "mmlatch": Kind(MMLatch, MMLatchSettings),
+    "mult": Kind(MulT, MulTSettings),
+    "msaf": Kind(MsafLstm, MsafLstmSettings),
+    "late_fusion": Kind(LateFusion, FusionSettings),
+    "unimodal": Kind(LateFusion, FusionSettings),
+}
+"""The models that `build` knows."""
 
 
 def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> nn.Module:
@@ -40,18 +58,11 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
         raise ValueError(
             f"a model of {outputs} outputs predicts nothing; give 1, or the number of classes"
         )
-    streams, given = settings.streams, settings.settings
-    match settings.kind:
-        case "mmlatch":
-            return MMLatch(streams, widths, outputs, _parse(MMLatchSettings, "mmlatch", given))
-        case "mult":
-            return MulT(streams, widths, outputs, _parse(MulTSettings, "mult", given))
-        case "msaf":
-            return MsafLstm(streams, widths, outputs, _parse(MsafLstmSettings, "msaf", given))
-        case "late_fusion" | "unimodal" as kind:
-            return LateFusion(streams, widths, outputs, _parse(FusionSettings, kind, given))
-        case unknown:
-            raise ValueError(f"unknown model {unknown!r}; {_nearest(unknown, KINDS)}")
+    if settings.kind not in KINDS:
+        raise ValueError(f"unknown model {settings.kind!r}; {_nearest(settings.kind, KINDS)}")
+    kind = KINDS[settings.kind]
+    parsed = _parse(kind.settings, settings.kind, settings.settings)
+    return kind.model(settings.streams, widths, outputs, parsed)
 
 
 def _check_streams(settings: ModelSettings, widths: Mapping[str, int]) -> None:
@@ -69,7 +80,7 @@ def _check_streams(settings: ModelSettings, widths: Mapping[str, int]) -> None:
             )
 
 
-def _parse(cls: type[Settings], kind: str, given: Mapping[str, Scalar]) -> Settings:
+def _parse(cls: type[Any], kind: str, given: Mapping[str, Scalar]) -> Any:  # noqa: ANN401 - each kind has its own
     """Settings of one kind, each checked for its name and its type."""
     types = get_type_hints(cls)
     known = [field.name for field in fields(cls)]
@@ -78,8 +89,7 @@ def _parse(cls: type[Settings], kind: str, given: Mapping[str, Scalar]) -> Setti
             raise ValueError(f"model {kind!r} has no setting {name!r}; {_nearest(name, known)}")
         if not _fits(value, types[name]):
             raise ValueError(f"model {kind!r}: {name} is {value!r}; wanted {_wanted(types[name])}")
-    # A mapping cannot be typed by field; each value has just been checked against its field.
-    return cls(**given)  # type: ignore[arg-type]
+    return cls(**given)
 
 
 def _fits(value: Scalar, wanted: object) -> bool:
