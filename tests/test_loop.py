@@ -45,7 +45,9 @@ EXACT = {"hidden": 8, "encoder_dropout": 0.0, "fusion_dropout": 0.0}
 
 
 def without_dropout(recipe):
-    return replace(recipe, model=replace(recipe.model, settings=EXACT))
+    """No dropout but of modalities, which is the same on any number of ranks."""
+    exact = replace(recipe.model, settings=EXACT)
+    return replace(recipe, model=exact, modality_dropout=0.3)
 
 
 def make_dataset(root):
@@ -180,6 +182,16 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bits(data, undisturbed, tmp_
     torch.manual_seed(1234)
     same(fit(RECIPE, data, LocalSession(tmp_path), MemoryRun()), undisturbed)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_modality_dropout_resumes_to_the_same_bits_and_changes_the_run(data, undisturbed, tmp_path):
+    recipe = replace(RECIPE, epochs=2, modality_dropout=0.4)
+    whole = fit(recipe, data, LocalSession(tmp_path / "whole"), MemoryRun())
+    with pytest.raises(KilledError):
+        fit(recipe, data, StopsAt(tmp_path / "cut", STEPS + 2), MemoryRun())
+    torch.manual_seed(1234)
+    same(fit(recipe, data, LocalSession(tmp_path / "cut"), MemoryRun()), whole)
+    assert whole.history[0]["train_loss"] != undisturbed.history[0]["train_loss"]
 
 
 def test_a_finished_run_is_taken_as_it_is(data, undisturbed, tmp_path):

@@ -61,6 +61,8 @@ def test_the_loss_follows_the_task():
         ({"zero": 4}, "zero is 4; for this task it can be: 0, 1, 2, 3"),
         ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; for this task it can be: l1, mse"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"modality_dropout": -0.1}, "modality_dropout is -0.1"),
+        ({"modality_dropout": 1}, "modality_dropout is 1; it is a probability, less than 1"),
         ({"pooling": "cells"}, "pooling is 'cells'; wanted some of kind, cell_s, steps, how"),
         ({"pooling": {"hwo": "max"}}, "pooling has no setting 'hwo'; the nearest is 'how'"),
         ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, max, first, last, linear"),

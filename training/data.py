@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ Slot: TypeAlias = tuple[str, float]
 """A clip's key and its weight: 1, or 0 where it only pads the last global batch."""
 
 GlobalBatch: TypeAlias = tuple[Slot, ...]
+
+Item = TypeVar("Item")
 
 
 def order(
@@ -74,10 +76,13 @@ def global_batches(ordered: Sequence[str], size: int) -> list[GlobalBatch]:
     return batches
 
 
-def rank_view(batch: GlobalBatch, *, rank: int, world: int, micro: int) -> list[GlobalBatch]:
+def rank_view(
+    batch: tuple[Item, ...], *, rank: int, world: int, micro: int
+) -> list[tuple[Item, ...]]:
     """What one rank takes of a global batch: its micro-batches, in order of accumulation.
 
-    The global batch is seen as [accumulation, rank, micro].
+    The global batch, of slots or of what there is one of for each slot, is seen as
+    [accumulation, rank, micro].
     """
     step = world * micro
     starts = range(rank * micro, len(batch), step)

@@ -26,6 +26,7 @@ from training.data import (
 )
 from training.engine import Engine, clip_losses
 from training.evaluate import metrics
+from training.missing import draw, dropped
 from training.models import build
 from training.predict import decide
 from training.recipe import Recipe
@@ -99,7 +100,8 @@ def fit(
 
     The numbers depend on recipe and data, and in their last digits on the number of ranks. Stopped
     at any step and resumed on the same number of ranks they are the same to the last bit: the order
-    of clips and the seed of each step's dropout follow from the position alone.
+    of clips, the streams that modality dropout takes away and the seed of each step's dropout
+    follow from the position alone.
 
     Args:
         recipe: Decides everything.
@@ -235,7 +237,8 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
     for position in range(state.position, first + len(batches)):
         batch = batches[position - first]
         torch.manual_seed(step_seed(seed, position, rank))
-        own = own + work.engine.step(_share(work, train, batch), _weight_sum(batch)).cpu()
+        share = _with_dropped(work, _share(work, train, batch), position)
+        own = own + work.engine.step(share, _weight_sum(batch)).cpu()
         if work.session.preempted():
             done = replace(state, position=position + 1, losses=_by_rank(work, own))
             _checkpoint(work, done, best)
@@ -247,6 +250,24 @@ def _share(work: _Work, samples: Samples, batch: GlobalBatch) -> list[FusionBatc
     session = work.session
     view = rank_view(batch, rank=session.rank, world=session.world, micro=work.engine.micro)
     return [samples.batch(slots) for slots in view]
+
+
+def _with_dropped(
+    work: _Work, share: Sequence[FusionBatch], position: int
+) -> Sequence[FusionBatch]:
+    """This rank's micro-batches after modality dropout: what it takes, no rank decides."""
+    recipe, session = work.recipe, work.session
+    if not recipe.modality_dropout:
+        return share
+    streams = len(recipe.model.streams)
+    draws = draw(recipe.seed, position, recipe.global_batch, streams)
+    rows = rank_view(
+        tuple(range(len(draws))), rank=session.rank, world=session.world, micro=work.engine.micro
+    )
+    return [
+        dropped(batch, recipe.modality_dropout, draws[list(own)])
+        for batch, own in zip(share, rows, strict=True)
+    ]
 
 
 def _weight_sum(batch: GlobalBatch) -> float:

@@ -63,6 +63,8 @@ class Recipe:
         clip_norm: Gradient norm above which gradients are scaled down; None for no clipping.
         patience: Epochs without a better validation loss after which training stops.
         take_absent: Whether training takes clips that lack a stream (masked), or leaves them out.
+        modality_dropout: The probability that training masks a stream of a clip; one that the clip
+            has always stays.
         checkpoint_every: Epochs between checkpoints.
     """
 
@@ -81,6 +83,7 @@ class Recipe:
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     take_absent: bool = True
+    modality_dropout: float = 0.0
     seed: int = 0
     checkpoint_every: int = 5
 

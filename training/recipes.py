@@ -165,6 +165,11 @@ def check(recipe: Recipe) -> None:
     _check_number(recipe, "seed", whole=True, least=0)
     for name in ("learning_rate", "weight_decay"):
         _check_number(recipe, name, whole=False, least=0)
+    _check_number(recipe, "modality_dropout", whole=False, least=0)
+    if recipe.modality_dropout >= 1:
+        raise ValueError(
+            f"modality_dropout is {recipe.modality_dropout}; it is a probability, less than 1"
+        )
     if recipe.micro_batch is not None:
         _check_number(recipe, "micro_batch", whole=True, least=1)
     if recipe.clip_norm is not None:
