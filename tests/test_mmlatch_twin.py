@@ -92,7 +92,7 @@ class Twin:
         n = union[-1] + 1
         x = [x[m][:n] * torch.tensor([[t in valid[m]] for t in range(n)]) for m in range(self.M)]
         h = [self.encode(m, x[m], valid[m]) for m in range(self.M)]
-        if self.model.settings.mask != "none":
+        if getattr(self.model, "latch", None) is not None:
             x = [x[m] * self.mask(m, h) for m in range(self.M)]
             h = [self.encode(m, x[m], valid[m]) for m in range(self.M)]
         z = self.lstm("head.reader.lstm", self.fuse(h, valid))

@@ -61,6 +61,14 @@ MODELS = {
         streams=("text", "audio", "visual", "pose"),
         settings={"width": 4, "heads": 2, "layers": 1},
     ),
+    "early_fusion": ModelSettings(kind="early_fusion", streams=("text", "audio", "visual")),
+    "decision_average": ModelSettings(kind="decision_average", streams=("text", "audio", "pose")),
+    "decision_product": ModelSettings(kind="decision_product", streams=("visual", "text")),
+    "tfn": ModelSettings(kind="tfn", streams=("text", "audio", "visual"), settings={"vector": 3}),
+    "lmf": ModelSettings(kind="lmf", streams=("text", "audio", "visual", "pose")),
+    "lmf, all read": ModelSettings(
+        kind="lmf", streams=("audio", "text"), settings={"recurrent": "all"}
+    ),
 }
 WIDTHS = {**SMALL, "pose": 5}
 

@@ -130,12 +130,73 @@ def unimodal(
     return _recipe("unimodal", task, streams, settings, overrides)
 
 
+def early_fusion(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """All streams beside each other at each step, and one encoder; arguments as in `mmlatch`."""
+    return _recipe("early_fusion", task, streams, settings, overrides)
+
+
+def decision_average(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """A model for each stream, and the mean of what they say; arguments as in `mmlatch`."""
+    return _recipe("decision_average", task, streams, settings, overrides)
+
+
+def decision_product(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """A model for each stream, and the product of their probabilities, for classes only.
+
+    The arguments are those of `mmlatch`.
+    """
+    return _recipe("decision_product", task, streams, settings, overrides)
+
+
+def tfn(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """Tensor fusion: a weight for every product of entries of the streams' vectors.
+
+    The arguments are those of `mmlatch`.
+    """
+    return _recipe("tfn", task, streams, settings, overrides)
+
+
+def lmf(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """Low-rank fusion: tensor fusion with few weights; arguments as in `mmlatch`."""
+    return _recipe("lmf", task, streams, settings, overrides)
+
+
 RECIPES: Mapping[str, NamedRecipe] = {
     "mmlatch": mmlatch,
     "mmlatch_mosei": mmlatch_mosei,
     "late_fusion": late_fusion,
     "late_fusion_mosei": late_fusion_mosei,
     "unimodal": unimodal,
+    "early_fusion": early_fusion,
+    "decision_average": decision_average,
+    "decision_product": decision_product,
+    "tfn": tfn,
+    "lmf": lmf,
 }
 
 NAMES = tuple(RECIPES)

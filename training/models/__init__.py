@@ -13,10 +13,15 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from torch import nn
 
 from training.models.blocks import FusionSettings
+from training.models.decision import DecisionSettings, decision_average, decision_product
+from training.models.early_fusion import EarlyFusion
 from training.models.late_fusion import LateFusion
+from training.models.lmf import LowRankFusion, LowRankSettings
 from training.models.mmlatch import MMLatch, MMLatchSettings
 from training.models.msaf_lstm import MsafLstm, MsafLstmSettings
 from training.models.mult import MulT, MulTSettings
+from training.models.tfn import TensorFusion
+from training.models.vectors import VectorSettings
 from training.recipe import ModelSettings, Scalar
 
 
@@ -38,6 +43,11 @@ KINDS: dict[str, Kind] = {
     "msaf": Kind(MsafLstm, MsafLstmSettings),
     "late_fusion": Kind(LateFusion, FusionSettings),
     "unimodal": Kind(LateFusion, FusionSettings),
+    "early_fusion": Kind(EarlyFusion, FusionSettings),
+    "decision_average": Kind(decision_average, DecisionSettings),
+    "decision_product": Kind(decision_product, DecisionSettings),
+    "tfn": Kind(TensorFusion, VectorSettings),
+    "lmf": Kind(LowRankFusion, LowRankSettings),
 }
 """The models that `build` knows."""
 
