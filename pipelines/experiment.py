@@ -444,16 +444,26 @@ def _check_names(name: str, experiment: Experiment) -> None:
 
 
 def _check_model(experiment: Experiment) -> None:
-    """Build the model without memory: a wrong setting must not wait for the features."""
+    """Build the model without memory: a wrong setting must not wait for the features.
+
+    Where the file does not say what is predicted, every model can be built for classes.
+    """
+    label, chosen = experiment.source.label, _extra(experiment.train).get("loss")
+    stated = experiment.source.task
+    numbers = stated is None and chosen not in (None, "cross_entropy")
+    if stated == "regression" or numbers:
+        task = Task(kind="regression", label=label)
+    else:
+        task = Task(kind="classes", label=label, classes=("one", "other"))
+    check_model(experiment, task)
+
+
+def check_model(experiment: Experiment, task: Task) -> None:
+    """Raise InputError where the model cannot be built for a task, or not be dealt to the ranks."""
     import torch
 
     from training.models import build
 
-    label, chosen = experiment.source.label, _extra(experiment.train).get("loss")
-    if experiment.source.task == "classes" or chosen == "cross_entropy":
-        task = Task(kind="classes", label=label, classes=("one", "other"))
-    else:
-        task = Task(kind="regression", label=label)
     widths = {stream: each.spec.width for stream, each in experiment.featurizers().items()}
     recipe = experiment.recipe(task)
     ranks = experiment.workers.train

@@ -15,7 +15,7 @@ from featurizers.manifest import Column
 from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
-from pipelines.experiment import Experiment, InputError, parse, save
+from pipelines.experiment import Experiment, InputError, check_model, parse, save
 from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
@@ -203,7 +203,12 @@ def store_uri(experiment: Experiment) -> str:
 
 
 def recipes_of(experiment: Experiment, task: Task) -> list[Recipe]:
-    """The experiment's recipe, once for each seed."""
+    """The experiment's recipe, once for each seed.
+
+    Raises:
+        InputError: The model is for other tasks.
+    """
+    check_model(experiment, task)
     return [experiment.recipe(task, seed) for seed in range(experiment.train.seeds)]
 
 
@@ -258,9 +263,9 @@ def run(experiment: Experiment, show: Show) -> Summary:
     if experiment.source.align is not None:
         align_all(experiment, show)
     clips = ingest_all(experiment, show)
+    recipes = recipes_of(experiment, task_of(experiment, clips))
     columns = featurize_all(experiment, show)
-    task = task_of(experiment, clips)
-    trained = train_all(experiment, recipes_of(experiment, task), columns, clips, show)
+    trained = train_all(experiment, recipes, columns, clips, show)
     cards = {each.plan.name: score_test(each, clips, parity=None) for each in trained}
     show.scores("test", cards, list(next(iter(cards.values())).metrics))
     registered = register_best(experiment, trained, columns, clips, show)

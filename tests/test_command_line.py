@@ -20,6 +20,7 @@ from pipelines.experiment import load
 from pipelines.sources import ask, read_rows
 from pipelines.stopping import stoppable
 from tracking import mlflow_store
+from training.recipes import NAMES
 
 SCRIPT = Path(sys.executable).parent / "fuseline"
 TABLE = "id,media,transcript,mood\n" + "".join(
@@ -570,6 +571,7 @@ def test_init_writes_a_file_that_loads(tmp_path, called, name, label, values):
     assert sorted(made.features) == ["audio", "text", "video"]
     assert made.register_ is not None
     assert len(made.rules()) == 1
+    assert all(recipe in to.read_text() for recipe in NAMES)
     assert "fuseline run" in out
 
 

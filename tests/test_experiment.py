@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from featurizers import catalog
-from pipelines.experiment import InputError, load, save
+from pipelines.experiment import InputError, check_model, load, save
+from pipelines.run import recipes_of
 from pipelines.sources import ask, read_rows
 from tests import checkpoints
 from tracking.gate import Rule
@@ -98,6 +99,16 @@ def test_classes_get_the_loss_of_classes(tmp_path):
     assert given(tmp_path, WHOLE, ["train.loss=cross_entropy"]).recipe(task).loss == "cross_entropy"
 
 
+def test_a_model_for_classes_waits_for_the_labels_where_the_file_says_no_task(tmp_path):
+    chosen = {"recipe": "decision_product"}
+    experiment = changed(tmp_path, "model", chosen)
+    check_model(experiment, Task(kind="classes", label="sentiment", classes=("a", "b")))
+    with pytest.raises(InputError, match=r"model: 'decision_product' .*'decision_average'"):
+        recipes_of(experiment, TASK)
+    with pytest.raises(InputError, match="a regression has none"):
+        given(tmp_path, WHOLE, ["model.recipe=decision_product", "source.task=regression"])
+
+
 def test_what_is_left_out_has_a_default(tmp_path):
     experiment = given(
         tmp_path,
@@ -165,6 +176,7 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("model", {"recipe": "mmlatch", "hiden": 3}, "the nearest known one is 'hidden'"),
         ("model", {"recipe": "mmlatch", "hidden": "big"}, "hidden is 'big'"),
         ("model", {"recipe": "unimodal"}, "'unimodal' reads exactly one stream"),
+        ("train", {"modality_dropout": 1.5}, "modality_dropout is 1.5"),
         ("train", [1], "train: "),
         ("workers", {"train": 0}, "workers.train: "),
         ("workers", {"featurize": -1}, "workers.featurize: "),
