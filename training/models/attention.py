@@ -8,6 +8,9 @@ more than the output beside it (T. Dao et al., "FlashAttention: Fast and Memory-
 Attention with IO-Awareness", NeurIPS 2022, arXiv 2205.14135). On any other device this is PyTorch's
 `scaled_dot_product_attention`.
 
+Heads here are narrow (4 to 12). A product of the map with a narrow matrix is up to four times as
+fast when the narrow side comes first, so inside all of them lie with their steps last.
+
 Shapes: N sequences side by side, H heads, T queries, U keys, S size of a head.
 """
 
@@ -26,8 +29,8 @@ from training.models.dropout import Draws, new_seed
 HELD = 1 << 18
 """Entries of a block: 1 MiB of float32."""
 
-Block: TypeAlias = tuple[slice, slice, slice]
-"""Sequences, heads and queries."""
+Block: TypeAlias = tuple[tuple[slice, slice], slice]
+"""Sequences and heads; queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,11 @@ def attend(
         share: Dropout on the weights.
     """
     if query_NHTS.device.type == "cpu":
-        scaled = query_NHTS * (1.0 / math.sqrt(query_NHTS.shape[3]))
+        query = query_NHTS * (1.0 / math.sqrt(query_NHTS.shape[3]))
+        found = (x_NHTS.mT.contiguous() for x_NHTS in (query, key_NHUS, value_NHUS))
         how = _How(sight.bias, share, new_seed() if share > 0.0 else 0)
-        answer: Tensor = _InBlocks.apply(  # type: ignore[no-untyped-call]  # PyTorch gives it no type
-            scaled, key_NHUS.contiguous(), value_NHUS.contiguous(), how
-        )
+        answer_NHST: Tensor = _InBlocks.apply(*found, how)  # type: ignore[no-untyped-call]  # PyTorch gives it no type
+        answer = answer_NHST.mT
     else:
         bias = None if sight.bias is None else sight.bias.unsqueeze(1)
         answer = nn.functional.scaled_dot_product_attention(
@@ -87,7 +90,7 @@ class _How:
 
 
 class _InBlocks(Function):
-    """The attention of scaled queries."""
+    """The attention of scaled queries; all are [N, H, S, T] or [N, H, S, U]."""
 
     @staticmethod
     def forward(
@@ -99,12 +102,11 @@ class _InBlocks(Function):
     ) -> Tensor:
         answer = torch.empty_like(query)
         draws = Draws(how.seed)
-        for block in _blocks(query, key):
-            weights = _weights(query, key, how.bias, block)
+        for sides, queries in _blocks(query, key):
+            weights = _weights(query[sides][..., queries], key[sides], how.bias, (sides, queries))
             if how.share > 0.0:
                 weights *= draws.factors(weights.shape, how.share, weights.dtype)
-            found = torch.bmm(weights, _rows(value, block))
-            answer[block] = found.view_as(answer[block])
+            answer[sides][..., queries] = value[sides] @ weights.mT
         ctx.save_for_backward(query, key, value, answer)
         ctx.how = how
         return answer
@@ -121,50 +123,43 @@ class _InBlocks(Function):
         to_key, to_value = torch.zeros_like(key), torch.zeros_like(value)
         grad = grad.contiguous()
         # For each query, the sum over keys of weight times the weight's gradient.
-        common = (grad * answer).sum(3, keepdim=True)
+        common = (grad * answer).sum(2).unsqueeze(3)
         draws = Draws(how.seed)
-        for block in _blocks(query, key):
-            asked = block[:2]
-            weights = _weights(query, key, how.bias, block)
-            own = grad[block].flatten(0, 1)
-            to_weights = torch.bmm(own, _rows(value, block).mT)
+        for sides, queries in _blocks(query, key):
+            asking, own = query[sides][..., queries], grad[sides][..., queries]
+            weights = _weights(asking, key[sides], how.bias, (sides, queries))
+            to_weights = own.mT @ value[sides]
+            dropped = weights
             if how.share > 0.0:
                 factors = draws.factors(weights.shape, how.share, weights.dtype)
                 to_weights *= factors
-                factors *= weights
-            else:
-                factors = weights
-            to_value[asked] += torch.bmm(factors.mT, own).view_as(value[asked])
-            to_scores = to_weights.sub_(common[block].flatten(0, 1)).mul_(weights)
-            to_query[block] = torch.bmm(to_scores, _rows(key, block)).view_as(query[block])
-            to_key[asked] += torch.bmm(to_scores.mT, query[block].flatten(0, 1)).view_as(key[asked])
+                dropped = factors.mul_(weights)
+            to_value[sides] += own @ dropped
+            to_scores = to_weights.sub_(common[sides][..., queries, :]).mul_(weights)
+            to_query[sides][..., queries] = key[sides] @ to_scores.mT
+            to_key[sides] += asking @ to_scores
         return to_query, to_key, to_value, None
 
 
 def _blocks(query: Tensor, key: Tensor) -> Iterator[Block]:
     """Blocks of at most `HELD` entries, or of one query: as whole as they can be."""
-    sequences, heads, queries, _ = query.shape
-    rows = max(1, HELD // key.shape[2])
+    sequences, heads, _, queries = query.shape
+    rows = max(1, HELD // key.shape[3])
     together = min(queries, rows)
-    side = min(heads, rows // together) if together == queries else 1
-    most = min(sequences, rows // (together * side)) if side == heads else 1
+    beside = min(heads, rows // together) if together == queries else 1
+    most = min(sequences, rows // (together * beside)) if beside == heads else 1
     for n in range(0, sequences, most):
-        for h in range(0, heads, side):
+        for h in range(0, heads, beside):
             for t in range(0, queries, together):
-                yield slice(n, n + most), slice(h, h + side), slice(t, t + together)
-
-
-def _rows(x_NHUS: Tensor, block: Block) -> Tensor:
-    """The keys or values of a block, heads beside each other."""
-    return x_NHUS[block[:2]].flatten(0, 1)
+                yield (slice(n, n + most), slice(h, h + beside)), slice(t, t + together)
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor | None, block: Block) -> Tensor:
-    """The weights of a block before dropout, heads beside each other."""
-    scores = torch.bmm(query[block].flatten(0, 1), _rows(key, block).mT)
+    """The weights of a block before dropout."""
+    scores = query.mT @ key
     if bias is not None:
-        sequences = block[0] if len(bias) > 1 else slice(None)
-        queries = block[2] if bias.shape[1] > 1 else slice(None)
-        count = query[block].shape[:2]
-        scores.view(*count, *scores.shape[1:]).add_(bias[sequences, queries].unsqueeze(1))
-    return scores.softmax(2)
+        (sequences, _), queries = block
+        rows = sequences if len(bias) > 1 else slice(None)
+        steps = queries if bias.shape[1] > 1 else slice(None)
+        scores += bias[rows, steps].unsqueeze(1)
+    return scores.softmax(3)
