@@ -7,7 +7,7 @@ import torch
 
 from training.models import attention
 from training.models.attention import Sight, attend
-from training.models.dropout import LEVELS, Draws, dropout
+from training.models.dropout import LEVELS, Draws, dropout, plus_dropped, relu_dropped
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
@@ -58,6 +58,36 @@ def test_what_is_dropped_has_no_gradient():
     dropped = dropout(x, 0.5, training=True)
     dropped.sum().backward()
     assert torch.equal(x.grad, dropped.detach())
+
+
+def drops(x, share):
+    """What dropout multiplies with from here on."""
+    torch.manual_seed(6)
+    factors = dropout(torch.ones_like(x), share, training=True)
+    torch.manual_seed(6)
+    return factors
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_what_is_done_in_one_step_is_what_two_steps_do(share):
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 5, generator=draw).double().requires_grad_() for _ in range(2))
+    factors = drops(x, share)
+    pairs = [(relu_dropped(x, share, training=True), x.relu() * factors)]
+    factors = drops(y, share)
+    pairs.append((plus_dropped(x, y, share, training=True), x + y * factors))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+        wanted = [
+            torch.autograd.grad(out.pow(3).sum(), (x, y), allow_unused=True)
+            for out in (ours, theirs)
+        ]
+        for mine, other in zip(*wanted, strict=True):
+            assert (mine is None) == (other is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+    assert torch.equal(relu_dropped(x, share, training=False), x.relu())
+    assert torch.equal(plus_dropped(x, y, share, training=False), x + y)
 
 
 def inputs(queries, keys):

@@ -8,10 +8,13 @@ would make. On any other device this is that function.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 LEVELS = 1 << 16
 """A rate is rounded to a multiple of 1 / LEVELS; what is kept is scaled by the rounded rate."""
@@ -30,6 +33,47 @@ def dropout(x: Tensor, share: float, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return nn.functional.dropout(x, share)
     return x * Draws(new_seed()).factors(x.shape, share, x.dtype)
+
+
+def plus_dropped(x: Tensor, y: Tensor, share: float, training: bool) -> Tensor:
+    """The sum of `x` and dropped `y`, in one step."""
+    if not training or share == 0.0 or x.device.type != "cpu":
+        return x + dropout(y, share, training)
+    return torch.addcmul(x, y, Draws(new_seed()).factors(y.shape, share, y.dtype))
+
+
+def relu_dropped(x: Tensor, share: float, training: bool) -> Tensor:
+    """dropout(relu(x)), of which only the result is kept for the backward pass."""
+    if not training or share == 0.0 or x.device.type != "cpu":
+        return dropout(x.relu(), share, training)
+    found: Tensor = _ReluDropped.apply(x, share)  # type: ignore[no-untyped-call]  # PyTorch gives it no type
+    return found
+
+
+class _ReluDropped(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:  # noqa: ANN401 - PyTorch gives it no type
+        found = Draws(new_seed()).factors(x.shape, share, x.dtype).mul_(x).relu_()
+        ctx.save_for_backward(found)
+        ctx.share = share
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - as above
+        (found,) = ctx.saved_tensors
+        # More than 0 is what was neither cut nor dropped.
+        passed = torch.ops.aten.threshold_backward(grad, found, 0)
+        return passed.mul_(scale_of(ctx.share)), None
+
+
+def scale_of(share: float) -> float:
+    """What is not dropped is multiplied with this."""
+    return LEVELS / (LEVELS - _levels(share))
+
+
+def _levels(share: float) -> int:
+    return min(round(share * LEVELS), LEVELS - 1)
 
 
 def new_seed() -> int:
@@ -55,8 +99,7 @@ class Draws:
         most = np.iinfo(np.uint64).max
         words = self._generator.integers(0, most, -(-count // 4), np.uint64, endpoint=True)
         bits = torch.from_numpy(words.view(np.int16)[:count]).view(tuple(shape))
-        dropped = min(round(share * LEVELS), LEVELS - 1)
         # Compared straight into floats: a mask of its own would have to be read and turned first.
         factors = torch.empty(tuple(shape), dtype=dtype)
-        torch.ge(bits, dropped - LEVELS // 2, out=factors)
-        return factors.mul_(LEVELS / (LEVELS - dropped))
+        torch.ge(bits, _levels(share) - LEVELS // 2, out=factors)
+        return factors.mul_(scale_of(share))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.models.attention import Sight, attend
 from training.models.blocks import pick
-from training.models.dropout import dropout
+from training.models.dropout import plus_dropped, relu_dropped
 
 Source: TypeAlias = tuple[Tensor, Tensor]
 """What keys and what values are made from, [G, B, U, D] each, normalised; often the same tensor."""
@@ -214,17 +214,19 @@ class Layer(nn.Module):
             share if self.training else 0.0,
         )
         answer = answer_NHTS.transpose(1, 2).reshape(len(rows), -1, width)
-        x_GBTD = x_GBTD + self._dropped(self.answer(answer, rows)).view_as(x_GBTD)
-        return x_GBTD + self._feed(x_GBTD, rows).view_as(x_GBTD)
+        x_GBTD = self._plus(x_GBTD, self.answer(answer, rows))
+        return self._plus(x_GBTD, self._fed(x_GBTD, rows))
 
-    def _feed(self, x_GBTD: Tensor, rows: Sequence[int]) -> Tensor:
+    def _fed(self, x_GBTD: Tensor, rows: Sequence[int]) -> Tensor:
         weight, bias = self.feeding.into(self.inner, rows)
-        inner = _apply(normalise(x_GBTD), weight, bias).flatten(1, 2).relu()
-        inner = dropout(inner, self.dropouts.relu, self.training)
-        return self._dropped(self.outer(inner, rows))
+        inner = _apply(normalise(x_GBTD), weight, bias).flatten(1, 2)
+        inner = relu_dropped(inner, self.dropouts.relu, self.training)
+        fed: Tensor = self.outer(inner, rows)
+        return fed
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropouts.residual, self.training)
+    def _plus(self, x_GBTD: Tensor, more_GND: Tensor) -> Tensor:
+        more = more_GND.view_as(x_GBTD)
+        return plus_dropped(x_GBTD, more, self.dropouts.residual, self.training)
 
     def _split(self, x_GBTD: Tensor) -> Tensor:
         """The heads of all clips and networks, [G*B, H, T, S]."""
