@@ -145,6 +145,7 @@ def test_the_fast_network_equals_the_obvious_one_on_several_time_bases(channels,
     [
         ({"hidden": 0}, "hidden is 0"),
         ({"segments": 0}, "segments is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
         (
             {"channels": "32, 64"},
             r"a number of at least 1 for each of \['visual', 'audio', 'text'\]",
@@ -156,6 +157,14 @@ def test_the_fast_network_equals_the_obvious_one_on_several_time_bases(channels,
 def test_settings_that_cannot_be_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
         paper(**chosen)
+
+
+def test_dropout_is_drawn_in_training_alone():
+    batch = unpooled(0)
+    settings = {"hidden": 4, "dropout": 0.5, "block_dropout": 0.0}
+    model = build(ModelSettings(kind="msaf", streams=tuple(D), settings=settings), D, 2).double()
+    assert torch.equal(model.eval()(batch), model(batch))
+    assert not torch.equal(model.train()(batch), model(batch))
 
 
 def test_sizes_are_one_for_all_or_one_for_each():

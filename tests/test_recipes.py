@@ -39,6 +39,16 @@ def test_the_settings_of_mmlatchs_authors_are_those_of_their_paper(name):
     assert named(name, MOOD, ["text"]).loss == "cross_entropy"
 
 
+def test_the_settings_of_msafs_authors_are_those_of_their_paper():
+    recipe = named("msaf_mosei", SCORE, ["visual", "audio", "text"])
+    assert (recipe.loss, recipe.learning_rate, recipe.weight_decay) == ("mse", 1e-3, 0.0)
+    assert (recipe.global_batch, recipe.epochs, recipe.clip_norm) == (16, 10, None)
+    assert recipe.pooling == Pooling(kind="steps", steps=50)
+    with torch.device("meta"):
+        model = build(recipe.model, {"visual": 35, "audio": 74, "text": 768}, 1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 689_337
+
+
 def test_the_pooling_of_an_experiment_file_is_a_mapping():
     recipe = named("mmlatch", SCORE, ["text"], pooling={"kind": "steps", "how": "max"})
     assert recipe.pooling == Pooling(kind="steps", steps=50, how="max")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.batch import FusionBatch
 from training.models import msaf
-from training.models.blocks import Lstm, find_stream
+from training.models.blocks import Lstm, check_shares, find_stream
 from training.models.msaf import Msaf, MsafSettings
 
 
@@ -26,6 +26,7 @@ class MsafLstmSettings(MsafSettings):
         hidden: The hidden size of both LSTMs of each stream.
         channels: "hidden" for that size throughout, or a size for each stream, in order and with
             commas: "32, 64, 128".
+        dropout: On what each LSTM gives; the paper has none.
         reference: The released function instead of the fixed one: padding is read like any other
             step, cut into segments, and the last row of the batch is what the classifier reads.
     """
@@ -34,12 +35,14 @@ class MsafLstmSettings(MsafSettings):
     segments: int = 5
     hidden: int = 64
     channels: str = "hidden"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number is out of range."""
         MsafSettings.__post_init__(self)
         if self.hidden < 1:
             raise ValueError(f"hidden is {self.hidden}; it must be at least 1")
+        check_shares(dropout=self.dropout)
 
     def sizes(self, streams: Sequence[str]) -> list[int]:
         """The hidden size of each stream.
@@ -101,18 +104,20 @@ class MsafLstm(nn.Module):
             pairs = zip(values, masks, strict=True)
             values = [x_BTD.masked_fill(~mask_BT.unsqueeze(2), 0.0) for x_BTD, mask_BT in pairs]
         padding = [_padding(mask_BT).to(x.dtype) for x, mask_BT in zip(values, masks, strict=True)]
-        first = _each(self.first, values, padding)
+        first = self._each(self.first, values, padding)
         fused = self.msaf([states_BTH.mT for states_BTH in first], masks)
-        second = _each(self.second, [states_BHT.mT for states_BHT in fused], padding)
+        second = self._each(self.second, [states_BHT.mT for states_BHT in fused], padding)
         last = [_last(states, mask) for states, mask in zip(second, masks, strict=True)]
         outputs: Tensor = self.classifier(torch.cat(last, 1))
         return outputs
 
-
-def _each(
-    lstms: nn.ModuleList, values: Sequence[Tensor], padding: Sequence[Tensor]
-) -> list[Tensor]:
-    return [lstm(x, after) for lstm, x, after in zip(lstms, values, padding, strict=True)]
+    def _each(
+        self, lstms: nn.ModuleList, values: Sequence[Tensor], padding: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return [
+            nn.functional.dropout(lstm(x, after), self.settings.dropout, self.training)
+            for lstm, x, after in zip(lstms, values, padding, strict=True)
+        ]
 
 
 def _left(mask_BT: Tensor) -> Tensor:
