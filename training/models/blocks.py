@@ -22,14 +22,13 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, NestedIOFunction
 
 from training.batch import FusionBatch, Stream
+from training.models.dropout import dropout
 
 PoolingKind: TypeAlias = Literal["mean", "sum"]
 LengthsKind: TypeAlias = Literal["batch", "true"]
-
-# Shuts a gate entirely in every floating-point type, and is a finite number in half precision.
-_SHUT = -1e4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,15 +256,12 @@ def _longer(stream: Stream, steps: int) -> Stream:
 class Lstm(nn.Module):
     """One layer of LSTM over padded sequences: what a packed sequence gives, without packing.
 
-    One more input column is 1 at padding, and its constant weights drive the input, forget and
-    output gates to exactly 0 there. So the state is 0 in the padding, the second direction begins
-    at the clip's last step as if nothing came after it, and neither outputs nor gradients come from
-    there.
+    Outputs are 0 in the padding, and nothing comes from there: padding lies after a clip's steps,
+    and the second direction reads each clip turned round within its own length, so that it begins
+    at the clip's last step.
 
     Parameters are named and drawn as in `torch.nn.LSTM`.
     """
-
-    closing: Tensor
 
     def __init__(self, width: int, hidden: int, *, bidirectional: bool) -> None:
         super().__init__()
@@ -281,33 +277,86 @@ class Lstm(nn.Module):
             ):
                 start = torch.empty(shape).uniform_(-bound, bound)
                 self.register_parameter(name + suffix, nn.Parameter(start))
-        closing = torch.full((4 * hidden, 1), _SHUT)
-        closing[2 * hidden : 3 * hidden] = 0.0  # the cell's candidate; its gate is shut already
-        self.register_buffer("closing", closing, persistent=False)
 
     def forward(self, x_BTD: Tensor, padding_BT1: Tensor) -> Tensor:
         """Outputs [B, T, H], or [B, T, 2H] for two directions; 0 where `padding` is 1."""
-        weights: list[Tensor] = []
-        for suffix in self.suffixes:
-            own = [
-                self.get_parameter(name + suffix)
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            ]
-            weights += [torch.cat([own[0], self.closing], 1), *own[1:]]
-        start = x_BTD.new_zeros(len(self.suffixes), len(x_BTD), self.hidden)
+        outputs = self._read(x_BTD, "_l0")
+        if len(self.suffixes) == 2:
+            rows = turned_rows(padding_BT1)
+            back = self._read(exchange(x_BTD, rows), "_l0_reverse")
+            outputs = torch.cat([outputs, exchange(back, rows)], 2)
+        return outputs * (1.0 - padding_BT1)
+
+    def _read(self, x_BTD: Tensor, suffix: str) -> Tensor:
+        """From the first step to the last; padding is read as well, after all that counts."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        start = x_BTD.new_zeros(1, len(x_BTD), self.hidden)
+        # Two calls of one direction are faster on a CPU than one call of two.
         outputs, _, _ = torch.lstm(
-            torch.cat([x_BTD, padding_BT1], 2),
+            x_BTD,
             (start, start),
-            weights,
+            [self.get_parameter(name + suffix) for name in names],
             has_biases=True,
             num_layers=1,
             dropout=0.0,
             # One layer computes the same in training, but only then is kept what gradients need.
             train=torch.is_grad_enabled(),
-            bidirectional=len(self.suffixes) == 2,
+            bidirectional=False,
             batch_first=True,
         )
         return outputs
+
+
+def turned_rows(padding_BT1: Tensor) -> Tensor:
+    """For each of B*T rows, the row it changes places with when each clip is turned round."""
+    clips, steps, _ = padding_BT1.shape
+    step_T = torch.arange(steps, device=padding_BT1.device)
+    last_B1 = (padding_BT1.squeeze(2) == 0).sum(1, keepdim=True) - 1
+    there_BT = torch.where(step_T <= last_B1, last_B1 - step_T, step_T)
+    first_B1 = torch.arange(clips, device=padding_BT1.device).unsqueeze(1) * steps
+    return (first_B1 + there_BT).flatten()
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows that change places: the gradient's do the same, which `index_select` cannot know."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BTD: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return x_BTD.flatten(0, 1).index_select(0, rows).view_as(x_BTD)
+
+    @staticmethod
+    def backward(ctx: NestedIOFunction, *grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        (grad_BTD,) = grad
+        return grad_BTD.flatten(0, 1).index_select(0, rows).view_as(grad_BTD), None
+
+
+def exchange(x_BTD: Tensor, rows: Tensor) -> Tensor:
+    """`x` with its B*T rows in other places; `rows` must undo itself."""
+    exchanged: Tensor = _Exchange.apply(x_BTD, rows)  # type: ignore[no-untyped-call] # torch's
+    return exchanged
+
+
+def project(x_GBTS: Tensor, weight_GSN: Tensor) -> Tensor:
+    """One product for each of G groups, [G, B, T, N]."""
+    groups, clips, steps, size = x_GBTS.shape
+    if x_GBTS.device.type != "cpu":
+        product = torch.bmm(x_GBTS.reshape(groups, clips * steps, size), weight_GSN)
+        return product.view(groups, clips, steps, -1)
+    pairs = zip(x_GBTS.unbind(0), weight_GSN.unbind(0), strict=True)
+    return torch.stack([product_on_cpu(x_BTS, weight_SN) for x_BTS, weight_SN in pairs])
+
+
+def product_on_cpu(x_BTS: Tensor, weight_SN: Tensor) -> Tensor:
+    """The product x @ weight, [B, T, N], as a convolution with a window of one step.
+
+    Convolutions are computed by oneDNN, products by MKL, which does without AVX-512 on AMD's
+    processors: there this is twice as fast, forward and backward.
+    """
+    picture_BST1 = x_BTS.unsqueeze(2).permute(0, 3, 1, 2)
+    product_BNT1 = nn.functional.conv2d(picture_BST1, weight_SN.mT[:, :, None, None])
+    return product_BNT1.squeeze(3).mT
 
 
 def xavier(*shape: int) -> nn.Parameter:
@@ -317,14 +366,16 @@ def xavier(*shape: int) -> nn.Parameter:
 
 
 def attend(
-    query_NTS: Tensor, key_NTS: Tensor, value_NTS: Tensor, seen: View, dropout: float
+    query_NTS: Tensor, key_NTS: Tensor, value_NTS: Tensor, seen: View, share: float
 ) -> Tensor:
-    """Scaled dot-product attention, [N, T, S]; 0 for queries that get no answer."""
+    """Scaled dot-product attention, [N, T, S]; 0 for queries that get no answer.
+
+    A share of the weights is dropped.
+    """
     scale = 1.0 / math.sqrt(query_NTS.shape[2])
     scores_NTT = torch.baddbmm(seen.bias, query_NTS, key_NTS.mT, alpha=scale)
     weights_NTT = scores_NTT.softmax(2)
-    if dropout > 0.0:
-        weights_NTT = nn.functional.dropout(weights_NTT, dropout)
+    weights_NTT = dropout(weights_NTT, share, training=True)
     return torch.bmm(weights_NTT, value_NTS) * seen.rows
 
 
@@ -342,10 +393,10 @@ class SelfAttention(nn.Module):
     def forward(self, x_GBTS: Tensor, seen: View) -> Tensor:
         """Outputs [G, B, T, S]."""
         groups, clips, steps, size = x_GBTS.shape
-        projected = torch.bmm(x_GBTS.reshape(groups, clips * steps, size), self.weight)
+        projected = project(x_GBTS, self.weight)
         query, key, value = projected.view(groups * clips, steps, 3 * size).chunk(3, 2)
-        dropout = self.dropout if self.training else 0.0
-        return attend(query, key, value, seen, dropout).view_as(x_GBTS)
+        share = self.dropout if self.training else 0.0
+        return attend(query, key, value, seen, share).view_as(x_GBTS)
 
 
 class Encoders(nn.Module):
@@ -362,7 +413,7 @@ class Encoders(nn.Module):
         both = torch.stack(
             [lstm(x_BTD, steps.padding) for lstm, x_BTD in zip(self.lstms, values, strict=True)]
         )
-        there, back = nn.functional.dropout(both, self.dropout, self.training).chunk(2, 3)
+        there, back = dropout(both, self.dropout, self.training).chunk(2, 3)
         encoded: Tensor = self.attention(there + back, steps.encoders)
         return encoded
 
@@ -401,17 +452,17 @@ class Crossing(nn.Module):
     def _pairs(self, encoded_MBTH: Tensor, seen: View) -> Tensor:
         steps, hidden = encoded_MBTH.shape[2:]
         asked, asking = pick(encoded_MBTH, self.keys), pick(encoded_MBTH, self.queries)
-        query = torch.bmm(asking.flatten(1, 2), self.query).view(-1, steps, hidden)
-        key, value = (
-            torch.bmm(asked.flatten(1, 2), self.key_value).view(-1, steps, 2 * hidden).chunk(2, 2)
-        )
+        query = project(asking, self.query).view(-1, steps, hidden)
+        key, value = project(asked, self.key_value).view(-1, steps, 2 * hidden).chunk(2, 2)
         answers = attend(query, key, value, seen, self._dropout()).view_as(asking)
         there, back = (answers + asking).chunk(2, 0)
         return there + back
 
     def _third(self, first_BTH: Tensor, pair_BTH: Tensor, seen: View) -> Tensor:
-        key, value = (first_BTH @ self.third_key_value).chunk(2, 2)
-        return attend(pair_BTH @ self.third_query, key, value, seen, self._dropout())
+        (both_BTV,) = project(first_BTH.unsqueeze(0), self.third_key_value.unsqueeze(0))
+        (query,) = project(pair_BTH.unsqueeze(0), self.third_query.unsqueeze(0))
+        key, value = both_BTV.chunk(2, 2)
+        return attend(query, key, value, seen, self._dropout())
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -431,9 +482,7 @@ class Reader(nn.Module):
 
     def forward(self, fused_BTF: Tensor, steps: Steps) -> Tensor:
         """One vector for each clip, [B, 2H]; 0 for a clip without a valid step."""
-        read = nn.functional.dropout(
-            self.lstm(fused_BTF, steps.padding), self.dropout, self.training
-        )
+        read = dropout(self.lstm(fused_BTF, steps.padding), self.dropout, self.training)
         attended: Tensor = self.attention(read.unsqueeze(0), steps.whole).squeeze(0)
         return (attended * steps.share).sum(1)
 

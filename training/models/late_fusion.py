@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from training.batch import FusionBatch
-from training.models.blocks import Encoders, FusionSettings, Head, take_streams
+from training.models.blocks import Encoders, FusionSettings, Head, Steps, take_streams
+from training.models.lengths import by_length
 
 
 class LateFusion(nn.Module):
@@ -42,5 +43,8 @@ class LateFusion(nn.Module):
     def forward(self, batch: FusionBatch) -> Tensor:
         """Outputs [B, K]. Raises ValueError for other streams than the model was built for."""
         values, steps = take_streams(batch, self.streams, self.widths, self.settings)
+        return by_length(values, steps, self.settings, self._outputs)
+
+    def _outputs(self, values: Sequence[Tensor], steps: Steps) -> Tensor:
         outputs: Tensor = self.head(self.encoders(values, steps), steps)
         return outputs

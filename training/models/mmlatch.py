@@ -26,6 +26,8 @@ from training.models.blocks import (
     check_shares,
     take_streams,
 )
+from training.models.dropout import dropout
+from training.models.lengths import by_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,9 @@ class MMLatch(nn.Module):
     def forward(self, batch: FusionBatch) -> Tensor:
         """Outputs [B, K]. Raises ValueError for other streams than the model was built for."""
         values, steps = take_streams(batch, self.streams, self.widths, self.settings)
+        return by_length(values, steps, self.settings, self._outputs)
+
+    def _outputs(self, values: Sequence[Tensor], steps: Steps) -> Tensor:
         if self.latch is not None:
             masks = self.latch(self._stage_one(values, steps), steps)
             values = [self._masked(x, masks.get(m)) for m, x in enumerate(values)]
@@ -131,7 +136,7 @@ class MMLatch(nn.Module):
             return x_BTD
         # The released code forgets to stop this dropout in evaluation.
         drops = self.training or self.settings.reference
-        return x_BTD * nn.functional.dropout(mask_BTD, self.settings.mask_dropout, drops)
+        return x_BTD * dropout(mask_BTD, self.settings.mask_dropout, drops)
 
 
 class Latch(nn.Module):
@@ -170,7 +175,7 @@ class SequenceMask(nn.Module):
     def forward(self, encoded_BTH: Tensor, padding_BT1: Tensor) -> Tensor:
         """The mask [B, T, D] that one stream wants for another."""
         said: Tensor = self.lstm(encoded_BTH, padding_BT1)
-        return nn.functional.dropout(said, self.dropout, self.training).sigmoid()
+        return dropout(said, self.dropout, self.training).sigmoid()
 
 
 class StaticMask(nn.Module):
