@@ -19,6 +19,7 @@ from training.data import (
     Normaliser,
     fallback_of,
     global_batches,
+    is_empty,
     load,
     micro_batch,
     order,
@@ -308,3 +309,34 @@ def test_the_recipe_chooses_the_time_base_and_how_steps_are_pooled_to_it():
     assert two.values["audio"].tolist() == [steps[:2].max(0).tolist(), steps[2:].max(0).tolist()]
     whole = to_sample(clip, features, Pooling(kind="cells", cell_s=2.0, how="last"), same)
     assert whole.values["audio"].tolist() == [steps[3].tolist()]
+
+
+def test_a_stream_keeps_its_own_steps_up_to_a_number_of_them():
+    clip = Clip(key="a", id="a", media="", media_digest="", seconds=9.0)
+    audio = feature(0, 2)  # four steps of half a second
+    backwards = Feature(audio.values[::-1], audio.times[::-1])
+    features = {"audio": backwards, "text": feature(1, 3, steps=7), "none": None}
+    own = to_sample(clip, features, Pooling(kind="own", most=4, how="max"), None)
+    assert np.array_equal(own.values["audio"], audio.values)
+    assert own.values["audio"].dtype == np.float32
+    assert own.values["text"].shape == (4, 3)
+    assert own.values["none"] is None
+    assert own.valid == {"audio": None, "text": None, "none": None}
+    two = to_sample(clip, features, Pooling(kind="own", most=2, how="max"), None)
+    halves = [audio.values[:2].max(0).tolist(), audio.values[2:].max(0).tolist()]
+    assert two.values["audio"].tolist() == halves
+
+
+def test_a_stream_of_its_own_steps_that_begins_late_is_pooled_over_its_own_time():
+    clip = Clip(key="a", id="a", media="", media_digest="", seconds=90.0)
+    audio = feature(0, 2)
+    late = Feature(audio.values, audio.times + 60.0)
+    own = to_sample(clip, {"audio": late}, Pooling(kind="own", most=2), None)
+    assert own.valid["audio"] is None
+    assert own.values["audio"].shape == (2, 2)
+
+
+def test_a_stream_without_steps_is_missing():
+    clip = Clip(key="a", id="a", media="", media_digest="", seconds=1.0)
+    empty = Feature(np.zeros((0, 2), np.float32), np.zeros((0, 2)))
+    assert is_empty(to_sample(clip, {"audio": empty}, Pooling(kind="own"), None))

@@ -166,6 +166,7 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("train", {"precision": "fp8"}, "precision is 'fp8'"),
         ("train", {"seeds": 0}, "train.seeds: "),
         ("train", {"pooling": {"how": "sum"}}, "train: pooling.how is 'sum'"),
+        ("train", {"pooling": {"kind": "own"}}, "wants all streams on one time base"),
         ("train", {"seeds": "x"}, "train.seeds: "),
         ("train", {"seed": 3}, "unknown key 'train.seed' (did you mean 'seeds'?)"),
         ("train", {"name": "x"}, "unknown key 'train.name'"),

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.models import build
-from training.recipe import Pooling, Recipe, Task
-from training.recipes import NAMES, check, named
+from training.batch import FusionBatch, Stream
+from training.models import KINDS, build
+from training.recipe import ModelSettings, Pooling, Recipe, Task
+from training.recipes import NAMES, ONE_TIME_BASE, check, named
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
@@ -49,6 +50,48 @@ def test_the_settings_of_msafs_authors_are_those_of_their_paper():
     assert sum(parameter.numel() for parameter in model.parameters()) == 689_337
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "batch", "epochs", "clip"),
+    [
+        ("mult_mosei", 1e-3, 16, 20, 1.0),
+        ("mult_mosi", 1e-3, 128, 100, 0.8),
+        ("mult_iemocap", 2e-3, 32, 30, 0.8),
+    ],
+)
+def test_the_settings_of_mults_authors_are_those_of_their_paper(name, rate, batch, epochs, clip):
+    recipe = named(name, SCORE, ["text", "audio", "visual"])
+    assert (recipe.learning_rate, recipe.global_batch, recipe.weight_decay) == (rate, batch, 0.0)
+    assert (recipe.epochs, recipe.patience, recipe.clip_norm) == (epochs, epochs, clip)
+    assert (recipe.loss, named(name, MOOD, ["text"]).loss) == ("l1", "cross_entropy")
+    settings = recipe.model.settings
+    assert (settings["width"], settings["layers"], settings["output_dropout"]) == (40, 4, 0.1)
+    shares = [settings[f"{part}_dropout"] for part in ("attention", "relu", "residual")]
+    assert shares == [{"mult_mosei": 0.1, "mult_mosi": 0.2, "mult_iemocap": 0.25}[name]] * 3
+
+
+def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones():
+    own = {"kind": "own", "most": 100}
+    assert named("mult", SCORE, ["text", "audio"], pooling=own).pooling.most == 100
+    assert named("unimodal", SCORE, ["text"], pooling=own).pooling.kind == "own"
+    with pytest.raises(ValueError, match="'late_fusion' wants all streams on one time base"):
+        named("late_fusion", SCORE, ["text", "audio"], pooling=own)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unimodal"])
+def test_models_refuse_streams_of_several_lengths_if_and_only_if_the_recipe_does(kind):
+    streams = {
+        name: Stream(torch.ones(1, steps, 2), torch.ones(1, steps).bool())
+        for name, steps in (("text", 3), ("audio", 9))
+    }
+    batch = FusionBatch(streams=streams, target=None, weight=torch.ones(1), keys=("a",))
+    model = build(ModelSettings(kind=kind, streams=tuple(streams)), {"text": 2, "audio": 2}, 2)
+    if kind in ONE_TIME_BASE:
+        with pytest.raises(ValueError, match="on one time base"):
+            model(batch)
+    else:
+        assert model.eval()(batch).isfinite().all()
+
+
 def test_the_pooling_of_an_experiment_file_is_a_mapping():
     recipe = named("mmlatch", SCORE, ["text"], pooling={"kind": "steps", "how": "max"})
     assert recipe.pooling == Pooling(kind="steps", steps=50, how="max")
@@ -73,14 +116,15 @@ def test_the_loss_follows_the_task():
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"modality_dropout": -0.1}, "modality_dropout is -0.1"),
         ({"modality_dropout": 1}, "modality_dropout is 1; it is a probability, less than 1"),
-        ({"pooling": "cells"}, "pooling is 'cells'; wanted some of kind, cell_s, steps, how"),
+        ({"pooling": "cells"}, "pooling is 'cells'; wanted some of kind, cell_s, steps, how, most"),
         ({"pooling": {"hwo": "max"}}, "pooling has no setting 'hwo'; the nearest is 'how'"),
         ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, max, first, last, linear"),
-        ({"pooling": {"kind": "rate"}}, "pooling.kind is 'rate'.* words, cells, steps"),
+        ({"pooling": {"kind": "rate"}}, "pooling.kind is 'rate'.* words, cells, steps, own"),
         ({"pooling": {"cell_s": 0}}, "pooling.cell_s is 0; wanted a number of at least 0.001"),
         ({"pooling": {"cell_s": float("inf")}}, "pooling.cell_s is inf"),
         ({"pooling": {"cell_s": "x"}}, "pooling.cell_s is 'x'"),
         ({"pooling": {"steps": 0}}, "pooling.steps is 0; wanted a whole number of at least 1"),
+        ({"pooling": {"most": 0}}, "pooling.most is 0; wanted a whole number of at least 1"),
         ({"pooling": {"steps": 2.5}}, "pooling.steps is 2.5"),
     ],
 )

@@ -197,14 +197,16 @@ def to_sample(
         normaliser: None only while the normaliser itself is being measured.
         target: A number, or the index of a class (int).
     """
-    base = _time_base(clip, features, pooling)
+    base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
     values: dict[str, NDArray[np.float32] | None] = {}
     valid: dict[str, NDArray[np.bool_] | None] = {}
     for name, feature in features.items():
         values[name], valid[name] = None, None
         if feature is None:
             continue
-        pooled, there = pool(feature, base, pooling.how)
+        pooled, there = (
+            _own_steps(feature, pooling) if base is None else pool(feature, base, pooling.how)
+        )
         if there.any():
             scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
             scaled[~there] = 0.0
@@ -215,6 +217,15 @@ def to_sample(
 def is_empty(sample: Sample) -> bool:
     """Whether no stream has anything at the sample's time base, so that no model can tell."""
     return all(values is None for values in sample.values.values())
+
+
+def _own_steps(feature: Feature, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A stream's own steps in order of time, or where they are too many equal parts of its time."""
+    if len(feature.times) > pooling.most:
+        begin, end = feature.times[:, 0].min(), feature.times[:, 1].max()
+        return pool(feature, begin + parts(end - begin, pooling.most), pooling.how)
+    order = np.argsort(feature.times[:, 0], kind="stable")
+    return feature.values[order].astype(np.float32), np.ones(len(order), dtype=np.bool_)
 
 
 def _time_base(

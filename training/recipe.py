@@ -35,14 +35,17 @@ class Pooling:
     `cell_s` seconds.
     "cells": every stream is pooled to cells of `cell_s` seconds, which is a rate of 1 / cell_s.
     "steps": every stream is pooled to `steps` equal parts of the clip.
+    "own": every stream keeps its own steps; one with more than `most` is pooled to `most` equal
+    parts of its time. For models that want no common time base.
 
     `how` is that of `featurizers.align.pool`.
     """
 
-    kind: Literal["words", "cells", "steps"] = "words"
+    kind: Literal["words", "cells", "steps", "own"] = "words"
     cell_s: float = 0.5
     steps: int = 50
     how: How = "mean"
+    most: int = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

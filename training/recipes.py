@@ -15,6 +15,9 @@ from training.recipe import ModelSettings, Pooling, Recipe, Scalar, Task
 
 Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | None
 
+ONE_TIME_BASE = ("mmlatch", "late_fusion", "early_fusion")
+"""Models that want several streams to have their steps at the same times."""
+
 _DECIDED = ("name", "model", "task")
 
 # What models and runs begin with where a recipe does not say otherwise.
@@ -67,6 +70,13 @@ _MSAF_SIZES: Mapping[str, Scalar] = {
 }
 
 
+# MulT on a few hundred clips: the sizes of the released code, with fewer layers.
+_MULT: Mapping[str, Scalar] = {"width": 30, "heads": 5, "layers": 3}
+# Of the paper's table, what its three corpora have in common.
+_MULT_TRAINING: Mapping[str, Setting] = {"learning_rate": 1e-3, "weight_decay": 0.0}
+_MULT_SIZES: Mapping[str, Scalar] = {"width": 40, "layers": 4, "output_dropout": 0.1}
+
+
 class NamedRecipe(Protocol):
     """How every recipe is called; the arguments are those of `mmlatch`."""
 
@@ -117,6 +127,111 @@ def mmlatch_mosei(
         kind="mmlatch",
         model=sizes,
         training=_MMLATCH_MOSEI,
+    )
+
+
+def mult(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """MulT: each stream asks every other one, by attention; arguments as in `mmlatch`.
+
+    Streams may keep their own steps: `pooling={"kind": "own"}`.
+    """
+    return _recipe("mult", task, streams, settings, overrides, model=_MULT)
+
+
+def mult_mosei(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """MulT as its authors train it on CMU-MOSEI; the arguments are those of `mmlatch`.
+
+    The paper's streams are GloVe words, COVAREP and FACET, in this order. Its authors divide the
+    learning rate by ten after 20 epochs without a better validation loss, and never stop early;
+    here it is halved after 3 such epochs, as for all models, and no run stops early either.
+    """
+    sizes = {
+        **_MULT_SIZES,
+        "heads": 8,
+        "kernels": "1,3,3",
+        "embedding_dropout": 0.3,
+        **_blocks(0.1),
+    }
+    training = {**_MULT_TRAINING, "global_batch": 16, "clip_norm": 1.0, **_epochs(20)}
+    return _recipe(
+        "mult_mosei",
+        task,
+        streams,
+        settings,
+        overrides,
+        kind="mult",
+        model=sizes,
+        training=training,
+    )
+
+
+def mult_mosi(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """MulT as its authors train it on CMU-MOSI; see `mult_mosei`."""
+    sizes = {
+        **_MULT_SIZES,
+        "heads": 10,
+        "kernels": "1,3,3",
+        "embedding_dropout": 0.2,
+        **_blocks(0.2),
+    }
+    training = {**_MULT_TRAINING, "global_batch": 128, "clip_norm": 0.8, **_epochs(100)}
+    return _recipe(
+        "mult_mosi",
+        task,
+        streams,
+        settings,
+        overrides,
+        kind="mult",
+        model=sizes,
+        training=training,
+    )
+
+
+def mult_iemocap(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """MulT as its authors train it on IEMOCAP, with cross entropy; see `mult_mosei`."""
+    sizes = {
+        **_MULT_SIZES,
+        "heads": 10,
+        "kernels": "3,5,3",
+        "embedding_dropout": 0.3,
+        **_blocks(0.25),
+    }
+    training = {
+        **_MULT_TRAINING,
+        "global_batch": 32,
+        "clip_norm": 0.8,
+        "learning_rate": 2e-3,
+        **_epochs(30),
+    }
+    return _recipe(
+        "mult_iemocap",
+        task,
+        streams,
+        settings,
+        overrides,
+        kind="mult",
+        model=sizes,
+        training=training,
     )
 
 
@@ -258,6 +373,10 @@ def msaf_mosei(
 RECIPES: Mapping[str, NamedRecipe] = {
     "mmlatch": mmlatch,
     "mmlatch_mosei": mmlatch_mosei,
+    "mult": mult,
+    "mult_mosei": mult_mosei,
+    "mult_mosi": mult_mosi,
+    "mult_iemocap": mult_iemocap,
     "late_fusion": late_fusion,
     "late_fusion_mosei": late_fusion_mosei,
     "unimodal": unimodal,
@@ -306,7 +425,7 @@ def check(recipe: Recipe) -> None:
         _check_number(recipe, "micro_batch", whole=True, least=1)
     if recipe.clip_norm is not None:
         _check_number(recipe, "clip_norm", whole=False, least=0)
-    _check_pooling(recipe.pooling)
+    _check_pooling(recipe.pooling, recipe.model)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     if recipe.task.kind == "classes":
@@ -359,6 +478,16 @@ def _recipe(
     return recipe
 
 
+def _blocks(share: float) -> dict[str, Scalar]:
+    """The "attention block dropout" of MulT's table."""
+    return {f"{name}_dropout": share for name in ("attention", "relu", "residual")}
+
+
+def _epochs(count: int) -> dict[str, Setting]:
+    """So many epochs, whatever the validation loss."""
+    return {"epochs": count, "patience": count}
+
+
 def _pooling(given: Setting) -> Pooling:
     if isinstance(given, Pooling):
         return given
@@ -373,11 +502,18 @@ def _pooling(given: Setting) -> Pooling:
     return replace(Pooling(), **settings)  # type: ignore[arg-type]
 
 
-def _check_pooling(pooling: Pooling) -> None:
-    _check_choice("pooling.kind", pooling.kind, ("words", "cells", "steps"))
+def _check_pooling(pooling: Pooling, model: ModelSettings) -> None:
+    _check_choice("pooling.kind", pooling.kind, ("words", "cells", "steps", "own"))
     _check_choice("pooling.how", pooling.how, HOWS)
     _check_number(pooling, "cell_s", whole=False, least=0.001, among="pooling.")
     _check_number(pooling, "steps", whole=True, least=1, among="pooling.")
+    _check_number(pooling, "most", whole=True, least=1, among="pooling.")
+    several = model.kind in ONE_TIME_BASE and len(model.streams) > 1
+    if pooling.kind == "own" and several:
+        raise ValueError(
+            f"pooling.kind is 'own', which leaves each stream its own steps; model {model.kind!r} "
+            "wants all streams on one time base: take 'words', 'cells' or 'steps', or model 'mult'"
+        )
 
 
 def _check_number(
