@@ -116,6 +116,7 @@ class Engine:
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         # DeepSpeed would leave buffers as they are, and rounded weights beside exact buffers fail.
         model = model.to(self._dtype)
+        self._observed = _observed(model)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -149,6 +150,7 @@ class Engine:
             self._engine.backward(loss * (self._world / weight_sum), scale_wrt_gas=False)
             self._engine.step()
             total += loss.detach()
+        self._level()
         return total
 
     def predict(self, batch: FusionBatch) -> Tensor:
@@ -237,6 +239,22 @@ class Engine:
         """Release what DeepSpeed holds; the engine is of no use afterwards."""
         self._engine.destroy()
 
+    def _level(self) -> None:
+        """Give all ranks the mean of what they observed.
+
+        Each rank sees other clips. Ranks with values of their own would validate another model than
+        rank 0 saves, and would not go on from a checkpoint as they were.
+        """
+        if self._world == 1 or not self._observed:
+            return
+        buffers = [self._engine.module.get_buffer(name) for name in self._observed]
+        together = torch.cat([buffer.detach().flatten().float() for buffer in buffers])
+        distributed.all_reduce(together)
+        means = torch.split(together / self._world, [buffer.numel() for buffer in buffers])
+        with torch.no_grad():
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.copy_(mean.view_as(buffer))
+
     def _check(self, folder: Path, about: Mapping[str, Any]) -> None:
         if about["recipe"] != self._recipe.digest:
             raise checkpoint.CheckpointError(
@@ -259,6 +277,16 @@ class Engine:
         found: list[Any] = [None] * self._world
         distributed.all_gather_object(found, read(folder) if first else None)
         return [each for each in found if each is not None]
+
+
+def _observed(model: nn.Module) -> list[str]:
+    """The names of what a model takes down in training: the running values of batch norms."""
+    kept = model.state_dict()
+    return [
+        name
+        for name, buffer in model.named_buffers()
+        if name in kept and buffer.is_floating_point()
+    ]
 
 
 def _target(batch: FusionBatch) -> Tensor:
