@@ -427,7 +427,8 @@ def test_models_that_cannot_be_built_say_why(settings_, outputs, message):
 
 
 def test_every_kind_can_be_built():
-    for kind in KINDS:
+    # Those that read certain streams are built by their own tests.
+    for kind in (name for name, each in KINDS.items() if not each.reads):
         streams = ("text",) if kind == "unimodal" else ("text", "audio")
         model = build(ModelSettings(kind=kind, streams=streams), SMALL, 3)
         assert model(random_batch(0)).shape == (4, 3)

@@ -15,11 +15,17 @@ from torch import nn
 from training.models.blocks import FusionSettings
 from training.models.decision import DecisionSettings, decision_average, decision_product
 from training.models.early_fusion import EarlyFusion
+from training.models.hcn import Hcn, HcnSettings
+from training.models.i3d import I3d, I3dSettings
 from training.models.late_fusion import LateFusion
 from training.models.lmf import LowRankFusion, LowRankSettings
 from training.models.mmlatch import MMLatch, MMLatchSettings
 from training.models.msaf_lstm import MsafLstm, MsafLstmSettings
+from training.models.msaf_ntu import MsafNtu, MsafNtuSettings
+from training.models.msaf_ravdess import MsafRavdess, MsafRavdessSettings
 from training.models.mult import MulT, MulTSettings
+from training.models.resnext3d import ResNext3d, ResNext3dSettings
+from training.models.sound_cnn import SoundCnn, SoundCnnSettings
 from training.models.tfn import TensorFusion
 from training.models.vectors import VectorSettings
 from training.recipe import ModelSettings, Scalar
@@ -31,10 +37,12 @@ class Kind(NamedTuple):
     Attributes:
         model: Called with streams in order, widths by stream, outputs, and settings.
         settings: A frozen dataclass of scalars with defaults, which checks its own values.
+        reads: What its streams are, in order; empty where it takes any.
     """
 
     model: Callable[[Sequence[str], Mapping[str, int], int, Any], nn.Module]
     settings: type[Any]
+    reads: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
@@ -48,6 +56,12 @@ KINDS: dict[str, Kind] = {
     "decision_product": Kind(decision_product, DecisionSettings),
     "tfn": Kind(TensorFusion, VectorSettings),
     "lmf": Kind(LowRankFusion, LowRankSettings),
+    "resnext3d": Kind(ResNext3d, ResNext3dSettings, ("pixels",)),
+    "sound_cnn": Kind(SoundCnn, SoundCnnSettings, ("MFCC",)),
+    "msaf_ravdess": Kind(MsafRavdess, MsafRavdessSettings, ("pixels", "MFCC")),
+    "i3d": Kind(I3d, I3dSettings, ("pixels",)),
+    "hcn": Kind(Hcn, HcnSettings, ("joints",)),
+    "msaf_ntu": Kind(MsafNtu, MsafNtuSettings, ("pixels", "joints")),
 }
 """The models that `build` knows."""
 
@@ -71,6 +85,11 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
     if settings.kind not in KINDS:
         raise ValueError(f"unknown model {settings.kind!r}; {_nearest(settings.kind, KINDS)}")
     kind = KINDS[settings.kind]
+    if kind.reads and len(kind.reads) != len(settings.streams):
+        raise ValueError(
+            f"model {settings.kind!r} reads {' and '.join(kind.reads)}, in this order; found "
+            f"{list(settings.streams)}"
+        )
     parsed = _parse(kind.settings, settings.kind, settings.settings)
     return kind.model(settings.streams, widths, outputs, parsed)
 
