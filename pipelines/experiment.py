@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,6 +24,9 @@ from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
 from training.recipe import Recipe, Task, micro_batch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -295,12 +298,12 @@ class Experiment(Section):
         return _at(f"features.{stream}", _built, self.folder, self.features[stream])
 
     def recipe(self, task: Task, seed: int = 0) -> Recipe:
-        """The recipe of one run.
+        """The recipe of one run; weights that it starts from are pinned by their digests.
 
         Raises:
-            InputError: Unknown recipe or setting.
+            InputError: Unknown recipe or setting, or a file of weights is not there.
         """
-        return recipe_of(
+        recipe = recipe_of(
             self.model.recipe,
             task,
             tuple(self.features),
@@ -308,6 +311,11 @@ class Experiment(Section):
             model=_extra(self.model),
             train=_extra(self.train),
         )
+        if not recipe.start:
+            return recipe
+        from training.start import pinned
+
+        return replace(recipe, start=_at("train", pinned, recipe.start, self.folder))
 
     def rules(self) -> list[Rule]:
         """The promotion rules.
@@ -458,8 +466,12 @@ def _check_model(experiment: Experiment) -> None:
     check_model(experiment, task)
 
 
-def check_model(experiment: Experiment, task: Task) -> None:
-    """Raise InputError where the model cannot be built for a task, or not be dealt to the ranks."""
+def check_model(experiment: Experiment, task: Task) -> "nn.Module":
+    """The model without memory.
+
+    Raises:
+        InputError: It cannot be built for the task, or not be dealt to the ranks.
+    """
     import torch
 
     from training.models import build
@@ -469,7 +481,16 @@ def check_model(experiment: Experiment, task: Task) -> None:
     ranks = experiment.workers.train
     _at("train.global_batch", micro_batch, recipe.global_batch, ranks, recipe.micro_batch)
     with torch.device("meta"):
-        _at("model", build, recipe.model, widths, task.outputs)
+        return _at("model", build, recipe.model, widths, task.outputs)
+
+
+def check_start(experiment: Experiment, task: Task) -> None:
+    """Raise InputError where weights to start from do not fit the model of a task."""
+    recipe = experiment.recipe(task)
+    if recipe.start:
+        from training import start
+
+        _at("train", start.check, check_model(experiment, task), recipe.start)
 
 
 def save(experiment: Experiment) -> None:

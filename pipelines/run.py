@@ -15,7 +15,7 @@ from featurizers.manifest import Column
 from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
-from pipelines.experiment import Experiment, InputError, check_model, parse, save
+from pipelines.experiment import Experiment, InputError, check_model, check_start, parse, save
 from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
@@ -206,9 +206,10 @@ def recipes_of(experiment: Experiment, task: Task) -> list[Recipe]:
     """The experiment's recipe, once for each seed.
 
     Raises:
-        InputError: The model is for other tasks.
+        InputError: The model is for other tasks, or weights to start from do not fit it.
     """
     check_model(experiment, task)
+    check_start(experiment, task)
     return [experiment.recipe(task, seed) for seed in range(experiment.train.seeds)]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from featurizers import catalog
 from pipelines.experiment import InputError, check_model, load, save
@@ -12,7 +13,8 @@ from pipelines.run import recipes_of
 from pipelines.sources import ask, read_rows
 from tests import checkpoints
 from tracking.gate import Rule
-from training.recipe import Task
+from training.models import build
+from training.recipe import ModelSettings, Task
 
 # The example of the documentation, word for word.
 WHOLE = """\
@@ -97,6 +99,31 @@ def test_classes_get_the_loss_of_classes(tmp_path):
     assert given(tmp_path).recipe(task).loss == "cross_entropy"
     assert given(tmp_path).recipe(TASK).loss == "l1"
     assert given(tmp_path, WHOLE, ["train.loss=cross_entropy"]).recipe(task).loss == "cross_entropy"
+
+
+def test_weights_to_start_from_are_named_by_file_and_must_fit_the_task(tmp_path):
+    text = """\
+dataset: runs/faces
+source: {table: clips.csv, label: mood}
+features:
+  video: {featurizer: frames, size: 8}
+  audio: {featurizer: mfcc, deltas: 0}
+model: {recipe: msaf_ravdess, video_width: 4, cardinality: 2}
+train: {global_batch: 4, start: {video: face.safetensors}}
+"""
+    assert "there is no file" in told(given, tmp_path, text)
+    face = tmp_path / "face.safetensors"
+    settings = {"width": 4, "cardinality": 2}
+    network = ModelSettings(kind="resnext3d", streams=("video",), settings=settings)
+    save_file(build(network, {"video": 192}, 2).state_dict(), face)
+    experiment = given(tmp_path, text)
+    two, three = (
+        Task(kind="classes", label="mood", classes=tuple("abc"[:count])) for count in (2, 3)
+    )
+    (recipe,) = recipes_of(experiment, two)
+    assert recipe.start["video"].startswith(f"{face}#")
+    assert recipe.raw == ("video",)
+    assert "train: start.video: fc.weight is [2, 128]" in told(recipes_of, experiment, three)
 
 
 def test_a_model_for_classes_waits_for_the_labels_where_the_file_says_no_task(tmp_path):

@@ -14,9 +14,19 @@ SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
 
 
+# Streams of networks that read certain ones, with their widths.
+READS = {"pixels": 48, "MFCC": 13, "joints": 200}
+
+
+def streams_for(name):
+    if name in KINDS and KINDS[name].reads:
+        return {what: READS[what] for what in KINDS[name].reads}
+    return {"text": 5} if name == "unimodal" else {"text": 5, "audio": 5, "visual": 5}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_gives_a_recipe_that_survives_json(name):
-    streams = ["text"] if name == "unimodal" else ["text", "audio"]
+    streams = list(streams_for(name))
     recipe = named(name, SCORE, streams, {"hidden": 32}, epochs=3, zero=0)
     assert (recipe.name, recipe.epochs, recipe.model.settings["hidden"]) == (name, 3, 32)
     assert Recipe.from_json(recipe.to_json()).digest == recipe.digest
@@ -24,10 +34,10 @@ def test_every_name_gives_a_recipe_that_survives_json(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_names_a_model_that_can_be_built(name):
-    streams = ["text"] if name == "unimodal" else ["text", "audio", "visual"]
-    model = named(name, MOOD, streams).model
+    streams = streams_for(name)
+    model = named(name, MOOD, list(streams)).model
     with torch.device("meta"):
-        build(model, dict.fromkeys(streams, 5), MOOD.outputs)
+        build(model, streams, MOOD.outputs)
 
 
 @pytest.mark.parametrize("name", ["mmlatch_mosei", "late_fusion_mosei"])
@@ -77,7 +87,9 @@ def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones(
         named("late_fusion", SCORE, ["text", "audio"], pooling=own)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unimodal"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "unimodal" and not KINDS[kind].reads]
+)
 def test_models_refuse_streams_of_several_lengths_if_and_only_if_the_recipe_does(kind):
     streams = {
         name: Stream(torch.ones(1, steps, 2), torch.ones(1, steps).bool())
@@ -120,6 +132,13 @@ def test_the_loss_follows_the_task():
         ({"pooling": {"hwo": "max"}}, "pooling has no setting 'hwo'; the nearest is 'how'"),
         ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, max, first, last, linear"),
         ({"pooling": {"kind": "rate"}}, "pooling.kind is 'rate'.* words, cells, steps, own"),
+        (
+            {"raw": ["video"]},
+            r"raw is \('video',\); wanted a list of streams of the model, of text",
+        ),
+        ({"raw": "text"}, "raw is 'text'"),
+        ({"start": "face.safetensors"}, "start is 'face.safetensors'; wanted for each part"),
+        ({"start": {"video": 3}}, "start is {'video': 3}"),
         ({"pooling": {"cell_s": 0}}, "pooling.cell_s is 0; wanted a number of at least 0.001"),
         ({"pooling": {"cell_s": float("inf")}}, "pooling.cell_s is inf"),
         ({"pooling": {"cell_s": "x"}}, "pooling.cell_s is 'x'"),
@@ -141,3 +160,32 @@ def test_an_unknown_recipe_names_the_nearest():
 def test_classes_want_two_at_least():
     with pytest.raises(ValueError, match="two different ones"):
         check(named("unimodal", replace(MOOD, classes=("sad",)), ["text"]))
+
+
+@pytest.mark.parametrize("name", ["msaf_ravdess", "msaf_ntu"])
+def test_networks_of_pictures_are_trained_as_the_authors_of_msaf_do(name):
+    recipe = named(name, MOOD, list(streams_for(name)))
+    chosen = (recipe.learning_rate, recipe.weight_decay, recipe.global_batch, recipe.epochs)
+    assert chosen == ((1e-3, 0.0, 4, 70) if name == "msaf_ravdess" else (1e-4, 1e-4, 4, 20))
+    assert (recipe.loss, recipe.clip_norm, recipe.patience) == (
+        "cross_entropy",
+        None,
+        recipe.epochs,
+    )
+    assert recipe.raw == (("pixels",) if name == "msaf_ravdess" else ("pixels", "joints"))
+    assert recipe.pooling.kind == "own"
+    assert not recipe.take_absent
+
+
+def test_what_is_raw_may_be_a_list_as_a_file_has_it():
+    recipe = named("late_fusion", SCORE, ["text", "pose"], raw=["pose"])
+    assert recipe.raw == ("pose",)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_where_weights_lie_is_no_part_of_a_recipes_identity():
+    here, there, other = (
+        named("hcn", MOOD, ["joints"], start={"fc7": text})
+        for text in (f"a#{'0' * 64}", f"b/c#{'0' * 64}", f"a#{'1' * 64}")
+    )
+    assert here.digest == there.digest != other.digest

@@ -91,7 +91,10 @@ def rank_view(
 
 @dataclass(frozen=True, slots=True)
 class Normaliser:
-    """Mean and standard deviation of each dimension of each stream: float32 [D] by stream."""
+    """Mean and standard deviation of each dimension of each stream: float32 [D] by stream.
+
+    Streams that a recipe takes raw have none.
+    """
 
     mean: Mapping[str, NDArray[np.float32]]
     std: Mapping[str, NDArray[np.float32]]
@@ -111,12 +114,12 @@ class Normaliser:
         Sums are float64 and merged sample by sample (Chan, Golub and LeVeque, "Updating formulae
         and a pairwise algorithm for computing sample variances", 1979), so a large mean costs no
         digits. A dimension that does not vary has standard deviation 1; a stream without any step
-        has mean 0.
+        has mean 0. Streams without a width are left out.
         """
         moments = {name: _Moments.empty(width) for name, width in widths.items()}
         for sample in samples:
             for name, values in sample.values.items():
-                if values is not None:
+                if values is not None and name in moments:
                     valid = sample.valid.get(name)
                     moments[name] = moments[name].plus(values if valid is None else values[valid])
         return Normaliser(
@@ -125,7 +128,12 @@ class Normaliser:
         )
 
     def apply(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalise steps [T, D] of a stream, and cut what lies beyond 5 standard deviations."""
+        """Normalise steps [T, D] of a stream, and cut what lies beyond 5 standard deviations.
+
+        A raw stream stays as it is.
+        """
+        if name not in self.mean:
+            return values
         scaled: NDArray[np.float32] = np.clip(
             (values - self.mean[name]) / self.std[name], -LIMIT, LIMIT
         )
@@ -400,7 +408,8 @@ def load(
             f"{len(raw.clips)} of them have label {recipe.task.label!r}; none has "
             f"{'all' if strict else 'any'} of the streams {', '.join(opened)}"
         )
-    normaliser = Normaliser.measure((raw.sample(key) for key in raw.keys), raw.widths)
+    scaled = {name: width for name, width in raw.widths.items() if name not in recipe.raw}
+    normaliser = Normaliser.measure((raw.sample(key) for key in raw.keys), scaled)
     train, valid, test = (
         Samples(
             splits[split],

@@ -32,6 +32,7 @@ from training.predict import decide
 from training.recipe import Recipe
 from training.recipes import check
 from training.session import Session
+from training.start import begin
 
 Epoch: TypeAlias = Mapping[str, float]
 Progress: TypeAlias = Callable[[int, Epoch], None]
@@ -114,8 +115,8 @@ def fit(
         The best weights and how it went.
 
     Raises:
-        ValueError: A setting is out of range, the global batch does not fit the ranks, or there
-            is nothing to validate on.
+        ValueError: A setting is out of range, the global batch does not fit the ranks, there is
+            nothing to validate on, or a file of weights to start from does not fit.
         CheckpointError: The checkpoint to resume from is damaged or of another recipe.
     """
     check(recipe)
@@ -125,7 +126,9 @@ def fit(
             f"stops by the validation loss; put some clips into 'valid'"
         )
     torch.manual_seed(recipe.seed)
-    engine = Engine(build(recipe.model, data.train.widths, recipe.task.outputs), recipe)
+    model = build(recipe.model, data.train.widths, recipe.task.outputs)
+    begin(model, recipe.start)
+    engine = Engine(model, recipe)
     work = _Work(recipe, data, session, run, engine)
     state, best = _start(work)
     while not _finished(recipe, state.valid_losses):

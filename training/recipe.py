@@ -68,6 +68,10 @@ class Recipe:
         take_absent: Whether training takes clips that lack a stream (masked), or leaves them out.
         modality_dropout: The probability that training masks a stream of a clip; one that the clip
             has always stays.
+        raw: Streams that are neither normalised nor cut, such as pixels and joints, which their
+            models scale by themselves.
+        start: Weights that parts of the model begin with, by part: "FILE#SHA256"; see
+            `training.start`.
         checkpoint_every: Epochs between checkpoints.
     """
 
@@ -87,13 +91,17 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     take_absent: bool = True
     modality_dropout: float = 0.0
+    raw: tuple[str, ...] = ()
+    start: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     checkpoint_every: int = 5
 
     @property
     def digest(self) -> str:
-        """sha256 of all settings in hex."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        """sha256 of all settings in hex; where files of weights lie does not matter."""
+        plain = self.to_json()
+        plain["start"] = {part: text.rpartition("#")[2] for part, text in self.start.items()}
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +119,7 @@ class Recipe:
             model=ModelSettings(**model),
             task=Task(**task),
             pooling=Pooling(**plain.pop("pooling")),
+            raw=tuple(plain.pop("raw", ())),
             **plain,
         )
 

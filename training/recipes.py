@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 from featurizers.align import HOWS
 from training.recipe import ModelSettings, Pooling, Recipe, Scalar, Task
 
-Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | None
+Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | Sequence[str] | None
 
 ONE_TIME_BASE = ("mmlatch", "late_fusion", "early_fusion")
 """Models that want several streams to have their steps at the same times."""
@@ -75,6 +75,28 @@ _MULT: Mapping[str, Scalar] = {"width": 30, "heads": 5, "layers": 3}
 # Of the paper's table, what its three corpora have in common.
 _MULT_TRAINING: Mapping[str, Setting] = {"learning_rate": 1e-3, "weight_decay": 0.0}
 _MULT_SIZES: Mapping[str, Scalar] = {"width": 40, "layers": 4, "output_dropout": 0.1}
+
+
+# How the authors of MSAF train their networks of whole pictures. Clips that lack a stream would
+# count as 0 in the statistics of BatchNorm.
+_RAVDESS: Mapping[str, Setting] = {
+    "epochs": 70,
+    "patience": 70,
+    "global_batch": 4,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "clip_norm": None,
+    "take_absent": False,
+    # Longer streams are thinned; pictures must not be averaged.
+    "pooling": Pooling(kind="own", most=30_000, how="first"),
+}
+_NTU: Mapping[str, Setting] = {
+    **_RAVDESS,
+    "epochs": 20,
+    "patience": 20,
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-4,
+}
 
 
 class NamedRecipe(Protocol):
@@ -370,6 +392,81 @@ def msaf_mosei(
     )
 
 
+def msaf_ravdess(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """Emotions from faces and voices, as MSAF's authors train on RAVDESS: pixels, then MFCC.
+
+    Both branches are to start from weights that `resnext3d` and `sound_cnn` were trained to on the
+    same fold: `start` {"video": FILE, "audio": FILE}. Nothing stops early, as in the release; but
+    the best epoch is chosen on validation clips, where the release chooses on those it reports.
+    Pictures are mirrored by clip, not cropped anew.
+    """
+    return _network(
+        "msaf_ravdess", task, streams, settings, overrides, raw=streams[:1], training=_RAVDESS
+    )
+
+
+def resnext3d(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """The video branch of `msaf_ravdess` alone: one stream of pixels."""
+    return _network("resnext3d", task, streams, settings, overrides, raw=streams, training=_RAVDESS)
+
+
+def sound_cnn(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """The sound branch of `msaf_ravdess` alone: one stream of MFCC."""
+    return _network("sound_cnn", task, streams, settings, overrides, raw=(), training=_RAVDESS)
+
+
+def msaf_ntu(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """Actions from pictures and joints, in this order, as MSAF's authors train on NTU RGB+D.
+
+    Both branches are to start from weights that `i3d` and `hcn` were trained to: `start`
+    {"video": FILE, "skeleton": FILE}. The release runs each batch twice, and updates first for the
+    loss of one branch, then for that of the other; this optimises one loss, of the mean of their
+    scores, in one update a batch. Weights decay apart from the gradient (AdamW), and the learning
+    rate is halved when validation waits, not divided by ten at epoch 6.
+    """
+    return _network("msaf_ntu", task, streams, settings, overrides, raw=streams, training=_NTU)
+
+
+def i3d(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """The video branch of `msaf_ntu` alone: one stream of pixels."""
+    return _network("i3d", task, streams, settings, overrides, raw=streams, training=_NTU)
+
+
+def hcn(
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None = None,
+    **overrides: Setting,
+) -> Recipe:
+    """The skeleton branch of `msaf_ntu` alone: one stream of joints."""
+    return _network("hcn", task, streams, settings, overrides, raw=streams, training=_NTU)
+
+
 RECIPES: Mapping[str, NamedRecipe] = {
     "mmlatch": mmlatch,
     "mmlatch_mosei": mmlatch_mosei,
@@ -387,6 +484,12 @@ RECIPES: Mapping[str, NamedRecipe] = {
     "lmf": lmf,
     "msaf": msaf,
     "msaf_mosei": msaf_mosei,
+    "msaf_ravdess": msaf_ravdess,
+    "resnext3d": resnext3d,
+    "sound_cnn": sound_cnn,
+    "msaf_ntu": msaf_ntu,
+    "i3d": i3d,
+    "hcn": hcn,
 }
 
 NAMES = tuple(RECIPES)
@@ -426,6 +529,7 @@ def check(recipe: Recipe) -> None:
     if recipe.clip_norm is not None:
         _check_number(recipe, "clip_norm", whole=False, least=0)
     _check_pooling(recipe.pooling, recipe.model)
+    _check_raw(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     if recipe.task.kind == "classes":
@@ -469,6 +573,7 @@ def _recipe(
     loss = training.get("loss", "l1") if task.kind == "regression" else "cross_entropy"
     chosen: dict[str, Setting] = {**training, "loss": loss, **overrides}
     chosen["pooling"] = _pooling(chosen.get("pooling", Pooling()))
+    chosen["raw"] = _listed(chosen.get("raw", ()))
     built = ModelSettings(
         kind=kind or name, streams=tuple(streams), settings={**model, **(settings or {})}
     )
@@ -488,6 +593,33 @@ def _epochs(count: int) -> dict[str, Setting]:
     return {"epochs": count, "patience": count}
 
 
+def _listed(given: Setting) -> Setting:
+    """A list, as YAML has it, as a tuple; else what was given."""
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
+
+
+def _network(
+    name: str,
+    task: Task,
+    streams: Sequence[str],
+    settings: Mapping[str, Scalar] | None,
+    overrides: Mapping[str, Setting],
+    *,
+    raw: Sequence[str],
+    training: Mapping[str, Setting],
+) -> Recipe:
+    """The recipe of a network that scales some of its streams by itself."""
+    return _recipe(
+        name,
+        task,
+        streams,
+        settings,
+        overrides,
+        model={},
+        training={**training, "raw": raw},
+    )
+
+
 def _pooling(given: Setting) -> Pooling:
     if isinstance(given, Pooling):
         return given
@@ -500,6 +632,23 @@ def _pooling(given: Setting) -> Pooling:
             raise ValueError(f"pooling has no setting {setting!r}; {_nearest(setting, known)}")
     # As above: `check` looks at each value.
     return replace(Pooling(), **settings)  # type: ignore[arg-type]
+
+
+def _check_raw(recipe: Recipe) -> None:
+    """Streams that are not normalised, and weights to start from."""
+    streams = recipe.model.streams
+    # What an experiment file gives is of any type, whatever the fields say.
+    raw: object = recipe.raw
+    start: object = recipe.start
+    if not isinstance(raw, tuple) or not set(raw) <= set(streams):
+        raise ValueError(
+            f"raw is {raw!r}; wanted a list of streams of the model, of {', '.join(streams)}"
+        )
+    if not isinstance(start, Mapping) or not all(isinstance(text, str) for text in start.values()):
+        raise ValueError(
+            f"start is {start!r}; wanted for each part of the model that starts from weights their "
+            f"file, such as {{video: runs/face.safetensors}}"
+        )
 
 
 def _check_pooling(pooling: Pooling, model: ModelSettings) -> None:
