@@ -56,6 +56,11 @@ MODELS = {
         streams=("visual", "text"),
         settings={"width": 6, "heads": 3, "layers": 1, "future_mask": False},
     ),
+    "mult, feedback": ModelSettings(
+        kind="mult",
+        streams=("text", "audio", "visual"),
+        settings={"width": 4, "heads": 2, "layers": 1, "feedback": "sequence"},
+    ),
     "mult, four": ModelSettings(
         kind="mult",
         streams=("text", "audio", "visual", "pose"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
 from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import build
@@ -125,6 +126,7 @@ class Twin:
         self.p = dict(model.named_parameters())
         self.s = model.settings
         self.names = model.streams
+        self.latch = model.latch
         self.M = len(model.streams)
 
     def norm(self, name, g, x):
@@ -195,12 +197,8 @@ class Twin:
             rows.append(sum(c @ x[i] for i, c in around if 0 <= i < n))
         return torch.stack(rows)
 
-    def clip(self, x, valid):
-        """The outputs [K] of one clip."""
-        n = [max(v, default=-1) + 1 for v in valid]
-        x = [
-            x[m] * torch.tensor([[t in valid[m]] for t in range(len(x[m]))]) for m in range(self.M)
-        ]
+    def remember(self, x, valid, n):
+        """What each memory transformer gives at each step."""
         low = [self.embed(self.project(m, x[m])) for m in range(self.M)]
         g, hs = 0, []
         for t in range(self.M):
@@ -208,14 +206,39 @@ class Twin:
             for s in range(self.M):
                 if s != t:
                     slack = abs(n[t] - n[s])
-                    answers.append(
-                        self.transformer(("crossing", g), low[t], low[s], valid[s], slack)
-                    )
+                    net = ("crossing", g)
+                    answers.append(self.transformer(net, low[t], low[s], valid[s], slack))
                     g += 1
             z = self.embed(torch.cat(answers, 1))
-            h = self.transformer(("memory", t), z, None, valid[t], 0)
-            hs.append(h[n[t] - 1] if n[t] else torch.zeros_like(h[0]))
-        z = torch.cat(hs)
+            hs.append(self.transformer(("memory", t), z, None, valid[t], 0))
+        return hs
+
+    def mask(self, m, h):
+        """M_m: the mean over the other streams p of sigma(LSTM_mp(h_p)), or of sigma(W h_p + b)."""
+        said = []
+        for net, (to, p) in enumerate(self.latch.links):
+            if to == m:
+                prefix = f"latch.nets.{net}."
+                own = {k.split(".", 4)[4]: v for k, v in self.p.items() if k.startswith(prefix)}
+                if self.s.feedback == "sequence":
+                    layer = torch.nn.LSTM(h[p].shape[1], D[self.names[m]]).double()
+                    said.append(torch.sigmoid(functional_call(layer, own, (h[p],))[0]))
+                else:
+                    said.append(torch.sigmoid(h[p] @ own["weight"].T + own["bias"]))
+        return sum(said) / len(said)
+
+    def clip(self, x, valid):
+        """The outputs [K] of one clip."""
+        n = [max(v, default=-1) + 1 for v in valid]
+        valid_ = [
+            torch.tensor([[t in v] for t in range(len(y))]) for v, y in zip(valid, x, strict=True)
+        ]
+        x = [y * there for y, there in zip(x, valid_, strict=True)]
+        if self.latch is not None:
+            h = [h * there for h, there in zip(self.remember(x, valid, n), valid_, strict=True)]
+            x = [x[m] * self.mask(m, h) for m in range(self.M)]
+        hs = self.remember(x, valid, n)
+        z = torch.cat([h[n[t] - 1] if n[t] else torch.zeros_like(h[0]) for t, h in enumerate(hs)])
         r = torch.relu(self.p["inner.weight"] @ z + self.p["inner.bias"])
         z = z + self.p["outer.weight"] @ r + self.p["outer.bias"]
         return self.p["classifier.weight"] @ z + self.p["classifier.bias"]
@@ -258,6 +281,8 @@ THREE = ("text", "audio", "visual")
         (THREE, (5, 5, 5), {}),
         (THREE, (3, 7, 5), {"kernels": "1, 3,5", "layers": 1}),
         (THREE, (3, 6, 6), {"future_mask": False, "heads": 1}),
+        (THREE, (5, 5, 5), {"feedback": "sequence", "layers": 1}),
+        (THREE, (5, 5, 5), {"feedback": "static", "layers": 1, "kernels": 3}),
         (("audio", "text"), (4, 2), {"layers": 4, "width": 6, "heads": 3}),
         (("text", "audio", "visual", "pose"), (3, 4, 3, 4), {"layers": 1, "kernels": 3}),
     ],
@@ -370,6 +395,9 @@ def test_mult_is_as_large_as_the_papers(chosen, outputs, wanted):
         ({"kernels": "1,x,3"}, "kernels is '1,x,3'"),
         ({"kernels": 1.5}, "kernels is 1.5; wanted a whole number or a text"),
         ({"kernels": 3, "reference": True}, "released form knows only 1"),
+        ({"feedback": "yes"}, "wanted 'none' or 'sequence' or 'static'"),
+        ({"feedback": "static", "reference": True}, "the released form has none"),
+        ({"mask_dropout": 1.0}, "mask_dropout is 1.0"),
         ({"hidden": 8}, "'mult' has no setting 'hidden'"),
     ],
 )
@@ -381,3 +409,59 @@ def test_settings_that_mult_does_not_take_are_refused(chosen, message):
 def test_one_stream_alone_is_refused():
     with pytest.raises(ValueError, match=r"two at least, found \['text'\]"):
         mult(("text",), D, 1)
+
+
+def fed_back(**chosen):
+    torch.manual_seed(0)
+    settings = {"width": 4, "heads": 2, "layers": 1, "feedback": "sequence", **chosen}
+    return mult(THREE, D, 1, **settings).double()
+
+
+@pytest.mark.parametrize("feedback", ["sequence", "static"])
+def test_the_gates_of_the_feedback_lie_between_0_and_1(feedback):
+    batch = ragged(THREE, 0, (5, 5, 5))
+    explained = fed_back(feedback=feedback).eval().explain(batch)
+    assert list(explained.masks) == list(THREE)
+    for name, mask in explained.masks.items():
+        valid = batch.streams[name].mask
+        assert mask.shape == batch.streams[name].values.shape
+        assert ((mask[valid] > 0) & (mask[valid] < 1)).all()
+        assert mask[valid].std() > 0
+        assert (mask[~valid] == 0).all()
+        torch.testing.assert_close(explained.means[name], mask.mean(2))
+    with pytest.raises(ValueError, match="no masks"):
+        fed_back(feedback="none").explain(batch)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_gradients_of_a_mask_reach_the_streams_that_give_it_where_wanted(through):
+    model, batch = fed_back(stage1_grad=through), ragged(THREE, 0, (5, 5, 5))
+    values = {n: s.values.clone().requires_grad_() for n, s in batch.streams.items()}
+    streams = {name: Stream(values[name], s.mask) for name, s in batch.streams.items()}
+    explained = model.explain(
+        FusionBatch(streams=streams, target=None, weight=batch.weight, keys=batch.keys)
+    )
+    explained.masks["text"].square().sum().backward()
+    for name in THREE:
+        assert (values[name].grad is not None) == through
+        if through:
+            assert values[name].grad.abs().max() > 0
+    # The networks that make the masks learn in any case.
+    links = [m for m, _ in model.latch.links]
+    learnt = [net.lstm.weight_ih_l0.grad is not None for net in model.latch.nets]
+    assert learnt == [m == 0 for m in links]
+
+
+def test_feedback_wants_one_time_base():
+    batch = ragged(THREE, 0, (3, 7, 5))
+    with pytest.raises(ValueError, match="wants all streams on one time base"):
+        fed_back()(batch)
+
+
+def test_feedback_changes_what_is_said():
+    batch = ragged(THREE, 0, (5, 5, 5))
+    model = fed_back().eval()
+    plain = fed_back(feedback="none").eval()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("latch.")}
+    plain.load_state_dict(state)
+    assert not torch.allclose(model(batch), plain(batch))

@@ -85,6 +85,8 @@ def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones(
     assert named("unimodal", SCORE, ["text"], pooling=own).pooling.kind == "own"
     with pytest.raises(ValueError, match="'late_fusion' wants all streams on one time base"):
         named("late_fusion", SCORE, ["text", "audio"], pooling=own)
+    with pytest.raises(ValueError, match="feedback 'static' wants all streams on one time base"):
+        named("mult", SCORE, ["text", "audio"], {"feedback": "static"}, pooling=own)
 
 
 @pytest.mark.parametrize(

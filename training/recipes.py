@@ -657,12 +657,21 @@ def _check_pooling(pooling: Pooling, model: ModelSettings) -> None:
     _check_number(pooling, "cell_s", whole=False, least=0.001, among="pooling.")
     _check_number(pooling, "steps", whole=True, least=1, among="pooling.")
     _check_number(pooling, "most", whole=True, least=1, among="pooling.")
-    several = model.kind in ONE_TIME_BASE and len(model.streams) > 1
-    if pooling.kind == "own" and several:
+    if pooling.kind == "own" and (wanting := _wants_time_base(model)):
         raise ValueError(
-            f"pooling.kind is 'own', which leaves each stream its own steps; model {model.kind!r} "
-            "wants all streams on one time base: take 'words', 'cells' or 'steps', or model 'mult'"
+            f"pooling.kind is 'own', which leaves each stream its own steps; {wanting} wants all "
+            "streams on one time base: take 'words', 'cells' or 'steps', or model 'mult' without "
+            "feedback"
         )
+
+
+def _wants_time_base(model: ModelSettings) -> str | None:
+    """What of a model wants its streams to have their steps at the same times."""
+    feedback = model.settings.get("feedback", "none")
+    if feedback != "none":
+        return f"feedback {feedback!r}"
+    several = model.kind in ONE_TIME_BASE and len(model.streams) > 1
+    return f"model {model.kind!r}" if several else None
 
 
 def _check_number(

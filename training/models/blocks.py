@@ -196,7 +196,7 @@ def take_streams(
         ValueError: A stream is not there, has another width, or does not share the clip's steps.
     """
     found = [find_stream(batch, name, width) for name, width in zip(names, widths, strict=True)]
-    streams = _same_steps(batch, found, names)
+    streams = same_steps(batch, found, names)
     valid_MBT = torch.stack([stream.mask for stream in streams])
     values = [stream.values for stream in streams]
     dtype = values[0].dtype
@@ -221,11 +221,12 @@ def find_stream(batch: FusionBatch, name: str, width: int) -> Stream:
     return stream
 
 
-def _same_steps(batch: FusionBatch, streams: list[Stream], names: Sequence[str]) -> list[Stream]:
+def same_steps(batch: FusionBatch, streams: list[Stream], names: Sequence[str]) -> list[Stream]:
     """Streams as long as the longest.
 
     A stream is shorter when the longest clips of the batch lack it: what is missing is padding. But
-    a clip that has a stream, and goes on after the stream's last row, is not on one time base.
+    a clip that has a stream, and goes on after the stream's last row, is not on one time base: a
+    ValueError.
     """
     longest = max(stream.mask.shape[1] for stream in streams)
     if all(stream.mask.shape[1] == longest for stream in streams):

@@ -21,12 +21,11 @@ from training.models.blocks import (
     Encoders,
     FusionSettings,
     Head,
-    Lstm,
     Steps,
     check_shares,
     take_streams,
 )
-from training.models.dropout import dropout
+from training.models.feedback import Encode, Explanation, Latch, LatchSettings
 from training.models.lengths import by_length
 
 
@@ -57,19 +56,6 @@ class MMLatchSettings(FusionSettings):
         check_shares(mask_dropout=self.mask_dropout, mask_rnn_dropout=self.mask_rnn_dropout)
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """How far each stream was let through.
-
-    Attributes:
-        masks: By receiving stream, [B, T, D] between 0 and 1; 0 at steps that are not valid.
-        means: By receiving stream, [B, T]: the mean over the stream's dimensions, a number a word.
-    """
-
-    masks: Mapping[str, Tensor]
-    means: Mapping[str, Tensor]
-
-
 class MMLatch(nn.Module):
     """Encoders, masks from above, the same encoders again, and a head.
 
@@ -96,7 +82,7 @@ class MMLatch(nn.Module):
         self.widths = tuple(widths[name] for name in streams)
         self.settings = settings
         self.encoders = Encoders(self.widths, settings.hidden, settings.encoder_dropout)
-        self.latch = None if settings.mask == "none" else Latch(self.streams, self.widths, settings)
+        self.latch = _latch(self.streams, self.widths, settings)
         self.head = Head(len(self.streams), outputs, settings)
 
     def forward(self, batch: FusionBatch) -> Tensor:
@@ -106,8 +92,7 @@ class MMLatch(nn.Module):
 
     def _outputs(self, values: Sequence[Tensor], steps: Steps) -> Tensor:
         if self.latch is not None:
-            masks = self.latch(self._stage_one(values, steps), steps)
-            values = [self._masked(x, masks.get(m)) for m, x in enumerate(values)]
+            values = self.latch.feed_back(values, steps.padding, self._encode(steps))
         outputs: Tensor = self.head(self.encoders(values, steps), steps)
         return outputs
 
@@ -122,93 +107,28 @@ class MMLatch(nn.Module):
                 "this MMLatch has no masks (mask is 'none'); build it with 'sequence' or 'static'"
             )
         values, steps = take_streams(batch, self.streams, self.widths, self.settings)
-        found = self.latch(self._stage_one(values, steps), steps)
-        masks = {self.streams[m]: mask * steps.valid[m].unsqueeze(2) for m, mask in found.items()}
-        return Explanation(masks, {name: mask.mean(2) for name, mask in masks.items()})
+        return self.latch.explain(values, steps.padding, self._encode(steps), steps.valid)
 
-    def _stage_one(self, values: Sequence[Tensor], steps: Steps) -> Tensor:
-        with torch.set_grad_enabled(self.settings.stage1_grad and torch.is_grad_enabled()):
-            encoded: Tensor = self.encoders(values, steps)
-        return encoded
+    def _encode(self, steps: Steps) -> Encode:
+        return lambda values: self.encoders(values, steps)
 
-    def _masked(self, x_BTD: Tensor, mask_BTD: Tensor | None) -> Tensor:
-        if mask_BTD is None:
-            return x_BTD
+
+def _latch(
+    streams: Sequence[str], widths: Sequence[int], settings: MMLatchSettings
+) -> Latch | None:
+    if settings.mask == "none":
+        return None
+    chosen = LatchSettings(
+        mask=settings.mask,
+        mask_dropout=settings.mask_dropout,
+        mask_rnn_dropout=settings.mask_rnn_dropout,
+        stage1_grad=settings.stage1_grad,
+        gives=settings.gives,
+        receives=settings.receives,
         # The released code forgets to stop this dropout in evaluation.
-        drops = self.training or self.settings.reference
-        return x_BTD * dropout(mask_BTD, self.settings.mask_dropout, drops)
-
-
-class Latch(nn.Module):
-    """One mask network for each pair of a receiving and another, giving stream."""
-
-    def __init__(
-        self, streams: Sequence[str], widths: Sequence[int], settings: MMLatchSettings
-    ) -> None:
-        super().__init__()
-        gives = _chosen(settings.gives, streams, "gives")
-        receives = _chosen(settings.receives, streams, "receives")
-        self.links = [(m, p) for m in receives for p in gives if m != p]
-        if not self.links:
-            raise ValueError(
-                f"with gives {settings.gives!r} and receives {settings.receives!r} no stream of "
-                f"{list(streams)} masks another; give two streams at least, or set mask to 'none'"
-            )
-        self.nets = nn.ModuleList(_mask_net(settings, widths[m]) for m, _ in self.links)
-
-    def forward(self, encoded_MBTH: Tensor, steps: Steps) -> dict[int, Tensor]:
-        """Masks [B, T, D] by the receiving stream's position: the mean of what the others say."""
-        said: dict[int, list[Tensor]] = {}
-        for net, (m, p) in zip(self.nets, self.links, strict=True):
-            said.setdefault(m, []).append(net(encoded_MBTH[p], steps.padding))
-        return {m: torch.stack(masks).mean(0) for m, masks in said.items()}
-
-
-class SequenceMask(nn.Module):
-    """sigma(LSTM(h)); without dropout between 0.27 and 0.73, as an LSTM gives -1 to 1."""
-
-    def __init__(self, hidden: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.lstm = Lstm(hidden, width, bidirectional=False)
-
-    def forward(self, encoded_BTH: Tensor, padding_BT1: Tensor) -> Tensor:
-        """The mask [B, T, D] that one stream wants for another."""
-        said: Tensor = self.lstm(encoded_BTH, padding_BT1)
-        return dropout(said, self.dropout, self.training).sigmoid()
-
-
-class StaticMask(nn.Module):
-    """sigma(W h + b), step by step."""
-
-    def __init__(self, hidden: int, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden, width)
-
-    def forward(self, encoded_BTH: Tensor, _padding_BT1: Tensor) -> Tensor:
-        """The mask [B, T, D] that one stream wants for another."""
-        said: Tensor = self.linear(encoded_BTH)
-        return said.sigmoid()
-
-
-def _mask_net(settings: MMLatchSettings, width: int) -> nn.Module:
-    if settings.mask == "static":
-        return StaticMask(settings.hidden, width)
-    return SequenceMask(settings.hidden, width, settings.mask_rnn_dropout)
-
-
-def _chosen(names: str, streams: Sequence[str], setting: str) -> list[int]:
-    """The positions of the named streams."""
-    if names == "all":
-        return list(range(len(streams)))
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in streams:
-            raise ValueError(
-                f"{setting} names {name!r}, which is no stream of the model; "
-                f"it takes 'all', or some of {list(streams)} with commas"
-            )
-    return [m for m, name in enumerate(streams) if name in wanted]
+        drops_always=settings.reference,
+    )
+    return Latch(streams, widths, settings.hidden, chosen)
 
 
 _RELEASED_STREAMS = ("text", "audio", "visual")

@@ -17,6 +17,10 @@ when its first feature is exactly 0, and all that this changes is its position; 
 masked, the last step is read whatever it is, and queries, keys and values of each network are
 dropped apart.
 
+With `feedback` the model is computed twice, as in G. Paraskevopoulos et al., "MMLatch: Bottom-Up
+Top-Down Fusion for Multimodal Sentiment Analysis", ICASSP 2022, arXiv 2201.09828: what the memories
+of the other streams hold at each step masks a stream's input (`training.models.feedback`).
+
 Shapes: M streams, B clips, T steps (of each stream its own), D width, G networks side by side, K
 outputs.
 """
@@ -24,15 +28,16 @@ outputs.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from training.batch import FusionBatch, Stream
 from training.models.attention import Sight
-from training.models.blocks import check_shares, find_stream
+from training.models.blocks import check_shares, find_stream, same_steps
 from training.models.dropout import dropout
+from training.models.feedback import Encode, Explanation, Latch, LatchSettings
 from training.models.transformer import (
     Dropouts,
     Source,
@@ -68,6 +73,12 @@ class MulTSettings:
         future_mask: Whether query i of T is kept from keys after i + |T - U|, of U: lengths of the
             clip, or with `reference` of the batch.
         reference: The released function instead of the fixed one; all kernels are 1.
+        feedback: MMLatch's masks on the inputs, from what the memory transformers of the other
+            streams give at each step: "sequence" by an LSTM for each pair of streams, "static" by a
+            linear layer. The model is computed twice, and streams must share their time base.
+        mask_dropout: On the masks.
+        mask_rnn_dropout: On the outputs of the mask LSTMs.
+        stage1_grad: Whether gradients flow through the first of the two times.
     """
 
     width: int = 40
@@ -81,6 +92,10 @@ class MulTSettings:
     output_dropout: float = 0.1
     future_mask: bool = True
     reference: bool = False
+    feedback: Literal["none", "sequence", "static"] = "none"
+    mask_dropout: float = 0.2
+    mask_rnn_dropout: float = 0.1
+    stage1_grad: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number is out of range."""
@@ -98,7 +113,13 @@ class MulTSettings:
             relu_dropout=self.relu_dropout,
             residual_dropout=self.residual_dropout,
             output_dropout=self.output_dropout,
+            mask_dropout=self.mask_dropout,
+            mask_rnn_dropout=self.mask_rnn_dropout,
         )
+        if self.reference and self.feedback != "none":
+            raise ValueError(
+                f"feedback is {self.feedback!r}; the released form has none: leave out reference"
+            )
 
     def spans(self, streams: int) -> list[int]:
         """The kernel of each stream. Raises ValueError where `kernels` does not give them."""
@@ -131,6 +152,11 @@ class Seen:
         mask_BT = self.masks[m]
         numbers = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
         return (mask_BT * numbers).amax(1)
+
+    def padding(self, dtype: torch.dtype) -> Tensor:
+        """1 after the last valid step of any stream, else 0, [B, T, 1]; streams have one length."""
+        any_BT = torch.stack(list(self.masks)).any(0)
+        return (any_BT.flip(1).cumsum(1).flip(1) == 0).unsqueeze(2).to(dtype)
 
 
 class Projection(nn.Conv1d):
@@ -191,6 +217,7 @@ class MulT(nn.Module):
         )
         wide, deep = (count - 1) * width, max(settings.layers, LEAST_MEMORY)
         self.memory = Transformers(count, wide, settings.heads, deep, dropouts)
+        self.latch = _latch(self.streams, self.widths, wide, settings)
         self.inner = nn.Linear(count * wide, count * wide)
         self.outer = nn.Linear(count * wide, count * wide)
         self.classifier = nn.Linear(count * wide, outputs)
@@ -198,10 +225,27 @@ class MulT(nn.Module):
     def forward(self, batch: FusionBatch) -> Tensor:
         """Outputs [B, K]. Raises ValueError for other streams than the model was built for."""
         values, seen = self._take(batch)
+        if self.latch is not None:
+            padding_BT1 = seen.padding(values[0].dtype)
+            values = self.latch.feed_back(values, padding_BT1, self._encode(seen))
         read_BF = torch.cat(self._read(self._crossed(values, seen), seen), 1)
         inner = dropout(self.inner(read_BF).relu(), self.settings.output_dropout, self.training)
         outputs: Tensor = self.classifier(read_BF + self.outer(inner))
         return outputs
+
+    def explain(self, batch: FusionBatch) -> Explanation:
+        """The masks of the feedback before their dropout. Ask in evaluation mode.
+
+        Raises:
+            ValueError: The model was built without feedback.
+        """
+        if self.latch is None:
+            raise ValueError(
+                "this MulT has no masks (feedback is 'none'); build it with 'sequence' or 'static'"
+            )
+        values, seen = self._take(batch)
+        padding_BT1, valid_MBT = seen.padding(values[0].dtype), torch.stack(list(seen.masks))
+        return self.latch.explain(values, padding_BT1, self._encode(seen), valid_MBT)
 
     def _take(self, batch: FusionBatch) -> tuple[list[Tensor], Seen]:
         """Values [B, T, D] by stream, and which steps count."""
@@ -209,6 +253,8 @@ class MulT(nn.Module):
             find_stream(batch, name, width)
             for name, width in zip(self.streams, self.widths, strict=True)
         ]
+        if self.latch is not None:
+            found = same_steps(batch, found, self.streams)
         masks = [stream.mask for stream in found]
         # On another device the answer would have to be waited for.
         whole = self.settings.reference or (
@@ -235,6 +281,19 @@ class MulT(nn.Module):
         ordered = [answers[row] for row in range(len(self.pairs))]
         others = len(self.streams) - 1
         return [torch.cat(ordered[m * others :][:others], 2) for m in range(len(self.streams))]
+
+    def _encode(self, seen: Seen) -> Encode:
+        """What the memory transformers give at each step, for streams of one length."""
+
+        def encode(values: Sequence[Tensor]) -> Tensor:
+            x_MBTD = torch.stack([self._embed(x_BTD) for x_BTD in self._crossed(values, seen)])
+            rows = range(len(x_MBTD))
+            future = self.settings.future_mask
+            sight = sight_of(seen, [(m, m) for m in rows], x_MBTD.dtype, future=future)
+            found: Tensor = self.memory(x_MBTD, sight, rows=rows)
+            return found * torch.stack(list(seen.masks)).unsqueeze(3)
+
+        return encode
 
     def _read(self, answers: Sequence[Tensor], seen: Seen) -> list[Tensor]:
         """What each stream's memory holds at its last step, [B, (M-1)D] by stream."""
@@ -302,6 +361,20 @@ class MulT(nn.Module):
     def _attention(self, pairs: Sequence[Pair]) -> float:
         first = all(s == 0 for _, s in pairs)
         return 0.0 if self.settings.reference and not first else self.settings.attention_dropout
+
+
+def _latch(
+    streams: Sequence[str], widths: Sequence[int], hidden: int, settings: MulTSettings
+) -> Latch | None:
+    if settings.feedback == "none":
+        return None
+    chosen = LatchSettings(
+        mask=settings.feedback,
+        mask_dropout=settings.mask_dropout,
+        mask_rnn_dropout=settings.mask_rnn_dropout,
+        stage1_grad=settings.stage1_grad,
+    )
+    return Latch(streams, widths, hidden, chosen)
 
 
 def _groups(kinds: Sequence[Hashable]) -> list[list[int]]:
