@@ -1,5 +1,6 @@
 """The MSAF module: the authors' numbers, a slow twin in the paper's notation, its laws."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,17 @@ def test_the_module_can_be_recomputed_in_the_backward_pass():
     plain = torch.autograd.grad(module([x, y])[0].square().sum(), x)
     again = checkpoint(lambda x: module([x, y])[0], x, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(again.square().sum(), x), plain)
+
+
+def test_compiled_as_one_graph_the_module_computes_the_same():
+    module = twice_as_strong((8, 4)).eval()
+    values = [torch.randn(3, 8, 2, 2).double(), torch.randn(3, 4, 5).double()]
+    masks = [None, torch.rand(3, 5) < 0.7]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(module, backend="eager", fullgraph=True)(values, masks)
+    for ours, theirs in zip(compiled, module(values, masks), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_map_keeps_its_type_and_its_layout():
