@@ -443,15 +443,26 @@ def test_a_branch_without_input_and_a_layer_without_tensor_are_refused():
         fused({"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)})
 
 
-def test_compiled_parts_of_branches_are_fused():
+@pytest.mark.parametrize("early", [False, True])
+def test_compiled_branches_and_parts_of_them_are_fused(early):
+    settings = MsafSettings(block_dropout=0)
+    plain, inputs = insert_msaf(two(), AT, settings).eval(), some()
+    branches = dict(plain.branches)
+    compiled = torch.compile(Pictures().eval(), backend="eager")
+    compiled.load_state_dict(
+        {f"_orig_mod.{k}": v for k, v in branches["video"].state_dict().items()}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        branches, inputs = two(), some()
-        wanted = {name: branch(inputs[name]) for name, branch in branches.items()}
+        if early:
+            compiled(inputs["video"])  # before there are any hooks
         branches["audio"].conv2.compile(backend="eager")
-        fused = torch.compile(insert_msaf(branches, AT, IDENTITY).eval(), backend="eager")
+        at = [{**point, "video": f"_orig_mod.{point['video']}"} for point in AT]
+        fused = insert_msaf({"video": compiled, "audio": branches["audio"]}, at, settings).eval()
+        fused.fusions.load_state_dict(plain.fusions.state_dict())
+        fused = torch.compile(fused, backend="eager")
         for name, output in fused(inputs).items():
-            torch.testing.assert_close(output, wanted[name])
+            torch.testing.assert_close(output, plain(inputs)[name])
 
 
 def test_recurrent_layers_tell_their_width():

@@ -114,8 +114,7 @@ class Walk:
         if self._passed < len(self._names):
             raise RuntimeError(
                 f"branch {self._name!r} ended without passing {self._names[self._passed]!r}; "
-                f"name layers that every forward pass runs, or leave this one out. (A branch "
-                f"that torch.compile has compiled does not halt: compile its parts instead)"
+                f"name layers that every forward pass runs, as modules, or leave this one out"
             )
         return output
 
