@@ -12,7 +12,8 @@ from tests.test_models import SMALL, WIDTHS, random_batch
 from training.batch import FusionBatch, Stream
 from training.models import build
 from training.models.tfn import LARGEST
-from training.recipe import ModelSettings
+from training.recipe import ModelSettings, Task
+from training.recipes import named
 
 
 def made(kind, names, widths=D, outputs=2, **chosen):
@@ -61,11 +62,10 @@ def vector(model, m, x, valid):
     if "lstm.weight_hh_l0" in p:
         own = {k.removeprefix("lstm."): v for k, v in p.items() if k.startswith("lstm.")}
         h = functional_call(nn.LSTM(len(x[0]), H).double(), own, (torch.stack(x),))[0][-1]
-        h = torch.relu(p["layers.1.weight"] @ h + p["layers.1.bias"])
+        h = torch.tanh(p["layers.1.weight"] @ h + p["layers.1.bias"])
     else:
-        h = sum(x) / len(valid)
-        for layer in (0, 2, 5):
-            h = torch.relu(p[f"layers.{layer}.weight"] @ h + p[f"layers.{layer}.bias"])
+        h = torch.relu(p["layers.0.weight"] @ (sum(x) / len(valid)) + p["layers.0.bias"])
+        h = torch.tanh(p["layers.3.weight"] @ h + p["layers.3.bias"])
     return torch.cat([torch.ones(1, dtype=torch.float64), h])
 
 
@@ -223,3 +223,32 @@ def test_the_largest_vector_that_the_message_names_can_be_built():
     with torch.device("meta"):
         model = made("tfn", ("text", "audio", "visual"), SMALL, vector=65)
     assert model.fusion.in_features == 66**3 <= LARGEST
+
+
+def told_by_two(clips, seed):
+    """Streams of noise with a cue each; the label is the product of the cues of text and audio."""
+    draw = torch.Generator().manual_seed(seed)
+    cues = torch.randint(0, 2, (clips, 3), generator=draw) * 2.0 - 1
+    streams = {}
+    for row, (name, width) in enumerate(SMALL.items()):
+        values = torch.randn(clips, 5, width, generator=draw)
+        values[:, :, 0] += cues[:, row, None]
+        streams[name] = Stream(values, torch.ones(clips, 5, dtype=torch.bool))
+    keys = tuple(f"{clip}" for clip in range(clips))
+    target = cues[:, 0] * cues[:, 1]
+    return FusionBatch(streams=streams, target=target, weight=torch.ones(clips), keys=keys)
+
+
+@pytest.mark.parametrize("name", ["tfn", "lmf"])
+def test_tensor_fusions_learn_from_few_clips_what_no_stream_tells_alone(name):
+    recipe = named(name, Task(kind="regression", label="score"), tuple(SMALL), {"vector": 6})
+    torch.manual_seed(0)
+    model, batch, unseen = build(recipe.model, SMALL, 1), told_by_two(256, 0), told_by_two(200, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
+    for _ in range(150):
+        loss = (model(batch)[:, 0] - batch.target).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = model.eval()(unseen)[:, 0].sign() == unseen.target
+    assert right.float().mean() > 0.85

@@ -9,7 +9,6 @@ Shapes: M streams, B clips, R rank, V size of a vector, H hidden size.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,15 +68,7 @@ class LowRankFusion(nn.Module):
 
 
 def _factor(streams: int, settings: LowRankSettings) -> nn.Parameter:
-    """The factor [1 + V, R, H] of a stream.
-
-    What multiplies the 1 begins at plus or minus 1, so that a product of many factors begins
-    neither at 0 nor large, and each stream shows in it by itself; the scale is for a sum over R of
-    variance 1.
-    """
-    shape = (settings.rank, settings.hidden)
-    signs = torch.empty(1, *shape).bernoulli_(0.5) * 2 - 1
-    bound = 1 / math.sqrt(settings.vector)
-    others = torch.empty(settings.vector, *shape).uniform_(-bound, bound)
-    scale = settings.rank ** (-0.5 / streams)
-    return nn.Parameter(torch.cat([signs, others]) * scale)
+    """The factor [1 + V, R, H] of a stream, drawn for a fused vector of variance 1 at most."""
+    size, rank = 1 + settings.vector, settings.rank
+    scale = size**-0.5 * rank ** (-0.5 / streams)
+    return nn.Parameter(torch.randn(size, rank, settings.hidden) * scale)

@@ -2,7 +2,9 @@
 
 Source: A. Zadeh, M. Chen, S. Poria, E. Cambria, L.-P. Morency, "Tensor Fusion Network for
 Multimodal Sentiment Analysis", EMNLP 2017, section 4: words are read by an LSTM, sound and face are
-averaged over the clip; layers with ReLU follow, and each vector gets a 1 in front.
+averaged over the clip; layers follow, and each vector gets a 1 in front. The last layer's tanh (the
+paper's is a ReLU, as are two layers before it) keeps products of many entries small; with it, a few
+hundred clips are enough to learn from.
 
 A stream that a clip lacks is the vector (1, 0, ..., 0): in any product the other streams are left
 as they are. Streams need not share a time base.
@@ -103,7 +105,7 @@ class Read(nn.Module):
         self.layers = nn.Sequential(
             nn.Dropout(settings.encoder_dropout),
             nn.Linear(settings.hidden, settings.vector),
-            nn.ReLU(),
+            nn.Tanh(),
         )
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -116,18 +118,16 @@ class Read(nn.Module):
 
 
 class Averaged(nn.Module):
-    """The mean of the valid steps, and three layers."""
+    """The mean of the valid steps, and two layers."""
 
     def __init__(self, width: int, settings: VectorSettings) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, settings.hidden),
             nn.ReLU(),
-            nn.Linear(settings.hidden, settings.hidden),
-            nn.ReLU(),
             nn.Dropout(settings.encoder_dropout),
             nn.Linear(settings.hidden, settings.vector),
-            nn.ReLU(),
+            nn.Tanh(),
         )
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
