@@ -22,7 +22,7 @@ from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from pipelines.train import Trained, score_test
-from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Scorecard, Verdict, judge
+from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
@@ -40,6 +40,7 @@ from tracking.registry import (
     reconcile,
     rollback,
 )
+from tracking.scorecard import Scorecard
 from training.recipe import Task
 
 REQUIREMENTS = ("av", "mlflow", "numpy", "pandas", "pysubs2", "safetensors", "torch")

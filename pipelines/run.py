@@ -28,10 +28,11 @@ from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
 from pipelines.train import Plan, Trained, plan_run, score_test, train
 from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
-from tracking.gate import Scorecard
 from tracking.mlflow_store import tracking_uri
+from tracking.scorecard import Scorecard
+from training.bootstrap import paired_bound
 from training.data import target_of
-from training.evaluate import paired_bound, scorecard
+from training.evaluate import scorecard
 from training.recipe import Recipe, Task
 
 MODEL = "demo-sentiment"
@@ -269,6 +270,7 @@ def run(experiment: Experiment, show: Show) -> Summary:
     trained = train_all(experiment, recipes, columns, clips, show)
     cards = {each.plan.name: score_test(each, clips, parity=None) for each in trained}
     show.scores("test", cards, list(next(iter(cards.values())).metrics))
+    show.missing(cards, list(next(iter(cards.values())).metrics))
     registered = register_best(experiment, trained, columns, clips, show)
     promotion = None
     if registered is not None and experiment.promote is not None:
@@ -318,6 +320,7 @@ def demo(folder: Path, show: Show, *, clips: int, seed: int, interaction: bool =
         {**cards, **chance_cards(table, task)},
         DEMO_METRICS,
     )
+    show.missing(cards, DEMO_METRICS)
     for line in gains(cards):
         show.say(line)
     registered = register_best(experiment, trained[:1], columns, table, show)

@@ -1,5 +1,6 @@
 """What people see: bars and tables on a terminal or in a notebook, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.forecast import Forecast
     from pipelines.promote import Promotion
     from pipelines.worker import Done
-    from tracking.gate import Scorecard
+    from tracking.scorecard import Scorecard
 
 LINE_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.2
@@ -149,14 +150,37 @@ class Show:
         )
 
     def scores(self, title: str, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
-        """Test metrics of some models."""
-        table = Table(title=title)
-        table.add_column("model")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        for name, card in cards.items():
-            table.add_row(name, *(f"{card.metrics[metric]:.3f}" for metric in metrics))
+        """Test metrics of some models with their 95 % intervals, and why one is undefined.
+
+        The longer of the two lists goes down.
+        """
+        found = [[_score(card, metric) for metric in metrics] for card in cards.values()]
+        wide = len(metrics) > len(cards)
+        rows = [list(each) for each in zip(*found, strict=True)] if wide else found
+        down, across = (list(metrics), list(cards)) if wide else (list(cards), list(metrics))
+        table = Table(title=f"{title} (with 95 % intervals)")
+        table.add_column("metric" if wide else "model")
+        for name in across:
+            table.add_column(_plain(name), justify="right")
+        for name, row in zip(down, rows, strict=True):
+            table.add_row(_plain(name), *row)
         self.console.print(table)
+        for name, card in cards.items():
+            for metric in metrics:
+                if metric in card.undefined:
+                    self.say(f"{name}: {metric} is undefined: {card.undefined[metric]}")
+
+    def missing(self, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
+        """What missing streams cost: of the clips that lack some, and with each taken away."""
+        rows: list[dict[str, object]] = []
+        for name, card in cards.items():
+            found = [("lacks", part) for part in card.as_found if len(card.as_found) > 1]
+            for how, part in [*found, *(("without", part) for part in card.as_asked)]:
+                what = f"{how} {', '.join(part.streams) or 'nothing'}"
+                scores = {metric: f"{part.metrics[metric]:.3f}" for metric in metrics}
+                rows.append({"model": name, "streams": what, "clips": part.count, **scores})
+        if rows:
+            self.rows("streams that clips lack, and each taken away from all clips", rows)
 
     def promotion(self, promotion: "Promotion") -> None:
         """A verdict with its reasons, and what followed."""
@@ -177,6 +201,16 @@ class Show:
         for row in rows:
             table.add_row(*(_cell(value) for value in row.values()))
         self.console.print(table)
+
+
+def with_interval(value: float, ends: tuple[float, float]) -> str:
+    """A metric with the interval around it, where there is one."""
+    around = "" if math.isnan(ends[0]) else f" ({ends[0]:.3f} to {ends[1]:.3f})"
+    return f"{value:.3f}{around}"
+
+
+def _score(card: "Scorecard", metric: str) -> str:
+    return with_interval(card.metrics[metric], card.intervals.get(metric, (math.nan, math.nan)))
 
 
 def _outcome(promotion: "Promotion") -> str:

@@ -22,11 +22,11 @@ from featurizers.store import Root, publish
 from pipelines import HOME
 from pipelines.executors import start_ray
 from pipelines.experiment import FailedError, InputError
-from tracking.gate import Scorecard
 from tracking.mlflow_store import MlflowRun, StoreError, find_run, initialise, start_run
 from tracking.provenance import code_digest, environment, git_commit, versions
+from tracking.scorecard import Scorecard
 from training.evaluate import scorecard
-from training.recipe import Recipe
+from training.recipe import Recipe, Target
 
 FOLDER = "training"
 FINISHED = "finished.json"
@@ -71,13 +71,17 @@ class Trained:
     Attributes:
         history: Metrics by epoch.
         predictions: For each labelled test clip.
+        lacking: The streams that each of them lacks.
+        without: By stream, the predictions when no clip has it.
     """
 
     plan: Plan
     run_id: str
     best_epoch: int
     history: Sequence[Mapping[str, float]]
-    predictions: Mapping[str, float]
+    predictions: Mapping[str, Target]
+    lacking: Mapping[str, Sequence[str]]
+    without: Mapping[str, Mapping[str, Target]]
 
     @property
     def predictor(self) -> Path:
@@ -225,6 +229,8 @@ def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> 
         task,
         [clip for clip in labelled if clip.split == "train"],
         parity=parity,
+        missing=trained.lacking,
+        without=trained.without,
     )
 
 
@@ -361,7 +367,7 @@ def _rank(config: Mapping[str, Any]) -> None:
 
 def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
     from training.data import load
-    from training.evaluate import predictions
+    from training.evaluate import lacking, predictions, without_each
     from training.loop import fit
     from training.predict import Predictor, load_model
 
@@ -388,6 +394,8 @@ def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
         "best_epoch": outcome.best_epoch,
         "history": list(outcome.history),
         "predictions": predictions(model, data.test, plan.recipe.task, data.fallback),
+        "lacking": lacking(data.test),
+        "without": without_each(model, data.test, plan.recipe.task, data.fallback),
     }
     publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
 

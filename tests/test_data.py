@@ -32,6 +32,7 @@ from training.recipe import ModelSettings, Pooling, Recipe, Task
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
+TAGS = Task(kind="labels", label="tags", classes=("even", "third"))
 WIDTHS = {"text": 3, "audio": 2}
 SHARDS = {shard: [f"s{shard}k{i}" for i in range(3 + shard % 5)] for shard in range(20)}
 
@@ -77,6 +78,10 @@ def dataset(root, clips, outcomes):
     return fingerprints
 
 
+def tags(i):
+    return tuple(name for name, each in (("even", 2), ("third", 3)) if i % each == 0)
+
+
 @pytest.fixture
 def made(tmp_path):
     splits = ["train"] * 8 + ["valid"] * 3 + ["test"] * 3
@@ -88,7 +93,7 @@ def made(tmp_path):
             media_digest=f"{i:064d}",
             seconds=2.0,
             split=split,
-            labels={"score": i / 10, "mood": "glad" if i % 3 else "sad"},
+            labels={"score": i / 10, "mood": "glad" if i % 3 else "sad", "tags": tags(i)},
         )
         for i, split in enumerate(splits)
     ]
@@ -221,12 +226,27 @@ def test_class_targets_are_indexes_and_the_fallback_is_the_commonest(made):
     assert data.fallback == 1.0
 
 
+def test_targets_of_several_labels_are_a_number_for_each(made):
+    root, columns = made
+    data = load(root, columns, recipe(TAGS, loss="bce"))
+    assert data.train.targets["k00"] == (1.0, 1.0)
+    assert data.train.targets["k02"] == (1.0, 0.0)
+    batch = data.train.batch([("k00", 1.0), ("k01", 1.0), ("k06", 0.0)])
+    assert batch.target.tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert batch.target.dtype == batch.weight.dtype
+    # Of k00 to k06 four are even, and three can be divided by three.
+    assert data.fallback == (1.0, 0.0)
+
+
 def test_labels_of_the_wrong_kind_are_named(made):
     clip = Clip(key="a", id="the clip", media="", media_digest="", labels={"score": "high"})
     with pytest.raises(ValueError, match=r"'the clip'.*'high'.*finite numbers"):
         target_of(clip, SCORE)
     with pytest.raises(ValueError, match=r"'the clip'.*are sad, glad"):
         target_of(replace(clip, labels={"mood": "angry"}), MOOD)
+    for wrong in (("even", "odd"), "even", 2.0):
+        with pytest.raises(ValueError, match=r"'the clip'.*wants any of even, third"):
+            target_of(replace(clip, labels={"tags": wrong}), TAGS)
     assert (
         fallback_of([replace(clip, labels={"mood": mood}) for mood in ("glad", "sad")], MOOD) == 0
     )

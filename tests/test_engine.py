@@ -99,6 +99,18 @@ def test_the_loss_is_the_weighted_sum_over_the_global_batch_as_in_plain_pytorch(
     engine.close()
 
 
+def test_the_loss_of_several_labels_is_their_mean_cross_entropy():
+    outputs = torch.tensor([[0.0, 2.0], [-1.0, 3.0]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    found = clip_losses(outputs, target, replace(RECIPE, loss="bce"))
+    sure = torch.sigmoid(outputs)
+    slow = -(target * sure.log() + (1 - target) * (1 - sure).log()).mean(dim=1)
+    torch.testing.assert_close(found, slow)
+    assert clip_losses(outputs.bfloat16(), target, replace(RECIPE, loss="bce")).dtype == (
+        torch.float32
+    )
+
+
 def test_clipping_is_always_said_and_every_setting_is_known_to_deepspeed():
     from deepspeed.runtime import constants, precision_config
     from deepspeed.runtime.zero import config as zero

@@ -11,9 +11,9 @@ from tracking.gate import (
     IncomparableError,
     NoRulesError,
     Rule,
-    Scorecard,
     judge,
 )
+from tracking.scorecard import Scorecard
 
 DRAWS = 200
 NAN = math.nan
@@ -220,6 +220,13 @@ def test_a_rule_is_read_as_people_write_it():
 def test_a_scorecard_that_contradicts_itself_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         card(**changes)
+
+
+def test_a_metric_that_is_undefined_does_not_pass_and_says_why():
+    asked = [Rule(metric="mae", floor=9)]
+    verdict = judge(card(mae=NAN, undefined={"mae": "the truth is not there"}), None, asked)
+    assert not verdict.promote
+    assert verdict.reasons[-1].text == "mae is nan (the truth is not there), which never wins"
 
 
 def test_a_verdict_says_all_reasons_in_plain_data():

@@ -35,9 +35,14 @@ SPECS = {name: featurizer.spec for name, featurizer in FEATURIZERS.items()}
 WIDTHS = {name: spec.width for name, spec in SPECS.items()}
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("glad", "sad"))
+TAGS = Task(kind="labels", label="tags", classes=("calm", "glad", "loud"))
 VTT = "WEBVTT\n\n00:00.000 --> 00:00.600\nquite good\n\n00:00.600 --> 00:01.200\nreally\n"
 
 pytestmark = pytest.mark.media
+
+
+def labels(i):
+    return {"score": float(i), "mood": "glad", "tags": ("glad", "loud") if i % 2 else ()}
 
 
 def record(path, seed, *, sound=True, pictures=True):
@@ -73,7 +78,7 @@ def world(tmp_path_factory):
                 media=str(path),
                 path=path,
                 transcript_file=root / "words.vtt",
-                columns={"split": split, "labels": {"score": float(i), "mood": "glad"}},
+                columns={"split": split, "labels": labels(i)},
             )
             clips.append(take_in(raw, decoder))
             outcomes.append(extract(clips[-1], path, list(FEATURIZERS.values()), decoder))
@@ -153,6 +158,21 @@ def test_classes_are_named_with_a_probability_each(world):
     scores = json.loads(said["scores"])
     assert said["prediction"] == max(scores, key=scores.get)
     assert sum(scores.values()) == pytest.approx(1.0)
+
+
+def test_of_several_labels_those_over_a_half_are_named_with_a_probability_for_all(world):
+    root, columns, *_ = world
+    predictor = Predictor.load(save(root, columns, TAGS))
+    assert predictor.fallback == [0.0, 0.0, 0.0]
+    for shift in (-9.0, 0.0, 9.0):
+        with torch.no_grad():
+            list(predictor.model.parameters())[-1].fill_(shift)
+        (said,) = predictor.predict([row(root, 1)])
+        scores = json.loads(said["scores"])
+        assert tuple(scores) == TAGS.classes
+        assert all(0 <= share <= 1 for share in scores.values())
+        assert said["prediction"] == ",".join(name for name, share in scores.items() if share > 0.5)
+        assert (said["state"], shift < 0) == ("scored", said["prediction"] == "")
 
 
 def test_a_bad_clip_is_a_row_that_says_why_and_harms_no_other(world, tmp_path):

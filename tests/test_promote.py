@@ -16,9 +16,10 @@ from pipelines.promote import consider, go_back
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from tracking import mlflow_store
-from tracking.gate import Rule, Scorecard
+from tracking.gate import Rule
 from tracking.mlflow_store import MlflowRegistry
 from tracking.registry import current, history
+from tracking.scorecard import Scorecard
 
 RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
 

@@ -12,6 +12,7 @@ from training.recipes import NAMES, ONE_TIME_BASE, check, named
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
+TAGS = Task(kind="labels", label="tags", classes=("happy", "loud", "sad"))
 
 
 # Streams of networks that read certain ones, with their widths.
@@ -115,6 +116,10 @@ def test_the_pooling_of_an_experiment_file_is_a_mapping():
 def test_the_loss_follows_the_task():
     assert named("mmlatch", SCORE, ["text"]).loss == "l1"
     assert named("mmlatch", MOOD, ["text"]).loss == "cross_entropy"
+    assert named("mmlatch", TAGS, ["text"]).loss == "bce"
+    assert (SCORE.outputs, MOOD.outputs, TAGS.outputs) == (1, 2, 3)
+    recipe = named("mmlatch", TAGS, ["text"])
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -159,11 +164,6 @@ def test_an_unknown_recipe_names_the_nearest():
         named("mmlach", SCORE, ["text"])
 
 
-def test_classes_want_two_at_least():
-    with pytest.raises(ValueError, match="two different ones"):
-        check(named("unimodal", replace(MOOD, classes=("sad",)), ["text"]))
-
-
 @pytest.mark.parametrize("name", ["msaf_ravdess", "msaf_ntu"])
 def test_networks_of_pictures_are_trained_as_the_authors_of_msaf_do(name):
     recipe = named(name, MOOD, list(streams_for(name)))
@@ -191,3 +191,26 @@ def test_where_weights_lie_is_no_part_of_a_recipes_identity():
         for text in (f"a#{'0' * 64}", f"b/c#{'0' * 64}", f"a#{'1' * 64}")
     )
     assert here.digest == there.digest != other.digest
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (replace(MOOD, classes=("sad",)), "task of classes wants 2 different ones"),
+        (replace(TAGS, classes=()), "task of labels wants 1 different ones"),
+        (replace(TAGS, classes=("sad", "sad")), "names one of them twice"),
+    ],
+)
+def test_classes_and_labels_that_cannot_be_told_apart_are_refused(task, message):
+    with pytest.raises(ValueError, match=message):
+        check(named("unimodal", task, ["text"]))
+
+
+@pytest.mark.parametrize("name", ["decision_average", "decision_product"])
+def test_decisions_are_joined_label_by_label_where_there_may_be_several(name):
+    assert named(name, TAGS, ["text", "audio"]).model.settings["labels"] is True
+    assert "labels" not in named(name, MOOD, ["text", "audio"]).model.settings
+
+
+def test_one_label_is_enough_for_several_labels():
+    check(named("unimodal", replace(TAGS, classes=("sad",)), ["text"]))

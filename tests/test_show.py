@@ -1,6 +1,7 @@
 """Progress for whoever looks on: a terminal, a log file, a notebook, a machine."""
 
 import io
+import math
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from pipelines import show
 from pipelines.forecast import ColumnForecast, Forecast
 from pipelines.show import Show
 from pipelines.worker import Done
+from tracking.scorecard import Part, Scorecard
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,49 @@ def test_a_retry_tells_of_the_clips_that_it_tries():
     with shown.featurizing(None) as done:
         done(job(clips=3))
     assert shown.console.file.getvalue().startswith("featurize: 3 ")
+
+
+def card(mae, corr=0.5, **more):
+    part = {"metrics": {"mae": mae, "corr": corr}}
+    draws = {"mae": tuple(mae + i / 1000 for i in range(100)), "corr": (corr,) * 100}
+    better = {"mae": "lower", "corr": "higher"}
+    return Scorecard(evaluation_set="e", count=9, better=better, replicates=draws, **part, **more)
+
+
+def test_metrics_are_shown_with_their_intervals_and_what_is_undefined_with_its_reason():
+    shown = Show()
+    shown.console.file = io.StringIO()
+    reason = {"corr": "the truth is the same number for every clip"}
+    cards = {"one": card(0.5), "two": card(0.25, math.nan, undefined=reason)}
+    shown.scores("test", cards, ["mae"])
+    shown.scores("test", {"two": cards["two"]}, ["mae", "corr"])
+    lines = shown.console.file.getvalue().splitlines()
+    assert any(re.search(r"one .* 0\.500 \(0\.501 to 0\.598\)", line) for line in lines)
+    assert any(re.search(r"mae .* 0\.250 \(0\.251 to 0\.348\)", line) for line in lines)
+    assert any(re.search(r"corr .* nan +│", line) for line in lines)
+    assert lines[-1] == "two: corr is undefined: the truth is the same number for every clip"
+
+
+def test_what_a_missing_stream_costs_is_shown_for_each_model():
+    def part(mae, *streams):
+        return Part(streams=streams, count=4, metrics={"mae": mae}, intervals={"mae": (0, 1)})
+
+    shown = Show()
+    shown.console.file = io.StringIO()
+    whole = {"as_asked": (part(0.8, "text"),)}
+    found = (part(0.4), part(0.6, "audio", "text"))
+    shown.missing({"one": card(0.5, as_found=found, **whole), "two": card(0.5, **whole)}, ["mae"])
+    text = shown.console.file.getvalue()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert [row for row in rows if row] == [
+        ["one", "lacks nothing", "4", "0.400"],
+        ["one", "lacks audio, text", "4", "0.600"],
+        ["one", "without text", "4", "0.800"],
+        ["two", "without text", "4", "0.800"],
+    ]
+    shown.console.file = io.StringIO()
+    shown.missing({"one": card(0.5)}, ["mae"])
+    assert shown.console.file.getvalue() == ""
 
 
 def job(**changes):

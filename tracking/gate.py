@@ -11,12 +11,11 @@ import difflib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
-Better: TypeAlias = Literal["lower", "higher"]
+from tracking.scorecard import CONFIDENCE, Better, Scorecard, middle
 
-CONFIDENCE = 0.95
 # An end of the interval is one of the draws: below 39 none stands for the 2.5 % quantile.
 FEWEST_REPLICATES = 39
 
@@ -29,71 +28,6 @@ class NoRulesError(ValueError):
 
 class IncomparableError(ValueError):
     """Scorecards that say nothing about each other, or nothing about a rule."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scorecard:
-    """All that training tells promotion about one model.
-
-    Attributes:
-        evaluation_set: sha256 in hex that names the set: clips, media and labels.
-        count: Clips in the set.
-        metrics: Each metric on the whole set; NaN where it is undefined.
-        better: For each metric, whether lower or higher is better.
-        replicates: For each metric, its values on the bootstrap draws.
-        leaks: Speakers and sources that are in the training data too, for people to read.
-        parity: Whether the registered model computes the features that are in the shards; None
-            when nobody looked.
-    """
-
-    evaluation_set: str
-    count: int
-    metrics: Mapping[str, float]
-    better: Mapping[str, Better]
-    replicates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    leaks: tuple[str, ...] = ()
-    parity: bool | None = None
-
-    def __post_init__(self) -> None:
-        if set(self.better) != set(self.metrics):
-            raise ValueError(
-                f"metrics are {sorted(self.metrics)}, but directions are for {sorted(self.better)}"
-            )
-        if wrong := sorted(set(self.better.values()) - set(get_args(Better))):
-            raise ValueError(f"a metric is better when 'lower' or 'higher', not {wrong[0]!r}")
-        if strange := sorted(set(self.replicates) - set(self.metrics)):
-            raise ValueError(f"replicates are given for {strange}, which are no metrics")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for strict JSON: NaN is null, infinities are "inf" and "-inf"."""
-        return {
-            "evaluation_set": self.evaluation_set,
-            "count": self.count,
-            "metrics": {name: _to_plain(value) for name, value in self.metrics.items()},
-            "better": dict(self.better),
-            "replicates": {
-                name: [_to_plain(value) for value in values]
-                for name, values in self.replicates.items()
-            },
-            "leaks": list(self.leaks),
-            "parity": self.parity,
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Scorecard":
-        """The scorecard that `to_json` wrote."""
-        return Scorecard(
-            evaluation_set=data["evaluation_set"],
-            count=data["count"],
-            metrics={name: _from_plain(value) for name, value in data["metrics"].items()},
-            better=dict(data["better"]),
-            replicates={
-                name: tuple(_from_plain(value) for value in values)
-                for name, values in data["replicates"].items()
-            },
-            leaks=tuple(data["leaks"]),
-            parity=data["parity"],
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,12 +193,12 @@ def _interval(metric: str, candidate: Scorecard, champion: Scorecard) -> tuple[f
         )
     sign = 1.0 if candidate.better[metric] == "higher" else -1.0
     # A draw on which the champion has no number is one that it loses.
-    advantages = sorted(
-        sign * (our - their) if math.isfinite(their) else math.inf
-        for our, their in zip(ours, theirs, strict=True)
+    return middle(
+        [
+            sign * (our - their) if math.isfinite(their) else math.inf
+            for our, their in zip(ours, theirs, strict=True)
+        ]
     )
-    outside = math.floor((len(advantages) + 1) * (1 - CONFIDENCE) / 2 + 1e-9)
-    return advantages[outside - 1], advantages[-outside]
 
 
 def _hold_floor(name: str, value: float, floor: float, better: Better) -> Reason:
@@ -293,7 +227,8 @@ def _leaks(candidate: Scorecard) -> Reason:
 def _undefined(metric: str, card: Scorecard) -> str:
     """Why a metric cannot win, or nothing."""
     if not math.isfinite(card.metrics[metric]):
-        return f"{metric} is {card.metrics[metric]}, which never wins"
+        why = f" ({card.undefined[metric]})" if metric in card.undefined else ""
+        return f"{metric} is {card.metrics[metric]}{why}, which never wins"
     replicates = card.replicates.get(metric, ())
     if bad := sum(not math.isfinite(value) for value in replicates):
         return f"{metric} is undefined on {bad} of {len(replicates)} bootstrap draws"
@@ -327,13 +262,3 @@ def _is_number(value: object, smallest: float) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return smallest <= value < math.inf
-
-
-def _to_plain(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return str(value) if math.isinf(value) else value
-
-
-def _from_plain(value: float | str | None) -> float:
-    return math.nan if value is None else float(value)

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.recipe import Target
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -37,7 +39,8 @@ class FusionBatch:
     Attributes:
         streams: The padded features. When pooled to a common time base, all have the same T and
             row t means the same time.
-        target: Regression: float [B]. Classes: int64 [B]. None when only predictions are wanted.
+        target: Regression: float [B]. Classes: int64 [B]. Several labels: float [B, K] of 0 and 1.
+            None when only predictions are wanted.
         weight: float [B]; 0 for the rows that pad the last global batch.
         keys: The clips.
     """
@@ -65,13 +68,13 @@ class Sample:
         values: float32 [T, D] by stream; None when the clip lacks it.
         valid: bool [T] by stream, for example False at words during which there is no picture;
             None when all are.
-        target: A number, or the index of a class; None when unknown.
+        target: None when unknown.
     """
 
     key: str
     values: Mapping[str, NDArray[np.float32] | None]
     valid: Mapping[str, NDArray[np.bool_] | None]
-    target: float | int | None = None
+    target: Target | None = None
     weight: float = 1.0
 
 
@@ -83,7 +86,7 @@ class FusionModel(Protocol):
     """
 
     def forward(self, batch: FusionBatch) -> Tensor:
-        """Outputs [B, K]: K = 1 for a regression, logits for classes."""
+        """Outputs [B, K]: K = 1 for a regression, logits for classes and for labels."""
 
 
 def collate(samples: Sequence[Sample], widths: Mapping[str, int]) -> FusionBatch:

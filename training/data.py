@@ -21,7 +21,7 @@ from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Root
 from training.batch import FusionBatch, Sample, collate
-from training.recipe import Pooling, Recipe, Task
+from training.recipe import Pooling, Recipe, Target, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
 
 WINDOW = 8
@@ -191,7 +191,7 @@ def to_sample(
     features: Mapping[str, Feature | None],
     pooling: Pooling,
     normaliser: Normaliser | None,
-    target: float | None = None,
+    target: Target | None = None,
 ) -> Sample:
     """A clip's features as a model takes them: pooled to the recipe's time base, and normalised.
 
@@ -203,7 +203,7 @@ def to_sample(
             quarantined).
         pooling: The time base, and how steps are pooled to it.
         normaliser: None only while the normaliser itself is being measured.
-        target: A number, or the index of a class (int).
+        target: See `target_of`.
     """
     base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
     values: dict[str, NDArray[np.float32] | None] = {}
@@ -249,40 +249,53 @@ def _time_base(
     return cells(seconds, pooling.cell_s)
 
 
-def target_of(clip: Clip, task: Task) -> float | int:
-    """What is to be predicted of a labelled clip: a number, or the index of its class.
+def target_of(clip: Clip, task: Task) -> Target:
+    """What is to be predicted of a labelled clip: a number, an index, or a 0 or 1 for each label.
 
     Raises:
         ValueError: The label is not of the task's kind.
     """
     label = clip.labels[task.label]
-    if task.kind == "classes":
-        if label not in task.classes:
-            raise ValueError(
-                f"clip {clip.id!r}: label {task.label!r} is {label!r}; "
-                f"the task's classes are {', '.join(task.classes)}"
-            )
-        return task.classes.index(str(label))
-    if isinstance(label, str | tuple) or not np.isfinite(label):
-        raise ValueError(
-            f"clip {clip.id!r}: label {task.label!r} is {label!r}; "
-            f"a regression wants finite numbers"
-        )
-    return float(label)
+    match task.kind:
+        case "regression":
+            if isinstance(label, str | tuple) or not np.isfinite(label):
+                raise _strange(clip, task, "a regression wants finite numbers")
+            return float(label)
+        case "classes":
+            if label not in task.classes:
+                raise _strange(clip, task, f"the task's classes are {', '.join(task.classes)}")
+            return task.classes.index(str(label))
+        case "labels":
+            if not isinstance(label, tuple) or set(label) - set(task.classes):
+                raise _strange(clip, task, f"the task wants any of {', '.join(task.classes)}")
+            return tuple(float(name in label) for name in task.classes)
 
 
-def fallback_of(clips: Sequence[Clip], task: Task) -> float:
-    """What to say of a clip that cannot be read: the mean, or the index of the commonest class.
+def _strange(clip: Clip, task: Task, wanted: str) -> ValueError:
+    found = clip.labels[task.label]
+    return ValueError(f"clip {clip.id!r}: label {task.label!r} is {found!r}; {wanted}")
+
+
+def fallback_of(clips: Sequence[Clip], task: Task) -> Target:
+    """What to say of a clip that cannot be read.
+
+    The mean; or the index of the commonest class; or those labels that more than half of the clips
+    have.
 
     Args:
         clips: Labelled training clips, at least one.
         task: The task; among equally common classes the first wins.
     """
     targets = [target_of(clip, task) for clip in clips]
-    if task.kind == "regression":
-        return float(np.mean(targets))
-    counts = Counter(targets)
-    return float(max(range(len(task.classes)), key=lambda index: (counts[index], -index)))
+    match task.kind:
+        case "regression":
+            return float(np.mean(targets))
+        case "classes":
+            counts = Counter(targets)
+            return float(max(range(len(task.classes)), key=lambda index: (counts[index], -index)))
+        case "labels":
+            shares = np.mean(targets, axis=0)
+            return tuple(float(share > 0.5) for share in shares)
 
 
 class Samples:
@@ -370,7 +383,7 @@ class Data:
     test: Samples
     specs: Mapping[str, FeatureSpec]
     normaliser: Normaliser
-    fallback: float
+    fallback: Target
 
 
 def load(

@@ -85,7 +85,7 @@ def clip_losses(outputs: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
 
     Args:
         outputs: [B, K].
-        target: Float [B] for a regression, int64 [B] for classes.
+        target: Float [B] for a regression, int64 [B] for classes, float [B, K] for labels.
         recipe: Says which loss.
     """
     outputs = outputs.float()
@@ -96,6 +96,9 @@ def clip_losses(outputs: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
             return (outputs[:, 0] - target).square()
         case "cross_entropy":
             return functional.cross_entropy(outputs, target, reduction="none")
+        case "bce":
+            each = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+            return each.mean(dim=1)
         case unknown:
             assert_never(unknown)
 

@@ -25,7 +25,7 @@ from training.data import (
     rank_view,
 )
 from training.engine import Engine, clip_losses
-from training.evaluate import metrics
+from training.metrics import metrics
 from training.missing import draw, dropped
 from training.models import build
 from training.predict import decide

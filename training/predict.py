@@ -30,7 +30,7 @@ from featurizers.transcript import FORMATS, file_and_tier
 from training.batch import Sample, collate
 from training.data import Normaliser, is_empty, to_sample
 from training.models import build
-from training.recipe import Recipe, Task
+from training.recipe import Recipe, Target, Task
 
 FORMAT = 1
 NAME = "training.predict:Predictor"
@@ -76,13 +76,20 @@ def _specs(about: Mapping[str, Any]) -> dict[str, FeatureSpec]:
 
 
 def decide(task: Task, outputs_NK: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Predictions [N] from outputs [N, K]: the number, or the index of the likeliest class.
+    """Predictions from outputs [N, K]: [N], or [N, K] for several labels.
 
-    NaN where an output is not finite: an argmax would silently name a class.
+    The number; or the index of the likeliest class; or for each label 1 where its probability is
+    over a half, else 0. NaN where an output of the clip is not finite: an argmax would silently
+    name a class.
     """
     finite = np.isfinite(outputs_NK).all(axis=1)
-    chosen = outputs_NK[:, 0] if task.kind == "regression" else outputs_NK.argmax(axis=1)
-    return np.where(finite, chosen.astype(np.float64), math.nan)
+    match task.kind:
+        case "regression":
+            return np.where(finite, outputs_NK[:, 0].astype(np.float64), math.nan)
+        case "classes":
+            return np.where(finite, outputs_NK.argmax(axis=1), math.nan)
+        case "labels":
+            return np.where(np.expand_dims(finite, 1), outputs_NK > 0, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class Predictor:
     recipe: Recipe
     specs: Mapping[str, FeatureSpec]
     normaliser: Normaliser
-    fallback: float
+    fallback: Target
     model: nn.Module
     featurizers: Mapping[str, Featurizer]
 
@@ -120,7 +127,7 @@ class Predictor:
         recipe: Recipe,
         specs: Mapping[str, FeatureSpec],
         normaliser: Normaliser,
-        fallback: float,
+        fallback: Target,
         weights: Mapping[str, Tensor],
     ) -> None:
         """Write a predictor to a folder, which is made when it is not there."""
@@ -180,8 +187,9 @@ class Predictor:
 
             - id, as given, or else the media
             - state: "scored" or "quarantined"
-            - prediction: a number or the name of a class; None when quarantined
-            - scores: JSON, the probability of each class; "" for a regression
+            - prediction: a number, the name of a class, or the names of all labels whose
+              probability is over a half, with commas; None when quarantined
+            - scores: JSON, the probability of each class or label; "" for a regression
             - missing: the streams that the clip lacks, with commas
             - fault, message: why it is quarantined; or what damage was passed over
         """
@@ -243,12 +251,23 @@ class Predictor:
 
     def _said(self, outputs_K: NDArray[np.float32]) -> dict[str, Any]:
         task = self.recipe.task
-        decided = float(decide(task, outputs_K[np.newaxis])[0])
-        if task.kind == "regression":
-            return {"prediction": decided}
-        shares = torch.from_numpy(outputs_K).double().softmax(0).tolist()
-        scores = dict(zip(task.classes, shares, strict=True))
-        return {"prediction": task.classes[int(decided)], "scores": json.dumps(scores)}
+        decided = decide(task, outputs_K[np.newaxis])[0]
+        logits = torch.from_numpy(outputs_K).double()
+        match task.kind:
+            case "regression":
+                return {"prediction": float(decided)}
+            case "classes":
+                scores = _named(task, logits.softmax(0))
+                return {"prediction": task.classes[int(decided)], "scores": scores}
+            case "labels":
+                has = zip(task.classes, decided, strict=True)
+                names = ",".join(name for name, yes in has if yes)
+                return {"prediction": names, "scores": _named(task, logits.sigmoid())}
+
+
+def _named(task: Task, shares_K: Tensor) -> str:
+    """Probabilities by class or label, as JSON."""
+    return json.dumps(dict(zip(task.classes, shares_K.tolist(), strict=True)))
 
 
 def _raw(index: int, row: Mapping[str, Any]) -> RawClip:

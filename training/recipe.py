@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -10,14 +10,25 @@ from featurizers.align import How
 
 Scalar: TypeAlias = str | int | float | bool
 
+TaskKind: TypeAlias = Literal["regression", "classes", "labels"]
+Loss: TypeAlias = Literal["l1", "mse", "cross_entropy", "bce"]
+
+Target: TypeAlias = float | int | Sequence[float]
+"""What is true or said of a clip: a number, the index of a class, or for each label 1 or 0."""
+
 LARGEST_MICRO = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is predicted: a number, or one of some classes."""
+    """What is predicted: a number, one of some classes, or any of some labels at once.
 
-    kind: Literal["regression", "classes"]
+    Attributes:
+        label: The column of the table.
+        classes: The classes or labels, in the order of a model's outputs; none for a regression.
+    """
+
+    kind: TaskKind
     label: str
     classes: tuple[str, ...] = ()
 
@@ -86,7 +97,7 @@ class Recipe:
     weight_decay: float = 0.01
     clip_norm: float | None = 1.0
     patience: int = 10
-    loss: Literal["l1", "mse", "cross_entropy"] = "l1"
+    loss: Loss = "l1"
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     take_absent: bool = True

@@ -11,12 +11,19 @@ from dataclasses import fields, replace
 from typing import Protocol, TypeAlias
 
 from featurizers.align import HOWS
-from training.recipe import ModelSettings, Pooling, Recipe, Scalar, Task
+from training.recipe import Loss, ModelSettings, Pooling, Recipe, Scalar, Task, TaskKind
 
 Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | Sequence[str] | None
 
 ONE_TIME_BASE = ("mmlatch", "late_fusion", "early_fusion")
 """Models that want several streams to have their steps at the same times."""
+
+LOSSES: Mapping[TaskKind, tuple[Loss, ...]] = {
+    "regression": ("l1", "mse"),
+    "classes": ("cross_entropy",),
+    "labels": ("bce",),
+}
+"""What each kind of task can be trained by; the first is taken where none is asked for."""
 
 _DECIDED = ("name", "model", "task")
 
@@ -313,7 +320,7 @@ def decision_average(
     **overrides: Setting,
 ) -> Recipe:
     """A model for each stream, and the mean of what they say; arguments as in `mmlatch`."""
-    return _recipe("decision_average", task, streams, settings, overrides)
+    return _recipe("decision_average", task, streams, _decision(task, settings), overrides)
 
 
 def decision_product(
@@ -322,11 +329,16 @@ def decision_product(
     settings: Mapping[str, Scalar] | None = None,
     **overrides: Setting,
 ) -> Recipe:
-    """A model for each stream, and the product of their probabilities, for classes only.
+    """A model for each stream, and the product of their probabilities, of classes or labels.
 
     The arguments are those of `mmlatch`.
     """
-    return _recipe("decision_product", task, streams, settings, overrides)
+    return _recipe("decision_product", task, streams, _decision(task, settings), overrides)
+
+
+def _decision(task: Task, settings: Mapping[str, Scalar] | None) -> dict[str, Scalar]:
+    """What the outputs mean, where they are not numbers or classes; then the settings."""
+    return {**({"labels": True} if task.kind == "labels" else {}), **(settings or {})}
 
 
 def tfn(
@@ -532,15 +544,8 @@ def check(recipe: Recipe) -> None:
     _check_raw(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
-    if recipe.task.kind == "classes":
-        _check_choice("loss", recipe.loss, ("cross_entropy",))
-        if len(set(recipe.task.classes)) < 2:
-            raise ValueError(
-                f"label {recipe.task.label!r} has classes {list(recipe.task.classes)}; "
-                f"a task of classes wants two different ones at least"
-            )
-    else:
-        _check_choice("loss", recipe.loss, ("l1", "mse"))
+    _check_choice("loss", recipe.loss, LOSSES[recipe.task.kind])
+    _check_classes(recipe.task)
 
 
 def _recipe(
@@ -570,7 +575,8 @@ def _recipe(
     for setting in overrides:
         if setting not in known:
             raise ValueError(f"recipes have no setting {setting!r}; {_nearest(setting, known)}")
-    loss = training.get("loss", "l1") if task.kind == "regression" else "cross_entropy"
+    usual = training.get("loss") if task.kind == "regression" else None
+    loss = usual or LOSSES[task.kind][0]
     chosen: dict[str, Setting] = {**training, "loss": loss, **overrides}
     chosen["pooling"] = _pooling(chosen.get("pooling", Pooling()))
     chosen["raw"] = _listed(chosen.get("raw", ()))
@@ -649,6 +655,17 @@ def _check_raw(recipe: Recipe) -> None:
             f"start is {start!r}; wanted for each part of the model that starts from weights their "
             f"file, such as {{video: runs/face.safetensors}}"
         )
+
+
+def _check_classes(task: Task) -> None:
+    known, least = task.classes, {"regression": 0, "classes": 2, "labels": 1}[task.kind]
+    if len(set(known)) < least:
+        raise ValueError(
+            f"label {task.label!r} has classes {list(known)}; a task of {task.kind} wants "
+            f"{least} different ones at least"
+        )
+    if len(set(known)) < len(known):
+        raise ValueError(f"label {task.label!r}: {list(known)} names one of them twice")
 
 
 def _check_pooling(pooling: Pooling, model: ModelSettings) -> None:

@@ -80,7 +80,7 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
     _check_streams(settings, widths)
     if outputs < 1:
         raise ValueError(
-            f"a model of {outputs} outputs predicts nothing; give 1, or the number of classes"
+            f"a model of {outputs} outputs predicts nothing; give 1, or one for each class or label"
         )
     if settings.kind not in KINDS:
         raise ValueError(f"unknown model {settings.kind!r}; {_nearest(settings.kind, KINDS)}")
