@@ -24,6 +24,7 @@ from pipelines.stopping import stoppable
 from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
 from tracking.registry import LostRaceError, UnknownModelError, history
 from training.checkpoint import CheckpointError
+from training.recipe import TaskKind
 
 # Commands import what they call: `--help` and a wrong file name need neither torch nor a table.
 WRONG_INPUT = (InputError, DatasetError, NoStoreError, UnknownModelError)
@@ -66,11 +67,14 @@ def init_command(
     source: Annotated[Path, typer.Argument(help="A table of clips, or a folder of media.")],
     label: Annotated[str, typer.Option(help="The column that is to be predicted.")],
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("experiment.yaml"),
+    task: Annotated[
+        TaskKind | None, typer.Option(help="What for; else as fits what the column holds.")
+    ] = None,
 ) -> None:
     """Write a commented experiment.yaml from what is found."""
     from pipelines.start import init
 
-    for line in init(source, label, to):
+    for line in init(source, label, to, task):
         print(line)
 
 
@@ -397,6 +401,33 @@ def train_command(
         print(json.dumps({"runs": runs, "version": version}))
 
 
+@app.command("evaluate", rich_help_panel=MODELS)
+def evaluate_command(
+    file: File,
+    settings: Set = None,
+    seeds: Annotated[int | None, typer.Option(help="How many runs, with other seeds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Test metrics of trained runs: with intervals, by class, and when streams are missing."""
+    from pipelines.evaluate import evaluate, tables
+    from pipelines.show import Show
+
+    more = [] if seeds is None else [f"train.seeds={seeds}"]
+    cards = evaluate(load(file, [*(settings or ()), *more]))
+    if as_json:
+        plain = {name: card.to_json() for name, card in cards.items()}
+        for each in plain.values():
+            del each["replicates"]  # thousands of numbers, of which the intervals are made
+        print(json.dumps(plain))
+        return
+    show = Show()
+    first = next(iter(cards.values()))
+    show.scores(f"test, {first.count} clips", cards, list(first.metrics))
+    for name, card in cards.items():
+        for title, rows in tables(card):
+            show.rows(f"{name}: {title}", rows)
+
+
 @app.command("models", rich_help_panel=MODELS)
 def models_command(
     name: Annotated[str, typer.Argument(help="The registered model.")],
@@ -509,7 +540,9 @@ def run_command(file: File, settings: Set = None, as_json: Json = False) -> None
     if as_json:
         metrics = {name: dict(card.metrics) for name, card in summary.cards.items()}
         version = None if summary.registered is None else summary.registered.version
-        print(json.dumps({"clips": summary.clips, "test": metrics, "version": version}))
+        intervals = {name: card.to_json()["intervals"] for name, card in summary.cards.items()}
+        told = {"clips": summary.clips, "test": metrics, "intervals": intervals}
+        print(json.dumps({**told, "version": version}))
     elif summary.registered is not None:
         name = summary.registered.name
         at = "@champion" if summary.promotion and summary.promotion.verdict.promote else ""

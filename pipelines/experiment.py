@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,7 +23,7 @@ from featurizers.store import Root, StorageError, is_remote, store_at
 from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
-from training.recipe import Recipe, Task, micro_batch
+from training.recipe import Recipe, Task, TaskKind, micro_batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,7 +104,7 @@ class Source(Section):
     segment: Segment | None = None
     transcribe: Transcribe | None = None
     align: Align | None = None
-    task: Literal["regression", "classes"] | None = None
+    task: TaskKind | None = None
     media_root: tuple[str, ...] = (".",)
     split_seed: int = 0
 
@@ -343,8 +343,6 @@ def recipe_of(
             near = difflib.get_close_matches(setting, [*known, *Train.model_fields], n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
             raise InputError(f"unknown key 'train.{setting}'{hint}")
-    if task.kind == "classes" and "loss" not in train:
-        train = {**train, "loss": "cross_entropy"}
     return _at(
         "train" if name in recipes.NAMES else "model.recipe",
         recipes.named,
@@ -456,14 +454,13 @@ def _check_model(experiment: Experiment) -> None:
 
     Where the file does not say what is predicted, every model can be built for classes.
     """
-    label, chosen = experiment.source.label, _extra(experiment.train).get("loss")
-    stated = experiment.source.task
-    numbers = stated is None and chosen not in (None, "cross_entropy")
-    if stated == "regression" or numbers:
-        task = Task(kind="regression", label=label)
-    else:
-        task = Task(kind="classes", label=label, classes=("one", "other"))
-    check_model(experiment, task)
+    chosen = _extra(experiment.train).get("loss")
+    kind: TaskKind = experiment.source.task or "classes"
+    for each, losses in recipes.LOSSES.items():
+        if experiment.source.task is None and chosen in losses:
+            kind = each
+    classes = () if kind == "regression" else ("one", "other")
+    check_model(experiment, Task(kind=kind, label=experiment.source.label, classes=classes))
 
 
 def check_model(experiment: Experiment, task: Task) -> "nn.Module":

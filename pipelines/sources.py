@@ -19,6 +19,7 @@ from featurizers.transcript import file_and_tier
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError
 from pipelines.staging import Stage, inside
+from pipelines.tasks import float_of, guess, label_of, task_for, task_of_labels
 from training.recipe import Task
 
 SPLITS = ("train", "valid", "test")
@@ -191,28 +192,16 @@ def roots_of(experiment: Experiment) -> list[str]:
 
 def _task(experiment: Experiment, values: Sequence[Any]) -> Task:
     known = [value for value in values if value is not None]
-    # NaN and infinity are numbers here, so that one of them is told as such, not taken for a class.
-    numbers = all(_float(value) is not None for value in known)
-    kind = experiment.source.task or ("regression" if numbers else "classes")
-    classes = tuple(sorted({str(value) for value in known})) if kind == "classes" else ()
-    if kind == "classes" and len(classes) < 2:
-        raise InputError(
-            f"{experiment.table}: column {experiment.source.label!r} has {len(classes)} class; "
-            f"at least 2 are needed"
-        )
-    return Task(kind=kind, label=experiment.source.label, classes=classes)
+    label = experiment.source.label
+    try:
+        return task_for(experiment.source.task or guess(known), label, known)
+    except ValueError as error:
+        raise InputError(f"{experiment.table}: column {label!r}: {error}") from None
 
 
 def _number(value: object) -> float | None:
-    number = _float(value)
+    number = float_of(value)
     return None if number is None or not math.isfinite(number) else number
-
-
-def _float(value: object) -> float | None:
-    try:
-        return float(value)  # type: ignore[arg-type] # what float() refuses is the answer
-    except (TypeError, ValueError):
-        return None
 
 
 def _asked(
@@ -322,12 +311,10 @@ def _beside(experiment: Experiment, name: str, wrong: Callable[[str], InputError
 
 
 def _label(task: Task, value: object, wrong: Callable[[str], InputError]) -> Label:
-    if task.kind == "classes":
-        return str(value)
-    number = _number(value)
-    if number is None:
-        raise wrong(f"found {value!r}, wanted a finite number (or set source.task: classes)")
-    return number
+    try:
+        return label_of(task, value)
+    except ValueError as error:
+        raise wrong(str(error)) from None
 
 
 def _seconds(value: object, wrong: Callable[[str], InputError]) -> float | None:
@@ -520,8 +507,11 @@ def _stratum(clips: Sequence[Clip], task: Task) -> str:
     labels = [clip.labels[task.label] for clip in clips if task.label in clip.labels]
     if not labels:
         return ""
-    if task.kind == "classes":
-        return Counter(sorted(str(label) for label in labels)).most_common(1)[0][0]
+    if task.kind != "regression":
+        # Of several labels at once the commonest stands for the group.
+        each = [label if isinstance(label, tuple) else (str(label),) for label in labels]
+        names = [name for some in each for name in some]
+        return Counter(sorted(names)).most_common(1)[0][0] if names else ""
     mean = math.fsum(float(str(label)) for label in labels) / len(labels)
     return f"{round(mean):+05d}"
 
@@ -534,20 +524,22 @@ def task_of(experiment: Experiment, clips: Sequence[Clip]) -> Task:
     """The task that the labels of a dataset define.
 
     Raises:
-        InputError: No clip has that label.
+        InputError: No clip has that label, or the dataset was ingested for another task.
     """
-    label = experiment.source.label
-    values = [clip.labels[label] for clip in clips if label in clip.labels]
-    if not values:
+    label, wanted = experiment.source.label, experiment.source.task
+    task = task_of_labels(label, clips)
+    if task is None:
         known = sorted({name for clip in clips for name in clip.labels})
         raise InputError(
             f"no clip of {experiment.root} has a label {label!r}; there are {', '.join(known)}; "
             f"ingest again after changing source.label"
         )
-    texts = {str(value) for value in values}
-    if isinstance(values[0], str):
-        return Task(kind="classes", label=label, classes=tuple(sorted(texts)))
-    return Task(kind="regression", label=label)
+    if wanted is not None and task.kind != wanted:
+        raise InputError(
+            f"{experiment.root} was ingested with labels {label!r} for {task.kind}, and "
+            f"source.task is {wanted}; ingest again after changing source.task"
+        )
+    return task
 
 
 def describe(clips: Sequence[Clip], task: Task) -> Mapping[str, int]:

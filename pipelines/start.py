@@ -19,6 +19,8 @@ from featurizers.streams import fitting
 from featurizers.transcript import FORMATS, read_transcript
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
+from pipelines.tasks import guess, label_of, task_for
+from training.recipe import Task, TaskKind
 from training.recipes import NAMES
 
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
@@ -30,7 +32,7 @@ _FILE = """\
 dataset: {dataset}              # where features, records and runs go
 source:
   table: {table}
-  label: {label}                # {found}
+  label: {label}                # {found}{task}
   media_root: [.]               # besides the table's own folder: folders and URLs of media
   # segment: {{}}                 # the media are long: cut them into clips by voice first
   # transcribe: {{model: FOLDER}} # and hear what is said, with a Whisper checkpoint
@@ -52,18 +54,30 @@ _STREAMS = {
     "audio": "  audio: {featurizer: logmel, hop_ms: 10}",
     "video": "  video: {featurizer: face-motion, fps: 5}",
 }
+_RULES: Mapping[TaskKind, str] = {
+    "regression": "{metric: mae, better: lower, not_worse_by: 0.0}",
+    "classes": "{metric: uar, not_worse_by: 0.0}",
+    "labels": "{metric: f1_macro, not_worse_by: 0.0}",
+}
 
 
-def init(source: Path, label: str, to: Path) -> list[str]:
+def init(source: Path, label: str, to: Path, asked: TaskKind | None = None) -> list[str]:
     """Write an experiment file; returns lines that say what was found.
 
+    Args:
+        source: A table of clips, or a folder of media.
+        label: The column that is to be predicted.
+        to: The file to write.
+        asked: The kind of task; where not given it follows from what the column holds.
+
     Raises:
-        InputError: No such table or folder, no such label, or the file is there already.
+        InputError: No such table or folder, no such label, a label that is not of the task, or the
+            file is there already.
     """
     if to.exists():
         raise InputError(f"{to} is there already; remove it, or give another file with --to")
     if source.is_dir():
-        return _from_folder(source, label, to)
+        return _from_folder(source, label, to, asked)
     rows = read_rows(source)
     columns = sorted({name for row in rows for name in row})
     if label not in columns:
@@ -72,8 +86,8 @@ def init(source: Path, label: str, to: Path) -> list[str]:
             f"there are {', '.join(columns)}"
         )
     values = [row[label] for row in rows if label in row]
-    numbers = all(_is_number(value) for value in values)
-    kind = "regression" if numbers else f"{len({str(value) for value in values})} classes"
+    task = _task(source, label, values, asked)
+    kind = f"{len(task.classes)} {task.kind}" if task.classes else task.kind
     streams = ["audio", "video"]
     if {"transcript", "transcript_file"} & set(columns):
         streams.insert(0, "text")
@@ -82,11 +96,6 @@ def init(source: Path, label: str, to: Path) -> list[str]:
     lines = [_STREAMS[stream] for stream in streams] + [
         _numbers(source, rows, name) for name in names
     ]
-    rule = (
-        "{metric: mae, better: lower, not_worse_by: 0.0}"
-        if numbers
-        else "{metric: uar, not_worse_by: 0.0}"
-    )
     text = _FILE.format(
         name=to,
         dataset=_scalar(f"runs/{source.stem}"),
@@ -96,7 +105,8 @@ def init(source: Path, label: str, to: Path) -> list[str]:
         features="\n".join(lines),
         recipes=textwrap.fill("# recipes: " + ", ".join(NAMES), 99, subsequent_indent="#   "),
         model=_scalar(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source.stem}-{label}")),
-        rule=rule,
+        task=f"\n  task: {asked}" if asked else "",
+        rule=_RULES[task.kind],
     )
     publish(to, text.encode())
     others = [name for name in columns if name not in {*KNOWN, label, *tables}]
@@ -107,12 +117,23 @@ def init(source: Path, label: str, to: Path) -> list[str]:
     ]
 
 
-def _from_folder(folder: Path, label: str, to: Path) -> list[str]:
+def _task(source: Path, label: str, values: Sequence[object], asked: TaskKind | None) -> Task:
+    """The task of a column, of which every cell is looked at."""
+    try:
+        task = task_for(asked or guess(values), label, values)
+        for value in values:
+            label_of(task, value)
+    except ValueError as error:
+        raise InputError(f"{source}: column {label!r}: {error}") from None
+    return task
+
+
+def _from_folder(folder: Path, label: str, to: Path, asked: TaskKind | None) -> list[str]:
     """Write a table of the media in a folder, whose label column is to be filled in."""
     rows = [{**row, label: ""} for row in media_rows(folder)]
     table = folder / "clips.csv"
     if table.exists():
-        return init(table, label, to)
+        return init(table, label, to, asked)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -214,11 +235,3 @@ def _inside(value: Scalar) -> str:
 
 def _relative(source: Path, to: Path) -> str:
     return os.path.relpath(source.resolve(), to.resolve().parent)
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True

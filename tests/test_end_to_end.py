@@ -100,6 +100,25 @@ def test_running_again_takes_the_finished_work_as_it_is(project):
     assert same.items() <= before.items()
 
 
+def test_the_runs_are_evaluated_with_intervals_and_with_each_stream_taken_away(project):
+    result = fuseline("evaluate", "experiment.yaml", "--json", cwd=project)
+    assert result.returncode == 0, result.stderr
+    cards = json.loads(result.stdout)
+    assert list(cards) == ["mmlatch seed 0", "mmlatch seed 1"]
+    summary = json.loads((project / "summary.json").read_text())
+    for name, card in cards.items():
+        assert card["metrics"] == summary["test"][name]
+        assert card["intervals"] == summary["intervals"][name]
+        low, high = card["intervals"]["mae"]
+        assert low <= card["metrics"]["mae"] <= high
+        assert [part["streams"] for part in card["as_asked"]] == [["audio"], ["text"], ["video"]]
+        assert {part["count"] for part in card["as_asked"]} == {card["count"]}
+        assert sum(part["count"] for part in card["as_found"]) == card["count"]
+    result = fuseline("evaluate", "experiment.yaml", "--set", "train.epochs=5", cwd=project)
+    assert result.returncode == 2
+    assert "2 of 2 runs are not trained as the experiment stands" in result.stderr
+
+
 def test_the_champion_scores_a_raw_clip_from_a_folder_with_a_decoy_of_its_code(project, tmp_path):
     for name in ("training", "featurizers"):
         (tmp_path / name).mkdir()

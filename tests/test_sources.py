@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,7 @@ from pipelines.executors import InProcess
 from pipelines.experiment import InputError, parse
 from pipelines.featurize import featurize
 from pipelines.ingest import ingest
-from pipelines.sources import SPLITS, ask, group_of, read_rows, split
+from pipelines.sources import SPLITS, ask, group_of, read_rows, split, task_of
 from pipelines.staging import Stage, inside
 from training.recipe import Task
 
@@ -149,7 +150,7 @@ def test_a_missing_table_is_told(tmp_path):
         ("id,media,mood,split\na,a.mp4,1,dev\n", "row 1, column split: found 'dev', wanted one of"),
         ("id,media,mood,transcript_file\na,a.mp4,1,a.vtt\n", "column transcript_file: there is no"),
         ("id,media,mood,transcript_file\na,a.mp4,1,/etc/passwd\n", "lies outside every media root"),
-        ("id,media,mood\na,a.mp4,calm\n", "'mood' has 1 class; at least 2"),
+        ("id,media,mood\na,a.mp4,calm\n", "'mood': found 1 class; at least 2"),
     ],
 )
 def test_a_wrong_row_is_told_by_number_and_column(tmp_path, text, said):
@@ -249,17 +250,62 @@ def test_the_tables_own_folder_is_a_media_root_wherever_it_lies(tmp_path):
         (["1", "2", "sad"], None, "classes", ("1", "2", "sad")),
         (["1", "2", "1"], "classes", "classes", ("1", "2")),
         (["1", "2", "1"], "regression", "regression", ()),
+        (["sad, loud", "sad", ""], None, "labels", ("loud", "sad")),
+        (["so, so", "well"], "classes", "classes", ("so, so", "well")),
+        (["glad", "sad"], "labels", "labels", ("glad", "sad")),
+        (["1,2,4", "12"], None, "labels", ("1", "12", "2", "4")),
+        (["1,2", "4"], "labels", "labels", ("1", "2", "4")),
     ],
 )
 def test_numbers_are_a_regression_text_is_classes_and_the_setting_wins(
     tmp_path, labels, task, kind, classes
 ):
-    rows = "".join(f"c{i},a.mp4,{label}\n" for i, label in enumerate(labels))
+    rows = "".join(f'c{i},a.mp4,"{label}"\n' for i, label in enumerate(labels))
     found, guessed = asked(tmp_path, f"id,media,mood\n{rows}", task=task)
     assert guessed == Task(kind=kind, label="mood", classes=classes)
     values = [each.raw.columns["labels"].get("mood") for each in found]
-    wanted = float if kind == "regression" else str
+    wanted = {"regression": float, "classes": str, "labels": listed}[kind]
     assert values == [wanted(label) if label else None for label in labels]
+
+
+def listed(text):
+    return tuple(sorted(name.strip() for name in text.split(",")))
+
+
+def test_a_list_of_labels_may_be_a_list_and_may_be_empty(tmp_path):
+    lists = [["sad", "loud", "sad"], [], None, ["sad"]]
+    rows = [{"id": str(i), "media": "a.mp4", "mood": each} for i, each in enumerate(lists)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    found, task = asked(tmp_path, text, table="clips.jsonl")
+    assert task == Task(kind="labels", label="mood", classes=("loud", "sad"))
+    labels = [each.raw.columns["labels"] for each in found]
+    assert labels == [{"mood": ("loud", "sad")}, {"mood": ()}, {}, {"mood": ("sad",)}]
+    plain = 'id,media,mood\na,a.mp4,"sad,"\nb,b.mp4,","\n'
+    found, _ = asked(tmp_path, plain)
+    assert [each.raw.columns["labels"]["mood"] for each in found] == [("sad",), ()]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["1,5", "2"], "found '1,5', which is a number with a decimal comma or two labels"),
+        ([["a,b"], ["c"]], "found a label 'a,b' in a list, wanted a name without commas"),
+        ([["a", " "], ["c"]], "found a label '' in a list"),
+        ([[], []], "found 0 labels; at least 1 are needed"),
+        (["glad", "glad"], "found 1 class; at least 2 are needed"),
+    ],
+)
+def test_labels_that_cannot_be_are_told(tmp_path, cells, said):
+    rows = [{"id": str(i), "media": "a.mp4", "mood": each} for i, each in enumerate(cells)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert f"column 'mood': {said}" in refusal(tmp_path, text, table="clips.jsonl")
+
+
+def test_a_dataset_of_another_task_asks_for_a_new_ingest(tmp_path):
+    clips = [replace(clip, labels={"mood": ("sad",)}) for clip in clips_of(2)]
+    assert task_of(settings(tmp_path), clips).kind == "labels"
+    with pytest.raises(InputError, match=r"for labels, and source\.task is classes; ingest"):
+        task_of(settings(tmp_path, task="classes"), clips)
 
 
 # Splits
@@ -306,6 +352,14 @@ def test_every_class_has_its_share_in_every_split():
     for name in SPLITS:
         found = Counter(clip.labels["mood"] for clip in clips if clip.split == name)
         assert found["sad"] / found.total() == pytest.approx(0.25, abs=0.04)
+
+
+def test_the_commonest_labels_have_their_share_in_every_split():
+    tags = Task(kind="labels", label="mood", classes=("loud", "sad"))
+    clips, _ = split(clips_of(200, label=lambda n: ("sad",) if n % 4 else ("loud", "sad")), tags, 0)
+    assert {clip.split for clip in clips if "loud" in clip.labels["mood"]} == set(SPLITS)
+    clips, _ = split(clips_of(40, label=lambda n: () if n % 2 else ("sad",)), tags, 0)
+    assert {clip.split for clip in clips if not clip.labels["mood"]} == set(SPLITS)
 
 
 def test_high_and_low_numbers_have_their_share_in_every_split():

@@ -1,0 +1,61 @@
+"""The scorecards of an experiment's finished runs, and the tables that people read of one."""
+
+from collections.abc import Iterator, Mapping
+
+from featurizers.dataset import read_clips
+from pipelines.experiment import Experiment, InputError
+from pipelines.featurize import finished
+from pipelines.run import recipes_of
+from pipelines.show import with_interval
+from pipelines.sources import task_of
+from pipelines.train import plan_run, read, score_test
+from tracking.scorecard import Part, Scorecard
+
+Row = dict[str, object]
+
+
+def evaluate(experiment: Experiment) -> dict[str, Scorecard]:
+    """The scorecard of each seed's run on the labelled test clips, by the run's name.
+
+    Raises:
+        InputError: A run is not trained as the experiment stands.
+    """
+    columns, clips = finished(experiment), read_clips(experiment.root)
+    recipes = recipes_of(experiment, task_of(experiment, clips))
+    plans = [plan_run(experiment.root, experiment.work, columns, each, clips) for each in recipes]
+    if missing := [plan.name for plan in plans if not plan.finished]:
+        raise InputError(
+            f"{len(missing)} of {len(plans)} runs are not trained as the experiment stands, the "
+            f"first is {missing[0]}; `fuseline train` trains them"
+        )
+    return {plan.name: score_test(read(plan), clips, parity=None) for plan in plans}
+
+
+def tables(card: Scorecard) -> Iterator[tuple[str, list[Row]]]:
+    """Title and rows of each table: classes, confusion, missing streams; those that there are."""
+    if card.by_class:
+        yield "by class", [{"class": name, **values} for name, values in card.by_class.items()]
+    if card.confusion:
+        yield "confusion", list(_confusion(card))
+    if len(card.as_found) > 1:
+        yield "clips by the streams that they lack", [_row(each) for each in card.as_found]
+    if card.as_asked:
+        yield "all clips, with streams taken away", [_row(each) for each in card.as_asked]
+
+
+def _confusion(card: Scorecard) -> Iterator[Row]:
+    for name, counts in zip(card.by_class, card.confusion, strict=True):
+        if isinstance(counts[0], int):
+            said: Mapping[str, object] = dict(zip(card.by_class, counts, strict=True))
+            yield {"truth": name, **{f"said {each}": count for each, count in said.items()}}
+        else:
+            (right, added), (left_out, hit) = counts
+            yes = {"has it, said": hit, "has it, not said": left_out}
+            yield {"label": name, **yes, "not, said": added, "not, not said": right}
+
+
+def _row(part: Part) -> Row:
+    scores = {
+        name: with_interval(value, part.intervals[name]) for name, value in part.metrics.items()
+    }
+    return {"missing": ", ".join(part.streams) or "nothing", "clips": part.count, **scores}

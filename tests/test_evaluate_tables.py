@@ -1,0 +1,45 @@
+"""The tables of `fuseline evaluate`."""
+
+from pipelines.evaluate import tables
+from tracking.scorecard import Part, Scorecard
+
+PART = Part(streams=(), count=2, metrics={"uar": 0.5}, intervals={"uar": (0.25, 0.75)})
+
+
+def card(**more):
+    numbers = {"count": 3, "metrics": {"uar": 0.5}, "better": {"uar": "higher"}}
+    return Scorecard(evaluation_set="e", **numbers, **more)
+
+
+def test_classes_and_their_confusion_are_told_by_name():
+    each = {name: {"support": 1.0, "recall": 0.5} for name in ("glad", "sad")}
+    made = dict(tables(card(by_class=each, confusion=[[3, 1], [0, 2]])))
+    assert made["by class"][1] == {"class": "sad", "support": 1.0, "recall": 0.5}
+    assert made["confusion"] == [
+        {"truth": "glad", "said glad": 3, "said sad": 1},
+        {"truth": "sad", "said glad": 0, "said sad": 2},
+    ]
+
+
+def test_the_confusion_of_several_labels_is_one_row_for_each():
+    made = dict(tables(card(by_class={"loud": {"support": 3.0}}, confusion=[[[5, 1], [2, 4]]])))
+    assert made["confusion"] == [
+        {
+            "label": "loud",
+            "has it, said": 4,
+            "has it, not said": 2,
+            "not, said": 1,
+            "not, not said": 5,
+        }
+    ]
+
+
+def test_patterns_of_missing_streams_are_told_where_there_are_several():
+    gone = Part(streams=("a", "b"), count=1, metrics={"uar": 1.0}, intervals=PART.intervals)
+    made = dict(tables(card(as_found=(PART, gone), as_asked=(gone,))))
+    assert made["clips by the streams that they lack"] == [
+        {"missing": "nothing", "clips": 2, "uar": "0.500 (0.250 to 0.750)"},
+        {"missing": "a, b", "clips": 1, "uar": "1.000 (0.250 to 0.750)"},
+    ]
+    assert len(made["all clips, with streams taken away"]) == 1
+    assert dict(tables(card(as_found=(PART,)))) == {}
