@@ -1,0 +1,252 @@
+"""What a training step costs beside a bare PyTorch loop of the same model, data and batches.
+
+Both sides take turns, round by round, in the same processes: *ours* is the loop's step (data from
+shards, DeepSpeed at ZeRO 1, losses weighted over the global batch), *bare* is the model with AdamW,
+clipping and, on two ranks, DistributedDataParallel, on batches that lie ready in memory. Both start
+from the same weights, and their losses are compared before any figure is printed.
+
+`data_wait_share` is the part of our steps in which the model waits for its batch, in a first epoch
+in which every clip is read from its shard, checked, pooled and normalised.
+
+    python benchmarks/step.py [--quick]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+from featurizers.clip import Clip, Word
+from featurizers.dataset import write_clips
+from featurizers.extract import Outcome
+from featurizers.manifest import commit
+from featurizers.shards import job_id, write_shard
+from featurizers.spec import Dim, Feature, FeatureSpec
+from featurizers.store import LocalStore
+from tracking.provenance import git_commit, versions
+from training.batch import FusionBatch
+from training.data import GlobalBatch, Samples, global_batches, load, order, rank_view
+from training.engine import Engine, clip_losses
+from training.loop import step_seed
+from training.models import build
+from training.recipe import Recipe, Task
+from training.recipes import named
+
+HOME = Path(__file__).resolve().parent.parent
+WIDTHS = {"text": 300, "audio": 74, "visual": 35}  # of CMU-MOSEI
+WORDS, WORD_S, PER_WORD = 50, 0.4, 4  # steps of sound and pictures in each word
+BATCH, SHARD = 32, 64
+MODELS = ("mmlatch", "mult")
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"mmlatch": {"hidden": 100}, "mult": {}}
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of each step.
+
+    Attributes:
+        wait: Of ours, in which the batch was made.
+    """
+
+    ours: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+    wait: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--quick", action="store_true", help="fewer clips")
+    quick = arguments.parse_args().quick
+    figures: dict[str, float] = {}
+    ratios: dict[int, list[float]] = {1: [], 2: []}
+    waits: list[float] = []
+    print("model    ranks  ours ms/step  bare ms/step  ours over bare (time)  waiting for data")
+    with tempfile.TemporaryDirectory() as scratch:
+        columns = write_dataset(Path(scratch, "data"), 128 if quick else 512)
+        for name in MODELS:
+            for world in (1, 2):
+                found = measured(Path(scratch), columns, name, world)
+                ours, bare = statistics.median(found.ours), statistics.median(found.bare)
+                share = sum(found.wait) / sum(found.ours)
+                print(
+                    f"{name:<8} {world:>5}  {ours * 1e3:>12.0f}  {bare * 1e3:>12.0f}"
+                    f"  {ours / bare:>21.2f}  {share:>16.1%}"
+                )
+                figures[f"{name}_{world}"] = round(bare / ours, 3)
+                ratios[world].append(bare / ours)
+                waits.append(share)
+    figures["to_bare_torch_1rank"] = round(min(ratios[1]), 3)
+    figures["to_bare_torch_2ranks"] = round(min(ratios[2]), 3)
+    figures["data_wait_share"] = round(max(waits), 4)
+    used = {**versions(["torch", "deepspeed"]), "python": platform.python_version()}
+    about = {"commit": git_commit(HOME), "versions": used}
+    print(json.dumps({"benchmark": "step", "figures": figures, **about}))
+
+
+def write_dataset(root: Path, count: int) -> dict[str, str]:
+    """Clips of 50 words with random features in shards; the fingerprint of each column."""
+    random = np.random.default_rng(0)
+    clips = [_clip(number, count) for number in range(count)]
+    write_clips(root, clips)
+    found = {}
+    for name, width in WIDTHS.items():
+        steps = WORDS * (1 if name == "text" else PER_WORD)
+        edges = np.arange(steps + 1) * (WORDS * WORD_S / steps)
+        times = np.stack([edges[:-1], edges[1:]], axis=1)
+        spec = FeatureSpec(
+            name=name,
+            version=1,
+            modality="stream",
+            reads=("words",),
+            dims=tuple(Dim(f"d{index}") for index in range(width)),
+            rate_hz=steps / (WORDS * WORD_S),
+        )
+        records = []
+        for shard, first in enumerate(range(0, count, SHARD)):
+            part = clips[first : first + SHARD]
+            arrays = (random.normal(size=(steps, width)).astype(np.float32) for _ in part)
+            outcomes = [Outcome(state="sample", feature=Feature(each, times)) for each in arrays]
+            job = job_id(spec, part)
+            records.append(
+                write_shard(LocalStore(root), shard, job, spec, clips=part, outcomes=outcomes)
+            )
+        commit(root, spec, "plan", records)
+        found[name] = spec.fingerprint
+    return found
+
+
+def _clip(number: int, count: int) -> Clip:
+    words = tuple(
+        Word(text=f"w{index}", start=index * WORD_S, end=(index + 1) * WORD_S)
+        for index in range(WORDS)
+    )
+    return Clip(
+        key=f"k{number:05d}",
+        id=f"{number}",
+        media="",
+        media_digest="",
+        seconds=WORDS * WORD_S,
+        words=words,
+        split="valid" if number >= count - 2 else "train",
+        labels={"score": float(number % 7 - 3)},
+    )
+
+
+def measured(scratch: Path, columns: Mapping[str, str], name: str, world: int) -> Times:
+    """Rank 0's times, each rank a process of its own."""
+    place = Path(tempfile.mkdtemp(dir=scratch))
+    told = {"root": str(scratch / "data"), "columns": dict(columns), "model": name}
+    arguments = (world, told, str(place))
+    multiprocessing.spawn(_rank, args=arguments, nprocs=world)  # type: ignore[no-untyped-call]
+    return Times(**json.loads((place / "times.json").read_text()))
+
+
+def _rank(rank: int, world: int, told: Mapping[str, Any], place: str) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    store = distributed.FileStore(f"{place}/store", world)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    name = told["model"]
+    recipe = named(
+        name,
+        Task(kind="regression", label="score"),
+        tuple(WIDTHS),
+        SETTINGS[name],
+        global_batch=BATCH,
+    )
+    train = load(told["root"], told["columns"], recipe).train
+    times = _rounds(_Sides(recipe, train, rank, world))
+    if rank == 0:
+        Path(place, "times.json").write_text(json.dumps(asdict(times)))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+class _Sides:
+    """Both loops over the same data, from the same weights."""
+
+    def __init__(self, recipe: Recipe, train: Samples, rank: int, world: int) -> None:
+        self.recipe, self.train, self.rank, self.world = recipe, train, rank, world
+        torch.manual_seed(recipe.seed)
+        model = build(recipe.model, train.widths, 1)
+        torch.manual_seed(recipe.seed)
+        self._bare: nn.Module = build(recipe.model, train.widths, 1)
+        if world > 1:
+            self._bare = nn.parallel.DistributedDataParallel(self._bare)
+        self._optimizer = torch.optim.AdamW(
+            self._bare.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.engine = Engine(model, recipe)
+
+    def batches(self) -> Iterator[tuple[int, GlobalBatch]]:
+        """Those of one epoch, with their positions."""
+        ordered = order(self.train.keys_by_shard, seed=self.recipe.seed, epoch=0)
+        yield from enumerate(global_batches(ordered, self.recipe.global_batch))
+
+    def share(self, batch: GlobalBatch) -> list[FusionBatch]:
+        """This rank's part of a global batch."""
+        view = rank_view(batch, rank=self.rank, world=self.world, micro=self.engine.micro)
+        return [self.train.batch(slots) for slots in view]
+
+    def ours(self, share: Sequence[FusionBatch], weights: float) -> Tensor:
+        """One step of the engine; this rank's sum of losses."""
+        return self.engine.step(share, weights)
+
+    def bare(self, share: Sequence[FusionBatch], weights: float) -> Tensor:
+        """One step as one writes it by hand; this rank's sum of losses."""
+        self._bare.train()
+        self._optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in share:
+            if batch.target is None:
+                raise TypeError("clips of the benchmark have targets")
+            losses = clip_losses(self._bare(batch), batch.target, self.recipe)
+            loss = (losses * batch.weight).sum()
+            (loss * (self.world / weights)).backward()
+            total += loss.detach()
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._bare.parameters(), self.recipe.clip_norm)
+        self._optimizer.step()
+        return total
+
+
+def _rounds(sides: _Sides) -> Times:
+    """One epoch; both sides take each step, and each goes first in every other."""
+    times = Times()
+    for position, batch in sides.batches():
+        seed = step_seed(sides.recipe.seed, position, sides.rank)
+        weights = sum(weight for _, weight in batch)
+        began = time.perf_counter()
+        share = sides.share(batch)
+        wait = time.perf_counter() - began
+        took, losses = {}, {}
+        names = ("ours", "bare") if position % 2 else ("bare", "ours")
+        for name in names:
+            distributed.barrier()
+            torch.manual_seed(seed)
+            began = time.perf_counter()
+            losses[name] = getattr(sides, name)(share, weights)
+            took[name] = time.perf_counter() - began
+        if not torch.allclose(losses["ours"], losses["bare"], rtol=1e-3, atol=1e-3):
+            raise SystemExit(f"step {position}: the sides' losses differ: {losses}")
+        if position > 1:  # the first steps make buffers
+            times.ours.append(took["ours"] + wait)
+            times.bare.append(took["bare"])
+            times.wait.append(wait)
+    return times
+
+
+if __name__ == "__main__":
+    main()
