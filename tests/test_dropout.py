@@ -104,10 +104,11 @@ def obvious(query, key, value, seen, factors):
     return (weights * factors) @ value
 
 
-@pytest.mark.parametrize("held", [1, 7, 40, 150, 10_000])
+@pytest.mark.parametrize(("held", "short"), [(1, 0), (7, 99), (40, 0), (150, 99), (10_000, 0)])
 @pytest.mark.parametrize("shape", ["all", "one for all", "keys", "each"])
-def test_attention_in_blocks_is_attention_by_the_whole_map(held, shape, monkeypatch):
+def test_attention_in_blocks_is_attention_by_the_whole_map(held, short, shape, monkeypatch):
     monkeypatch.setattr(attention, "HELD", held)
+    monkeypatch.setattr(attention, "SHORT", short)
     found = inputs(5, 6)
     draw = torch.rand(3, 5, 6) < 0.5
     draw[0, 0] = False
@@ -130,9 +131,11 @@ def test_attention_in_blocks_is_attention_by_the_whole_map(held, shape, monkeypa
         torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
 
 
-def test_attention_drops_the_same_weights_in_both_passes(monkeypatch):
+@pytest.mark.parametrize("short", [0, 99])
+def test_attention_drops_the_same_weights_in_both_passes(short, monkeypatch):
     """With values that are unit vectors the answers are the dropped weights themselves."""
     monkeypatch.setattr(attention, "HELD", 20)
+    monkeypatch.setattr(attention, "SHORT", short)
     query, key, _ = inputs(5, 4)
     value = torch.eye(4, dtype=torch.float64).repeat(3, 2, 1, 1).requires_grad_()
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Attention that keeps no map of it: block by block, and once more in the backward pass.
+"""Attention that keeps no large map: block by block, and once more in the backward pass.
 
 Every map of weights has an entry for each query, key, head, clip and network. Kept for the backward
 pass they are what a transformer over long streams needs its memory for, and on a CPU moving them is
@@ -28,6 +28,9 @@ from training.models.dropout import Draws, new_seed
 
 HELD = 1 << 18
 """Entries of a block: 1 MiB of float32."""
+
+SHORT = 64 * 64
+"""Maps of no more queries times keys are kept after all: they are no larger than what else is."""
 
 Block: TypeAlias = tuple[tuple[slice, slice], slice]
 """Sequences and heads; queries."""
@@ -101,12 +104,15 @@ class _InBlocks(Function):
         how: _How,
     ) -> Tensor:
         answer = torch.empty_like(query)
+        short = query.shape[3] * key.shape[3] <= SHORT
         draws = Draws(how.seed)
+        ctx.kept = []
         for sides, queries in _blocks(query, key):
-            weights = _weights(query[sides][..., queries], key[sides], how.bias, (sides, queries))
-            if how.share > 0.0:
-                weights *= draws.factors(weights.shape, how.share, weights.dtype)
-            answer[sides][..., queries] = value[sides] @ weights.mT
+            block = (sides, queries)
+            weights, dropped = _weights(query[sides][..., queries], key[sides], how, block, draws)
+            answer[sides][..., queries] = value[sides] @ dropped.mT
+            if short:
+                ctx.kept.append((weights, dropped))
         ctx.save_for_backward(query, key, value, answer)
         ctx.how = how
         return answer
@@ -125,17 +131,16 @@ class _InBlocks(Function):
         # For each query, the sum over keys of weight times the weight's gradient.
         common = (grad * answer).sum(2).unsqueeze(3)
         draws = Draws(how.seed)
-        for sides, queries in _blocks(query, key):
+        for number, (sides, queries) in enumerate(_blocks(query, key)):
             asking, own = query[sides][..., queries], grad[sides][..., queries]
-            weights = _weights(asking, key[sides], how.bias, (sides, queries))
-            to_weights = own.mT @ value[sides]
-            dropped = weights
-            if how.share > 0.0:
-                factors = draws.factors(weights.shape, how.share, weights.dtype)
-                to_weights *= factors
-                dropped = factors.mul_(weights)
+            if ctx.kept:
+                weights, dropped = ctx.kept[number]
+            else:
+                block = (sides, queries)
+                weights, dropped = _weights(asking, key[sides], how, block, draws)
             to_value[sides] += own @ dropped
-            to_scores = to_weights.sub_(common[sides][..., queries, :]).mul_(weights)
+            to_scores = (own.mT @ value[sides]).mul_(dropped)
+            to_scores.addcmul_(weights, common[sides][..., queries, :], value=-1.0)
             to_query[sides][..., queries] = key[sides] @ to_scores.mT
             to_key[sides] += asking @ to_scores
         return to_query, to_key, to_value, None
@@ -154,12 +159,17 @@ def _blocks(query: Tensor, key: Tensor) -> Iterator[Block]:
                 yield (slice(n, n + most), slice(h, h + beside)), slice(t, t + together)
 
 
-def _weights(query: Tensor, key: Tensor, bias: Tensor | None, block: Block) -> Tensor:
-    """The weights of a block before dropout."""
+def _weights(
+    query: Tensor, key: Tensor, how: _How, block: Block, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """The weights of a block before dropout and after it, which may be the same tensor."""
     scores = query.mT @ key
-    if bias is not None:
+    if how.bias is not None:
         (sequences, _), queries = block
-        rows = sequences if len(bias) > 1 else slice(None)
-        steps = queries if bias.shape[1] > 1 else slice(None)
-        scores += bias[rows, steps].unsqueeze(1)
-    return scores.softmax(3)
+        rows = sequences if len(how.bias) > 1 else slice(None)
+        steps = queries if how.bias.shape[1] > 1 else slice(None)
+        scores += how.bias[rows, steps].unsqueeze(1)
+    weights = scores.softmax(3)
+    if how.share == 0.0:
+        return weights, weights
+    return weights, draws.factors(weights.shape, how.share, weights.dtype).mul_(weights)
