@@ -110,7 +110,7 @@ def rows(*, full: bool) -> list[Row]:
         ),
         Row(
             name="mmlatch_fixed",
-            title="MMLatch, true lengths, fixed form",
+            title="MMLatch, fixed, true lengths",
             make=functools.partial(mmlatch_twin.pair, true_lengths=True, reference=False),
             clips=32,
             steps=50,
@@ -119,7 +119,7 @@ def rows(*, full: bool) -> list[Row]:
         ),
         Row(
             name="mmlatch_padded",
-            title="the same; twin over all padding",
+            title="MMLatch, fixed; twin reads padding",
             make=functools.partial(
                 mmlatch_twin.pair, true_lengths=True, told_lengths=False, reference=False
             ),
@@ -209,7 +209,7 @@ def print_head(rounds: int, device: str) -> None:
     """The heads of the columns."""
     print(f"{device_name(device)}, {THREADS} threads, {rounds} rounds; a training step")
     print(
-        f"  {'':<32} {'ours ms (min)':>16} {'twin ms (min)':>16} {'times':>6} {'MB':>6} {'twin':>6}"
+        f"  {'':<34} {'ours ms (min)':>16} {'twin ms (min)':>16} {'times':>6} {'MB':>6} {'twin':>6}"
         f" {'calls':>7} {'twin':>7} {'released':>8} {'disturbed':>9}"
     )
 
@@ -229,7 +229,7 @@ def measured(row: Row, rounds: int, device: str, peak: float | None) -> dict[str
     ]
     released = f"{row.released_calls:,}" if row.released_calls else ""
     print(
-        f"  {row.title:<32} {shown[0]:>16} {shown[1]:>16} {timed.ratio:6.2f}"
+        f"  {row.title:<34} {shown[0]:>16} {shown[1]:>16} {timed.ratio:6.2f}"
         f" {peaks['ours']:6.0f} {peaks['twin']:6.0f} {calls['ours']:>7,} {calls['twin']:>7,}"
         f" {released:>8} {timed.disturbed:>9}",
         flush=True,
@@ -407,10 +407,10 @@ def on_card(row: Row, peak: float | None) -> dict[str, float]:
     found = {f"{row.name}_compiled_ms": round(1e3 * seconds, 3)}
     tflops = peak or (known[0] if known else None)
     if tflops is None:
-        print(f"  {'':<32} compiled {1e3 * seconds:.2f} ms; peak not known: give --peak-tflops")
+        print(f"  {'':<34} compiled {1e3 * seconds:.2f} ms; peak not known: give --peak-tflops")
         return found
     share = flops(row) / seconds / (tflops * 1e12)
-    print(f"  {'':<32} compiled {1e3 * seconds:.2f} ms, {share:.2%} of {tflops:g} TFLOP/s")
+    print(f"  {'':<34} compiled {1e3 * seconds:.2f} ms, {share:.2%} of {tflops:g} TFLOP/s")
     return {**found, f"{row.name}_peak_share": round(share, 6)}
 
 

@@ -80,7 +80,7 @@ def test_a_clip_is_turned_round_within_its_length_and_back():
 
 @pytest.mark.parametrize("clips", [1, 3, 20])
 def test_products_on_a_cpu_are_those_of_matrices(clips):
-    x = torch.randn(2, clips, 7, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, clips, 30, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 5, 9, dtype=torch.float64, requires_grad=True)
     ours, wanted = project(x, weight), torch.einsum("gbts,gsn->gbtn", x, weight)
     torch.testing.assert_close(ours, wanted, atol=1e-12, rtol=1e-12)

@@ -342,14 +342,18 @@ def exchange(x_BTD: Tensor, rows: Tensor) -> Tensor:
 def project(x_GBTS: Tensor, weight_GSN: Tensor) -> Tensor:
     """One product for each of G groups, [G, B, T, N]."""
     groups, clips, steps, size = x_GBTS.shape
-    if x_GBTS.device.type != "cpu":
+    if x_GBTS.device.type != "cpu" or clips < _MANY_CLIPS or clips * steps < _MANY_ROWS:
         product = torch.bmm(x_GBTS.reshape(groups, clips * steps, size), weight_GSN)
         return product.view(groups, clips, steps, -1)
     pairs = zip(x_GBTS.unbind(0), weight_GSN.unbind(0), strict=True)
-    return torch.stack([product_on_cpu(x_BTS, weight_SN) for x_BTS, weight_SN in pairs])
+    return torch.stack([convolved(x_BTS, weight_SN) for x_BTS, weight_SN in pairs])
 
 
-def product_on_cpu(x_BTS: Tensor, weight_SN: Tensor) -> Tensor:
+# With fewer, the convolution of one thread is another one, or its preparing takes longer.
+_MANY_CLIPS, _MANY_ROWS = 16, 512
+
+
+def convolved(x_BTS: Tensor, weight_SN: Tensor) -> Tensor:
     """The product x @ weight, [B, T, N], as a convolution with a window of one step.
 
     Convolutions are computed by oneDNN, products by MKL, which does without AVX-512 on AMD's
