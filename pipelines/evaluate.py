@@ -1,6 +1,6 @@
 """The scorecards of an experiment's finished runs, and the tables that people read of one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from featurizers.dataset import read_clips
 from pipelines.experiment import Experiment, InputError
@@ -38,9 +38,10 @@ def tables(card: Scorecard) -> Iterator[tuple[str, list[Row]]]:
     if card.confusion:
         yield "confusion", list(_confusion(card))
     if len(card.as_found) > 1:
-        yield "clips by the streams that they lack", [_row(each) for each in card.as_found]
+        yield "clips by the streams that they lack", _by_metric(card.as_found)
     if card.as_asked:
-        yield "all clips, with streams taken away", [_row(each) for each in card.as_asked]
+        whole = Part(streams=(), count=card.count, metrics=card.metrics, intervals=card.intervals)
+        yield "all clips, with streams taken away", _by_metric([whole, *card.as_asked])
 
 
 def _confusion(card: Scorecard) -> Iterator[Row]:
@@ -54,8 +55,12 @@ def _confusion(card: Scorecard) -> Iterator[Row]:
             yield {"label": name, **yes, "not, said": added, "not, not said": right}
 
 
-def _row(part: Part) -> Row:
-    scores = {
-        name: with_interval(value, part.intervals[name]) for name, value in part.metrics.items()
-    }
-    return {"missing": ", ".join(part.streams) or "nothing", "clips": part.count, **scores}
+def _by_metric(parts: Sequence[Part]) -> list[Row]:
+    """A column for each part, by what is missing; a row for the clips, and for each metric."""
+    names = [", ".join(part.streams) or "nothing" for part in parts]
+    counts = dict(zip(names, (str(part.count) for part in parts), strict=True))
+    rows: list[Row] = [{"missing": "clips", **counts}]
+    for metric in parts[0].metrics:
+        scores = (with_interval(part.metrics[metric], part.intervals[metric]) for part in parts)
+        rows.append({"missing": metric, **dict(zip(names, scores, strict=True))})
+    return rows

@@ -89,7 +89,7 @@ def test_ten_thousand_replicates_of_five_thousand_clips_take_seconds():
     truth, said = drawn_for(SCORE, 5000)
     began = time.process_time()
     found = replicate(SCORE, truth, said, resamples(NAME, 5000, 10_000))
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 10
     assert {len(values) for values in found.values()} == {10_000}
     low, high = interval(found["mae"])
     middle = metrics(SCORE, truth, said)["mae"]

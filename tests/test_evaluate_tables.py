@@ -36,10 +36,14 @@ def test_the_confusion_of_several_labels_is_one_row_for_each():
 
 def test_patterns_of_missing_streams_are_told_where_there_are_several():
     gone = Part(streams=("a", "b"), count=1, metrics={"uar": 1.0}, intervals=PART.intervals)
-    made = dict(tables(card(as_found=(PART, gone), as_asked=(gone,))))
+    draws = {"uar": (0.125, 0.875)}
+    made = dict(tables(card(as_found=(PART, gone), as_asked=(gone,), replicates=draws)))
     assert made["clips by the streams that they lack"] == [
-        {"missing": "nothing", "clips": 2, "uar": "0.500 (0.250 to 0.750)"},
-        {"missing": "a, b", "clips": 1, "uar": "1.000 (0.250 to 0.750)"},
+        {"missing": "clips", "nothing": "2", "a, b": "1"},
+        {"missing": "uar", "nothing": "0.500 (0.250 to 0.750)", "a, b": "1.000 (0.250 to 0.750)"},
     ]
-    assert len(made["all clips, with streams taken away"]) == 1
+    assert made["all clips, with streams taken away"] == [
+        {"missing": "clips", "nothing": "3", "a, b": "1"},
+        {"missing": "uar", "nothing": "0.500 (0.125 to 0.875)", "a, b": "1.000 (0.250 to 0.750)"},
+    ]
     assert dict(tables(card(as_found=(PART,)))) == {}
