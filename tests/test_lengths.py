@@ -87,3 +87,16 @@ def test_products_on_a_cpu_are_those_of_matrices(clips):
     grads = [torch.autograd.grad(each.square().sum(), (x, weight)) for each in (ours, wanted)]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_a_compiled_model_computes_and_learns_the_same():
+    model, batch = made("late_fusion"), ragged(3)
+    wanted = model(batch)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(wanted.square().sum(), parameters)
+    model.compile(backend="aot_eager")
+    outputs = model(batch)
+    torch.testing.assert_close(outputs, wanted, atol=1e-12, rtol=1e-12)
+    found = torch.autograd.grad(outputs.square().sum(), parameters)
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)

@@ -281,13 +281,15 @@ class Lstm(nn.Module):
 
     def forward(self, x_BTD: Tensor, padding_BT1: Tensor) -> Tensor:
         """Outputs [B, T, H], or [B, T, 2H] for two directions; 0 where `padding` is 1."""
-        outputs = self._read(x_BTD, "_l0")
+        outputs: Tensor = self._read(x_BTD, "_l0")
         if len(self.suffixes) == 2:
             rows = turned_rows(padding_BT1)
             back = self._read(exchange(x_BTD, rows), "_l0_reverse")
             outputs = torch.cat([outputs, exchange(back, rows)], 2)
         return outputs * (1.0 - padding_BT1)
 
+    # Compiled, torch.lstm cannot be differentiated on a CPU: it keeps None among its tensors.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _read(self, x_BTD: Tensor, suffix: str) -> Tensor:
         """From the first step to the last; padding is read as well, after all that counts."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
