@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from featurizers.clip import Clip
 from featurizers.dataset import write_clips
 from featurizers.manifest import Column
@@ -28,13 +26,8 @@ from pipelines.executors import executor
 from pipelines.experiment import Experiment, parse, recipe_of
 from pipelines.run import demo_settings, featurize_all, ingest_all, train_all, write_corpus
 from pipelines.show import Show
-from pipelines.train import Trained
+from pipelines.train import Trained, score_test
 from tracking.provenance import git_commit, versions
-from training.batch import FusionBatch
-from training.data import load
-from training.evaluate import predictions, scorecard
-from training.missing import without
-from training.predict import load_model
 from training.recipe import Recipe, Task
 
 HOME = Path(__file__).resolve().parent.parent
@@ -53,19 +46,6 @@ SIGN = Task(kind="classes", label="sign", classes=("negative", "positive"))
 METRIC = "acc2_non0"  # no label of the corpus is 0, so it is the accuracy of the sign as well
 MORE = ("mae", "corr")
 QUICK = {"clips": 64, "seeds": 1, "epochs": 2}
-
-
-class Without(nn.Module):
-    """A model that is never shown some streams."""
-
-    def __init__(self, model: nn.Module, lost: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.lost = model, lost
-
-    def forward(self, batch: FusionBatch) -> Tensor:
-        """Outputs [B, K]."""
-        outputs: Tensor = self.model(without(batch, self.lost))
-        return outputs
 
 
 def main() -> None:
@@ -99,11 +79,11 @@ def measured(
     columns = featurize_all(experiment, show)
     recipes = list(_recipes(SCORE, (*FUSED, *columns), columns, seeds, epochs))
     trained = train_all(experiment, recipes, columns, table, show)
-    rows = _scored(trained, table, columns, experiment)
+    rows = _scored(trained, table)
     signs, signed = _with_signs(experiment, table)
     recipes = list(_recipes(SIGN, ("decision_product",), columns, seeds, epochs))
     trained = train_all(signs, recipes, columns, signed, show)
-    return rows | _scored(trained, signed, columns, signs)
+    return rows | _scored(trained, signed)
 
 
 def _recipes(
@@ -138,28 +118,17 @@ def _with_signs(experiment: Experiment, table: Sequence[Clip]) -> tuple[Experime
 
 
 def _scored(
-    trained: Sequence[Trained],
-    table: Sequence[Clip],
-    columns: Mapping[str, Column],
-    experiment: Experiment,
+    trained: Sequence[Trained], table: Sequence[Clip]
 ) -> dict[str, list[Mapping[str, float]]]:
     """Metrics on the test clips, whole and with each stream missing, by model and then by seed."""
     rows: dict[str, list[Mapping[str, float]]] = {}
     for each in trained:
-        recipe = each.plan.recipe
-        data = load(experiment.root, {n: c.spec.fingerprint for n, c in columns.items()}, recipe)
-        model, streams = load_model(each.predictor), recipe.model.streams
-        found: dict[str, float] = {}
-        for lost in ("", *(streams if len(streams) > 1 else ())):
-            asked = Without(model, [lost]) if lost else model
-            said = predictions(asked, data.test, recipe.task, data.fallback)
-            test = [clip for clip in data.test.clips if clip.split == "test"]
-            card = scorecard(test, said, recipe.task, [], parity=None, replicates=1)
-            right = card.metrics["accuracy" if recipe.task == SIGN else METRIC]
-            found[f"without {lost}" if lost else METRIC] = right
-            if not lost:
-                found |= {name: card.metrics[name] for name in MORE if name in card.metrics}
-        name = streams[0] if recipe.name == "unimodal" else recipe.name
+        recipe, card = each.plan.recipe, score_test(each, table, parity=None)
+        right = "accuracy" if recipe.task == SIGN else METRIC
+        found = {METRIC: card.metrics[right]}
+        found |= {name: card.metrics[name] for name in MORE if name in card.metrics}
+        found |= {f"without {part.streams[0]}": part.metrics[right] for part in card.as_asked}
+        name = recipe.model.streams[0] if recipe.name == "unimodal" else recipe.name
         rows.setdefault(name, []).append(found)
     return rows
 
