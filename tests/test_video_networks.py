@@ -39,10 +39,10 @@ TINY = {
         "steps": 28,
         "audio_width": 6,
     },
-    "i3d": {"frames": 6, "width": 0.06},
+    "i3d": {"frames": 18, "width": 0.06},
     "hcn": {"steps": 16, "joints": 4, "width": 32},
     "msaf_ntu": {
-        "frames": 6,
+        "frames": 18,
         "video_width": 0.06,
         "steps": 16,
         "joints": 4,

@@ -43,7 +43,7 @@ class Pictures(nn.Module):
         self.stream, self.width, self.count = stream, width, count
         self.side, self.channels = _shape_of(stream, width)
         for name, values in (("mean", MEAN), ("std", STD)):
-            of_pixels = 255 * torch.tensor(values).view(3, 1, 1, 1)
+            of_pixels = 255 * torch.tensor(values).view(1, 3, 1, 1, 1)
             self.register_buffer(name, of_pixels, persistent=False)
 
     def forward(self, batch: FusionBatch) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,8 @@ class Pictures(nn.Module):
         there_B = stream.mask.any(1)
         shape = (-1, self.count, self.side, self.side, self.channels)
         pixels_BNSSC = evenly(stream, self.count).view(shape)
-        scaled = (pixels_BNSSC.movedim(4, 1) - self.mean) / self.std
+        # Colours first in memory too: on a CPU convolutions are up to a tenth faster so.
+        scaled = ((pixels_BNSSC.movedim(4, 1) - self.mean) / self.std).contiguous()
         return scaled.masked_fill(~there_B.view(-1, 1, 1, 1, 1), 0.0), there_B
 
 
