@@ -11,7 +11,8 @@ from training.batch import FusionBatch, Stream
 from training.models import build
 from training.models.fixed_length import evenly, first
 from training.models.pictures import MEAN, STD, Pictures
-from training.recipe import ModelSettings
+from training.recipe import ModelSettings, Task
+from training.recipes import named
 
 READS = {
     "resnext3d": ("video",),
@@ -71,11 +72,11 @@ def published(kind, outputs):
         return build(ModelSettings(kind=kind, streams=READS[kind]), PAPER, outputs)
 
 
-def random_batch(seed, *, clips=3, missing=()):
+def random_batch(seed, *, clips=3, missing=(), widths=WIDTHS):
     """Clips of several lengths, with holes in them; `missing` are pairs of stream and clip."""
     draw = torch.Generator().manual_seed(seed)
     streams = {}
-    for name, width in WIDTHS.items():
+    for name, width in widths.items():
         steps = int(torch.randint(3, 40, (), generator=draw))
         lengths = torch.randint(1, steps + 1, (clips,), generator=draw)
         mask = torch.arange(steps) < lengths[:, None]
@@ -317,6 +318,30 @@ def test_networks_overfit_eight_clips(kind):
     # Dropout goes on, so single steps are uneven.
     assert torch.stack(losses[:5]).mean() > 0.5
     assert torch.stack(losses[-20:]).mean() < 0.1
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", FUSED)
+def test_networks_of_the_published_width_overfit_eight_clips(kind):
+    recipe = named(kind, Task(kind="classes", label="x", classes=tuple("ab")), READS[kind])
+    torch.manual_seed(0)
+    widths = {**PAPER, "video": 32 * 32 * 3}
+    model = build(recipe.model, widths, 2).train()
+    batch = random_batch(10, clips=8, widths=widths)
+    target = torch.tensor([0, 1] * 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    halves = [changed(batch, lambda x: x[:4]), changed(batch, lambda x: x[4:])]
+    losses = []
+    while len(losses) < 200 and (len(losses) < 8 or sum(losses[-8:]) > 8 * 0.05):
+        for half, wanted in zip(halves, target.split(4), strict=True):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(half), wanted)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert len(losses) < 200
 
 
 @pytest.mark.parametrize(
