@@ -422,7 +422,9 @@ def load(
             f"{'all' if strict else 'any'} of the streams {', '.join(opened)}"
         )
     scaled = {name: width for name, width in raw.widths.items() if name not in recipe.raw}
-    normaliser = Normaliser.measure((raw.sample(key) for key in raw.keys), scaled)
+    # Where all streams are raw nothing is read for it: pictures are many.
+    samples = (raw.sample(key) for key in (raw.keys if scaled else ()))
+    normaliser = Normaliser.measure(samples, scaled)
     train, valid, test = (
         Samples(
             splits[split],
