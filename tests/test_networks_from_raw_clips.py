@@ -1,4 +1,4 @@
-"""From a film to the scores of a network of pictures: what training read is what scoring computes."""
+"""From a film to the scores of a network of pictures: scoring computes what training read."""
 
 import json
 
