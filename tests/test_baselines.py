@@ -243,9 +243,9 @@ def told_by_two(clips, seed):
 def test_tensor_fusions_learn_from_few_clips_what_no_stream_tells_alone(name):
     recipe = named(name, Task(kind="regression", label="score"), tuple(SMALL), {"vector": 6})
     torch.manual_seed(0)
-    model, batch, unseen = build(recipe.model, SMALL, 1), told_by_two(256, 0), told_by_two(200, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
-    for _ in range(150):
+    model, batch, unseen = build(recipe.model, SMALL, 1), told_by_two(160, 0), told_by_two(200, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2 * recipe.learning_rate)
+    for _ in range(80):
         loss = (model(batch)[:, 0] - batch.target).abs().mean()
         optimizer.zero_grad()
         loss.backward()
