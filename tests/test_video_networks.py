@@ -11,6 +11,7 @@ from training.batch import FusionBatch, Stream
 from training.models import build
 from training.models.fixed_length import evenly, first
 from training.models.pictures import MEAN, STD, Pictures
+from training.models.resnext3d import Grouped
 from training.recipe import ModelSettings, Task
 from training.recipes import named
 
@@ -300,6 +301,19 @@ def test_a_mirrored_clip_is_mirrored_in_all_its_pictures():
     assert any(mirrored)
     assert any(straight)
     assert torch.equal(model.eval().see(batch)[0], plain)
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(8, 4), (6, 3), (4, 5), (3, 16), (1, 7)])
+def test_groups_that_are_computed_together_give_what_they_give_apart(groups, channels):
+    torch.manual_seed(0)
+    ours = Grouped(groups * channels, groups * 2, 3, stride=2, padding=1, groups=groups).double()
+    x = torch.randn(2, groups * channels, 5, 4, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for outputs in (ours(x), torch.nn.Conv3d.forward(ours, x)):
+        weights = [x, *ours.parameters()]
+        found.append([outputs, *torch.autograd.grad(outputs.square().sum(), weights)])
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", TINY)
