@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from featurizers import catalog
 from featurizers.clip import BadClipError
 from featurizers.decoder import Decoder, DecoderDiedError
 from featurizers.media import codecs, encode
-from featurizers.pretrained import MissingWeightsError
+from featurizers.pretrained import Checkpoint, MissingWeightsError
 from featurizers.spec import AudioChunk, AudioWant, Featurizer, VideoChunk, VideoWant
 from featurizers.store import LocalStore, Root, StorageError, is_remote, store_at
 from pipelines import HOME
@@ -301,6 +301,7 @@ def _store(uri: str) -> Finding:
 def _features(experiment: Experiment | None) -> Iterator[Finding]:
     if experiment is not None:
         yield from (_chosen(experiment, stream) for stream in experiment.features)
+        yield from (_listens(name, make) for name, make in experiment.listeners().items())
         return
     yield from (_possible(name) for name in catalog.NAMES)
 
@@ -314,6 +315,16 @@ def _chosen(experiment: Experiment, stream: str) -> Finding:
     if missing := _missing(type(featurizer)):
         return finding("features", stream, "failed", *_lacking(featurizer.spec.name, missing))
     return finding("features", stream, "ok", _about(featurizer))
+
+
+def _listens(name: str, make: Callable[[], Checkpoint]) -> Finding:
+    """Whether the model that says or places words is there, of the kind that is wanted."""
+    try:
+        found = make()
+    except InputError as error:
+        return finding("features", name, "failed", str(error))
+    about = f"{found.kind}, weights {found.digest[:12]}; licence {found.licence}"
+    return finding("features", name, "ok", about)
 
 
 def _possible(name: str) -> Finding:

@@ -1,11 +1,12 @@
 """The experiment file: typed, checked at the door, resolved settings saved beside the output."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from featurizers import catalog
+from featurizers.pretrained import Checkpoint
 from featurizers.spec import Featurizer, Scalar
 from featurizers.store import Root, StorageError, is_remote, store_at
 from pipelines import feature_sets
@@ -265,6 +267,30 @@ class Experiment(Section):
         from featurizers.aligner import Aligner
 
         return self._found("align", self.source.align, Aligner)
+
+    def listeners(self) -> dict[str, Callable[[], Checkpoint]]:
+        """By section, what finds the checkpoint that says or places words, where one is wanted.
+
+        What is found is a Checkpoint; an InputError says what is missing.
+        """
+        from featurizers.aligner import Aligner
+        from featurizers.whisper import Recogniser
+
+        wanted: dict[str, tuple[Transcribe | Align | None, Callable[..., Any]]] = {
+            "transcribe": (self.source.transcribe, Recogniser),
+            "align": (self.source.align, Aligner),
+        }
+        return {
+            f"source.{name}": functools.partial(self._checkpoint, name, section, make)
+            for name, (section, make) in wanted.items()
+            if section is not None
+        }
+
+    def _checkpoint(
+        self, name: str, section: Transcribe | Align | None, make: Callable[..., Any]
+    ) -> Checkpoint:
+        settings = self._found(name, section, make)
+        return cast("Checkpoint", _at(f"source.{name}", make, **settings).checkpoint)
 
     def _found(
         self, name: str, section: Transcribe | Align | None, make: Callable[..., Any]

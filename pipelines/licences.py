@@ -54,14 +54,14 @@ class Part:
     """Something with a licence.
 
     Attributes:
-        what: "featurizer", "package" or "library".
+        what: "featurizer", "model" (that says or places words), "package" or "library".
         name: Of the part.
         streams: The streams that need it.
         licence: As it says itself.
         note: What follows from it.
     """
 
-    what: Literal["featurizer", "package", "library"]
+    what: Literal["featurizer", "model", "package", "library"]
     name: str
     streams: tuple[str, ...]
     licence: str
@@ -206,16 +206,27 @@ def licences(
         InputError: The experiment has no such stream, or the parts none of that name.
     """
     featurizers: dict[str, Featurizer] = {}
+    state: State
     for name in catalog.NAMES if experiment is None else experiment.features:
         try:
             built = catalog.build(name) if experiment is None else experiment.featurizer(name)
         except (InputError, ValueError) as error:
             do = "give its weights, and ask again" if commercial else ""
-            state: State = "failed" if commercial and experiment is not None else "warning"
+            state = "failed" if commercial and experiment is not None else "warning"
             yield finding("licences", name, state, f"cannot be told: {error}", do)
             continue
         featurizers[name] = built
-    parts = parts_of(featurizers)
+    models: list[Part] = []
+    for name, find in ({} if experiment is None else experiment.listeners()).items():
+        try:
+            told = find().licence
+        except InputError as error:
+            do = "give its weights, and ask again" if commercial else ""
+            state = "failed" if commercial else "warning"
+            yield finding("licences", name, state, f"cannot be told: {error}", do)
+            continue
+        models.append(Part(what="model", name=name, streams=(name,), licence=told))
+    parts = [*models, *parts_of(featurizers)]
     known = {name for part in parts for name in (part.name, *part.streams)}
     if strange := sorted(set(accepted) - known):
         raise InputError(f"--accept {strange[0]}: there is no such part; there are {sorted(known)}")

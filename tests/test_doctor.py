@@ -293,3 +293,25 @@ def test_a_part_whose_licence_cannot_be_told_is_refused(called, file):
     code, out, _ = called("doctor", file, "--commercial", "--set", missing)
     assert code == 1
     assert "failed   licences  text: cannot be told" in out
+
+
+def test_the_models_that_say_and_place_words_are_looked_for_with_their_licences(called, file):
+    from tests.checkpoints import recogniser
+
+    chosen = ("--set", "source.transcribe={model: whisper}")
+    code, out, _ = called("doctor", file, "--quick", *chosen)
+    assert code == 1
+    assert "failed   features  source.transcribe: source.transcribe: " in out
+    code, out, _ = called("doctor", file, "--commercial", *chosen)
+    assert code == 1
+    assert "failed   licences  source.transcribe: cannot be told" in out
+    recogniser(file.parent / "whisper")
+    code, out, _ = called("doctor", file, "--quick", *chosen)
+    assert code == 0
+    assert "source.transcribe: whisper, weights " in out
+    code, out, _ = called("doctor", file, "--commercial", *chosen)
+    assert code == 1
+    assert "failed   licences  source.transcribe: unknown" in out
+    (file.parent / "whisper" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert called("doctor", file, "--commercial", *chosen)[0] == 0
+    assert called("doctor", file, "--quick", "--set", "source.align={model: none}")[0] == 1
