@@ -30,6 +30,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from featurizers.clip import FAULTS, BadClipError, Fault
+from featurizers.clocks import Clocks, read_clocks
 from featurizers.limits import Limits
 from featurizers.media import Event, Probe
 from featurizers.placing import CHUNK_PICTURES
@@ -70,11 +71,13 @@ class Spent:
         seconds: How long it was busy: all but the waiting until its chunks were taken.
         cpu_seconds: Its processor time.
         peak_bytes: The most resident memory that it held.
+        clocks: How those of sound and pictures lie to each other; None where that was not measured.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
+    clocks: Clocks | None = None
 
 
 def _never() -> bool:
@@ -364,6 +367,7 @@ class _Child:
             seconds=float(last["seconds"]),
             cpu_seconds=float(last["cpu_seconds"]),
             peak_bytes=int(last["peak_bytes"]),
+            clocks=next(map(read_clocks, last.get("clocks", ())), None),
         )
         self._cpu_seconds += spent.cpu_seconds
         return spent

@@ -16,6 +16,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError
+from featurizers.clocks import Clocks
 from featurizers.damage import Damage
 from featurizers.limits import Limits
 from featurizers.media import Event, NoStream, decode, probe
@@ -93,7 +94,7 @@ def _last(
     import traceback
 
     try:
-        _answer(request, limits, answers, clips)
+        clocks = _answer(request, limits, answers, clips)
     except BadClipError as bad:
         return {"kind": "fault", "fault": bad.fault, "message": bad.message}
     except StorageError as error:
@@ -104,21 +105,26 @@ def _last(
         raise
     except Exception:  # noqa: BLE001 - whatever it is, the parent raises it with its text
         return {"kind": "bug", "message": traceback.format_exc()}
-    return {"kind": "end"}
+    return {"kind": "end", "clocks": [each.numbers() for each in clocks]}
 
 
-def _answer(request: Mapping[str, Any], limits: Limits, answers: _Answers, clips: "_Clips") -> None:
+def _answer(
+    request: Mapping[str, Any], limits: Limits, answers: _Answers, clips: "_Clips"
+) -> list[Clocks]:
+    """Send what is asked for; gives how the clocks of sound and pictures lie to each other."""
+    clocks: list[Clocks] = []
     _bound_memory(limits)
     budget = _Budget(limits, request["cpu_seconds"])
     path = Path(request["path"])
     if request["do"] == "probe":
         answers.send({"kind": "probe", "index": 0, "probe": asdict(probe(path))})
-        return
+        return clocks
     wants = [unpack_want(want) for want in request["wants"]]
-    for index, event in clips.decode(path, _spans(request), wants, limits):
+    for index, event in clips.decode(path, _spans(request), wants, limits, clocks=clocks):
         header, payload = pack_event(event)
         budget.earn(_reached(event, wants[index]))
         answers.send({"index": index, **header}, payload)
+    return clocks
 
 
 def _spans(request: Mapping[str, Any]) -> list[Span]:
@@ -139,16 +145,22 @@ class _Clips:
             self._going = None
 
     def decode(
-        self, path: Path, spans: Sequence[Span], wants: Sequence[Want], limits: Limits
+        self,
+        path: Path,
+        spans: Sequence[Span],
+        wants: Sequence[Want],
+        limits: Limits,
+        *,
+        clocks: list[Clocks] | None = None,
     ) -> Iterator[Heard]:
         """As `media.decode` for the first span; the others are those that will be asked for next.
 
-        After an `Again` all begins anew.
+        After an `Again` all begins anew. Clocks are measured where sound is decoded, or all alone.
         """
         pictures = {n: want for n, want in enumerate(wants) if isinstance(want, VideoWant)}
         going = self._going_on(path, spans, list(pictures.values()), limits)
         if going is None:
-            yield from decode(path, *spans[0], wants, limits)
+            yield from decode(path, *spans[0], wants, limits, clocks=clocks)
             return
         numbers = list(pictures)
         sound = [number for number in range(len(wants)) if number not in pictures]
@@ -157,11 +169,12 @@ class _Clips:
         except ApartError:
             self._note_apart(path)
             yield 0, Again()
-            yield from decode(path, *spans[0], wants, limits)
+            yield from decode(path, *spans[0], wants, limits, clocks=clocks)
             return
         self._going = going if going.left else None
         if sound:
-            events = decode(path, *spans[0], [wants[number] for number in sound], limits)
+            heard = [wants[number] for number in sound]
+            events = decode(path, *spans[0], heard, limits, clocks=clocks)
             yield from ((sound[index], event) for index, event in events)
 
     def _note_apart(self, path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from featurizers.clip import BadClipError, Clip, Fault
+from featurizers.clocks import Clocks
 from featurizers.damage import Damage
 from featurizers.decoder import Decoder, DecoderDiedError, Spent
 from featurizers.encoding import Batches, Encoding
@@ -80,7 +81,7 @@ def extract(
     Raises:
         StorageError: The media cannot be read now, which says nothing of the clip.
     """
-    making, row = _Making(clip, featurizers), _Row(featurizers, Stages(), [], [])
+    making, row = _Making(clip, featurizers), _Row(featurizers, Stages(), [], [], [])
     making.without_media()
     wants = _wants(featurizers)
     if wants:
@@ -101,6 +102,7 @@ def extract_all(
     *,
     spans: list[tuple[str, float]] | None = None,
     notes: list[str] | None = None,
+    clocks: list[tuple[str, Clocks]] | None = None,
 ) -> Iterator[list[Outcome]]:
     """Compute features of the clips of a job, fetching and decoding ahead in a thread.
 
@@ -116,6 +118,8 @@ def extract_all(
         spans: Takes the key of each clip and the seconds that were spent on it in all stages but
             "wait".
         notes: Takes sentences about encoders that ran out of memory and went on.
+        clocks: Takes the key of each clip whose media have sound and pictures, and how their clocks
+            lie to each other.
 
     Returns:
         For each clip, in order, what `extract` would give.
@@ -125,7 +129,13 @@ def extract_all(
         StorageError: Media cannot be read now, which says nothing of their clip.
         Exception: Whatever `fetch` or a bug raises, after the clips before were given.
     """
-    row = _Row(featurizers, stages, [] if spans is None else spans, [] if notes is None else notes)
+    row = _Row(
+        featurizers,
+        stages,
+        [] if spans is None else spans,
+        [] if notes is None else notes,
+        [] if clocks is None else clocks,
+    )
     with contextlib.closing(_Steps(clips, fetch, featurizers, decoder)) as steps:
         for clip in clips:
             try:
@@ -189,6 +199,7 @@ class _Read:
     """All is said of this clip."""
 
     costs: Mapping[str, "_Clock"]
+    clocks: Sequence[Clocks]
 
 
 _Found: TypeAlias = tuple[int, Chunk | NoStream | Damage]
@@ -205,6 +216,7 @@ def _read(
     then: Sequence[Span] = (),
 ) -> Generator[_Step, None, None]:
     every, fetching, decoding = tuple(wants), _Clock(), _Clock()
+    clocks: list[Clocks] = []
     costs = {"fetch": fetching}
     with fetching:
         path = _fetched(clip, fetch)
@@ -212,7 +224,7 @@ def _read(
         yield _Failed(every, path)
     else:
         costs["decode"] = decoding
-        attempts = _Attempts(clip, path, wants, decoder, given_up, decoding)
+        attempts = _Attempts(clip, path, wants, decoder, given_up, decoding, clocks)
         bad_together = yield from attempts.twice(every, then)
         if bad_together is not None and len(every) == 1:
             yield _Failed(every, bad_together)
@@ -221,7 +233,7 @@ def _read(
                 bad_alone = yield from attempts.twice((index,))
                 if bad_alone is not None:
                     yield _Failed((index,), bad_alone)
-    yield _Read(costs)
+    yield _Read(costs, clocks)
 
 
 def _fetched(clip: Clip, fetch: Callable[[Clip], Path | None]) -> Path | BadClipError:
@@ -241,6 +253,7 @@ class _Attempts:
     decoder: Decoder
     given_up: Callable[[], bool]
     cost: "_Clock"
+    clocks: list[Clocks]
 
     def twice(
         self, which: tuple[int, ...], then: Sequence[Span] = ()
@@ -272,6 +285,8 @@ class _Attempts:
                     yield _Begin(which) if isinstance(event, Again) else (which[number], event)
         finally:
             self.cost.add(self.decoder.spent)
+            if self.decoder.spent.clocks is not None:
+                self.clocks.append(self.decoder.spent.clocks)
 
 
 class _Steps:
@@ -441,6 +456,7 @@ class _Making:
     Attributes:
         costs: What the reading side took, by stage.
         clocks: What each featurizer took.
+        measured: How the clocks of sound and pictures lie to each other, of each attempt.
         read: Whether all is said of the clip's media.
     """
 
@@ -448,6 +464,7 @@ class _Making:
         self.clip = clip
         self.costs: dict[str, _Clock] = {}
         self.clocks = [_Clock() for _ in featurizers]
+        self.measured: Sequence[Clocks] = ()
         self.read = False
         self._featurizers = featurizers
         self._extractions: dict[int, Extraction] = {}
@@ -476,6 +493,7 @@ class _Making:
                     self._lost.setdefault(index, step.bad)
             case _Read():
                 self.costs |= step.costs
+                self.measured = step.clocks
                 self.read = True
             case (index, event):
                 self._feed(index, event)
@@ -565,8 +583,10 @@ class _Row:
         stages: Stages,
         spans: list[tuple[str, float]],
         notes: list[str],
+        clocks: list[tuple[str, Clocks]],
     ) -> None:
         self._featurizers, self._stages, self._spans = featurizers, stages, spans
+        self._clocks = clocks
         self._batches = [Batches(featurizer, notes) for featurizer in featurizers]
         self._held: deque[_Held] = deque()
 
@@ -621,3 +641,6 @@ class _Row:
             self._stages.add(name, clock.seconds, clock.cpu_seconds)
         seconds = sum(clock.seconds for name, clock in costs if name != "wait")
         self._spans.append((making.clip.key, seconds))
+        if making.measured:
+            most = max(making.measured, key=lambda each: each.known)
+            self._clocks.append((making.clip.key, most))

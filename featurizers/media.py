@@ -13,6 +13,7 @@
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from featurizers import headers
 from featurizers.clip import BadClipError
+from featurizers.clocks import Clocks, drift_of_pictures
 from featurizers.damage import Damage, Told, verdict
 from featurizers.limits import Limits, check_pixels, check_seconds, check_span, check_streams
 from featurizers.opening import open_media
@@ -53,6 +55,7 @@ SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sampl
 # Forms whose header says how long each stream is, or the file as a whole; others estimate it.
 STREAM_IS_TOLD = ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "aiff", "au")
 FILE_IS_TOLD = ("matroska,webm", "flv", "asf")
+RATE_BY_TIMES = ("mov,mp4,m4a,3gp,3g2,mj2",)  # whose rate is its times over its pictures
 NO_MEDIA = "no media, or cut in the header"
 
 AvContainer: TypeAlias = Any  # as the others in `placing`
@@ -96,7 +99,13 @@ def probe(path: Path) -> Probe:
 
 
 def decode(
-    path: Path, start: float, end: float | None, wants: Sequence[Want], limits: Limits
+    path: Path,
+    start: float,
+    end: float | None,
+    wants: Sequence[Want],
+    limits: Limits,
+    *,
+    clocks: list[Clocks] | None = None,
 ) -> Iterator[Event]:
     """Decode a span once for all wants, in order of time.
 
@@ -106,6 +115,8 @@ def decode(
         end: Seconds; None for the rest of the file.
         wants: What is wanted; each gets chunks, or one `NoStream`.
         limits: What it may cost.
+        clocks: Takes how the clocks of sound and pictures lie to each other, where a file has both;
+            of a kind that is not wanted, the stream that FFmpeg finds best.
 
     Raises:
         BadClipError: "missing", "unreadable", "corrupt", "empty", "too_long", "too_large",
@@ -128,6 +139,7 @@ def decode(
             yield from _feed(packet, takers)
             if all(taker.done for taker in takers.values()):
                 break
+        is_read = not all(taker.done for taker in takers.values())
         for index, taker in takers.items():
             yield from ((index, chunk) for chunk in taker.finish())
             if taker.done:  # whatever comes after its span is not its affair
@@ -136,6 +148,8 @@ def decode(
                 message = verdict(taker, opened.stopped, reach.told(taker))
             if message:
                 yield index, Damage(message)
+        if clocks is not None:
+            clocks += reach.clocks(list(takers.values()), is_read=is_read)
 
 
 def absent_in(opened: "Opened", wants: Sequence[Want]) -> dict[int, Kind]:
@@ -417,6 +431,11 @@ class Reach:
         self._opened = opened
         self._ends: dict[int, int] = {}
         self._before: dict[int, int] = {}
+        self._shown = {
+            stream.index: array("q")
+            for stream in opened.container.streams
+            if stream.type == "video"
+        }
 
     def see(self, packet: AvPacket) -> None:
         """Take note of a packet."""
@@ -424,6 +443,8 @@ class Reach:
         if pts is None or not packet.size:
             return
         index = packet.stream_index
+        if index in self._shown:
+            self._shown[index].append(pts)
         # Some forms do not tell how long the last one lasts: as long as the one before.
         length = packet.duration or max(0, pts - self._before.get(index, pts))
         self._before[index] = pts
@@ -447,10 +468,62 @@ class Reach:
             there = min(there, taker.reached())
         return Told(min(end, last) - span.start, max(0.0, there))
 
+    def clocks(self, takers: Sequence[Taker], *, is_read: bool) -> list[Clocks]:
+        """How the clocks of sound and pictures lie to each other; nothing where one is not there.
+
+        Args:
+            takers: What took the streams that were wanted.
+            is_read: Whether all packets were seen up to the file's end.
+        """
+        container = self._opened.container
+        taken = {taker.kind: taker.stream for taker in takers}
+        sound, shown = (taken.get(kind) or _stream(container, kind) for kind in KINDS)
+        if sound is None or shown is None:
+            return []
+        drifts = (taker.drift_s for taker in takers if isinstance(taker, Sound))
+        is_read = is_read and not self._opened.stopped
+        ends = [self._last_end(stream, is_read=is_read) for stream in (sound, shown)]
+        starts = [_first(stream) for stream in (sound, shown)]
+        return [
+            Clocks(
+                start_s=_apart(*starts),
+                end_s=_apart(*ends),
+                sound_s=next(drifts, None),
+                pictures_s=self._drift_of(shown),
+            )
+        ]
+
+    def _last_end(self, stream: AvStream, *, is_read: bool) -> float | None:
+        """Where a stream ends: by its packets, by the header where they were not all seen."""
+        if is_read and stream.index in self._ends:
+            return self._end(stream)
+        return _told_end(self._opened, stream)
+
+    def _drift_of(self, stream: AvStream) -> float | None:
+        rates = [getattr(stream.codec_context, "framerate", None)]  # by the pictures' own header
+        if self._opened.container.format.name not in RATE_BY_TIMES:
+            rates.append(stream.average_rate)
+        base = stream.time_base
+        shown = self._shown.get(stream.index, ())  # one that began on the way was not counted
+        times = np.array(shown, dtype=np.int64) * (base.numerator / base.denominator)
+        found = (drift_of_pictures(times, float(rate)) for rate in rates if rate)
+        return next((drift for drift in found if drift is not None), None)
+
     def _end(self, stream: AvStream) -> float:
         if stream.index not in self._ends:
             return 0.0
         return seconds_of(self._ends[stream.index], stream.time_base) - self._opened.origin
+
+
+def _first(stream: AvStream) -> float | None:
+    """The time stamp of a stream's beginning, in seconds."""
+    if stream.start_time is None:
+        return None
+    return seconds_of(stream.start_time, stream.time_base)
+
+
+def _apart(sound: float | None, pictures: float | None) -> float | None:
+    return None if sound is None or pictures is None else sound - pictures
 
 
 def _told_seconds(opened: Opened) -> float:

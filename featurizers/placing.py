@@ -238,6 +238,7 @@ class Sound(Taker):
         self._counted = -math.inf  # where the next frame would lie if only samples counted
         self._drifting: tuple[float, bool] | None = None  # since when, and to which side
         self._drift_s = 0.0
+        self._ran_s = self._apart = 0.0  # up to the last new beginning, and since then
         self._position = 0  # of the next sample, counted from the clip's start
         self._given_to = 0
         self._held: list[NDArray[np.int16]] = []
@@ -260,6 +261,11 @@ class Sound(Taker):
         """Take note that it could not be decoded: what follows must not move up."""
         super().fail(packet)
         self._hole = True
+
+    @property
+    def drift_s(self) -> float | None:
+        """How far times ran ahead of the number of samples, gaps left out; None without sound."""
+        return self._ran_s + self._apart if self.given else None
 
     def remarks(self) -> list[str]:
         """What is to be said of the sound."""
@@ -290,8 +296,11 @@ class Sound(Taker):
             return
         form = (frame.sample_rate, frame.layout.name, frame.format.name)
         drift = self._drift(time)
-        if form != self._form or drift or abs(ahead) > (JITTER_S if self._hole else GAP_S):
+        follows = form == self._form and abs(ahead) <= (JITTER_S if self._hole else GAP_S)
+        self._apart = time - self._counted if follows else self._apart
+        if drift or not follows:
             self._drift_s += drift
+            self._ran_s, self._apart = self._ran_s + self._apart, 0.0
             self._drifting = None
             # Not yet at the first frame, nor at one that was still waiting when the packet failed.
             self._hole = self._hole and not JITTER_S < abs(ahead) < math.inf

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip, Fault
+from featurizers.clocks import Clocks
 from featurizers.damage import Damage
 from featurizers.dataset import COLUMNS, read_clips
 from featurizers.decoder import Decoder, DecoderDiedError
@@ -138,6 +139,7 @@ class Peek:
         clip: As in the table; its `media` is a file name alone.
         seconds: How long the axis of time is.
         notes: What is wrong with its media as a whole.
+        clocks: How those of sound and pictures lie to each other; None where it has not both.
         columns: Of pictures, of sound, of words, of streams; by name.
     """
 
@@ -145,6 +147,7 @@ class Peek:
     clip: Clip
     seconds: float
     notes: tuple[str, ...]
+    clocks: Clocks | None
     sound: Sound
     pictures: Pictures
     columns: tuple[Shown, ...]
@@ -165,6 +168,7 @@ class Peek:
             "clip": {**clip, "media": self.clip.media},
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "clocks": None if self.clocks is None else self.clocks.numbers(),
             "sound": {**_told(self.sound), "seconds": self.sound.seconds},
             "pictures": {**_told(self.pictures), "times": self.pictures.times.tolist()},
             "columns": [_column_facts(column) for column in self.columns],
@@ -220,6 +224,7 @@ def peek(root: Root, name: str) -> Peek:
         stage = Stage(folder=Path(folder), limit_bytes=int(GIGABYTES * 1e9))
         path, notes = _media(clip, stage)
         sound = _sound(clip, path, decoder)
+        clocks = decoder.spent.clocks
         pictures = _pictures(clip, path, decoder)
     seconds = _seconds(clip, sound, pictures, columns)
     return Peek(
@@ -227,6 +232,7 @@ def peek(root: Root, name: str) -> Peek:
         clip=replace(clip, media=file_name(clip.media)),
         seconds=seconds,
         notes=tuple(notes),
+        clocks=clocks,
         sound=sound,
         pictures=pictures,
         columns=tuple(_with_gaps(column, clip.seconds or seconds) for column in columns),

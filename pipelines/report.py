@@ -18,11 +18,13 @@ import numpy as np
 import yaml
 
 from featurizers.clip import Clip
+from featurizers.clocks import Clocks
 from featurizers.dataset import COLUMNS, DatasetError, read_clips
 from featurizers.manifest import committed, index_rows, open_column
 from featurizers.shards import Record, Row, column_folder, column_of
 from featurizers.spec import FeatureSpec
 from featurizers.store import Root, is_remote, store_at
+from pipelines.clocks import Apart, apart, measured
 from pipelines.experiment import RESOLVED, InputError, parse
 from pipelines.featurize import jobs
 from pipelines.logbook import read_logs
@@ -160,6 +162,8 @@ class Report:
         lines: The ledger: of each part, by value, of each column.
         quarantined: Sorted by fault, key and column.
         damaged: Samples with a message, sorted by key and column.
+        measured: Clips of whose sound and pictures the clocks were measured.
+        apart: Those of them whose clocks lie apart, sorted by key.
         last_run, all_runs: None when there are no log lines.
         slowest: Over all logs, slowest first.
         problems: Why the ledger does not balance; empty when it does.
@@ -174,6 +178,8 @@ class Report:
     lines: tuple[Line, ...]
     quarantined: tuple[Lost, ...]
     damaged: tuple[Damaged, ...]
+    measured: int
+    apart: tuple[Apart, ...]
     durations: Durations
     steps: tuple[Steps, ...]
     last_run: Throughput | None
@@ -304,6 +310,7 @@ def build_report(
     entries = list(log)
     runs = runs_of(entries)
     everything = throughput(entries) if runs else None
+    clocks = {key: found for key, found in measured(entries).items() if key in by_key}
     return Report(
         dataset=dataset,
         clips=len(by_key),
@@ -318,6 +325,8 @@ def build_report(
         ),
         quarantined=_quarantined(by_key, columns),
         damaged=_damaged(by_key, columns),
+        measured=len(clocks),
+        apart=_apart(by_key, clocks),
         durations=_durations(clips),
         steps=tuple(_steps(stream, column) for stream, column in columns.items()),
         last_run=throughput(of_run(entries, runs[-1])) if runs else None,
@@ -439,6 +448,11 @@ def _damaged(clips: Mapping[str, Clip], columns: Mapping[str, Counted]) -> tuple
         if row.state == "sample" and row.message
     ]
     return tuple(sorted(found, key=lambda each: (each.key, each.stream)))
+
+
+def _apart(clips: Mapping[str, Clip], clocks: Mapping[str, Clocks]) -> tuple[Apart, ...]:
+    found = (apart(clips[key], file_name(clips[key].media), clocks[key]) for key in sorted(clocks))
+    return tuple(each for each in found if each is not None)
 
 
 def _about(stream: str, column: Counted, row: Row, clip: Clip | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
+from featurizers.clocks import Clocks
 from featurizers.decoder import Decoder
 from featurizers.egemaps import MissingPackageError
 from featurizers.extract import Outcome, extract_all, in_order_of_media
@@ -102,6 +103,8 @@ class Done:
         slowest: Keys and seconds of the clips that took longest.
         notes: What an encoder that ran out of memory did about it.
         devices: Where encoders computed, by their featurizers' names.
+        clocks: Keys of the clips whose media have sound and pictures, and how their clocks lie to
+            each other.
     """
 
     shard: int
@@ -120,6 +123,7 @@ class Done:
     slowest: tuple[tuple[str, float], ...]
     notes: tuple[str, ...] = ()
     devices: Mapping[str, str] = field(default_factory=dict)
+    clocks: tuple[tuple[str, Clocks], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A line of the log."""
@@ -144,6 +148,7 @@ class Done:
             "faults": faults,
             "notes": list(self.notes),
             "devices": dict(self.devices),
+            "clocks": [{"key": key, **found.numbers()} for key, found in self.clocks],
         }
 
 
@@ -178,7 +183,8 @@ class ShardWorker:
         stages, inputs = Stages(), Inputs(self._stage, job.reads)
         spans: list[tuple[str, float]] = []
         notes: list[str] = []
-        outcomes = self._outcomes(job, inputs, stages, spans=spans, notes=notes)
+        clocks: list[tuple[str, Clocks]] = []
+        outcomes = self._outcomes(job, inputs, stages, spans=spans, notes=notes, clocks=clocks)
         records = tuple(
             self._write(job, part, [each[number] for each in outcomes], stages)
             for number, part in enumerate(job.parts)
@@ -200,6 +206,7 @@ class ShardWorker:
             slowest=tuple(sorted(spans, key=lambda each: (-each[1], each[0]))[:SLOWEST]),
             notes=tuple(notes),
             devices=_devices([self._featurizer(part.spec) for part in job.parts]),
+            clocks=tuple(clocks),
         )
 
     def _outcomes(
@@ -210,6 +217,7 @@ class ShardWorker:
         *,
         spans: list[tuple[str, float]],
         notes: list[str],
+        clocks: list[tuple[str, Clocks]],
     ) -> list[list[Outcome]]:
         """For each clip an outcome of each part: taken from a standing shard, or computed."""
         taken = [taken_from(self._store, part, job) for part in job.parts]
@@ -220,7 +228,14 @@ class ShardWorker:
             inputs.check_streams(clip)
         featurizers = [self._featurizer(part.spec) for part in job.parts]
         computed = extract_all(
-            todo, inputs.fetch, featurizers, self._decoder, stages, spans=spans, notes=notes
+            todo,
+            inputs.fetch,
+            featurizers,
+            self._decoder,
+            stages,
+            spans=spans,
+            notes=notes,
+            clocks=clocks,
         )
         try:
             fresh = dict(zip((clip.key for clip in todo), computed, strict=True))

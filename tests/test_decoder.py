@@ -243,7 +243,7 @@ def burn(seconds):
     while time.process_time() < until:
         pass
 
-def decoded(path, start, end, wants, limits):
+def decoded(path, start, end, wants, limits, *, clocks):
     if {silence}:
         yield second(0)
 {body}

@@ -131,6 +131,8 @@ def values_of(name):
         "parts": [],
         "quarantined": empty,
         "damaged": empty,
+        "apart": empty,
+        "least": 0.2,
         "durations": empty,
         "steps": empty,
         "runs": None,

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from featurizers.clocks import APART_S
+from pipelines.clocks import Apart
 from pipelines.pages import Figure, Rows, Table, plots, render
 from pipelines.pages.units import amount, share, size, span
 from pipelines.parts import ALL, LABEL
@@ -29,6 +31,7 @@ def tables(made: Report) -> list[tuple[str, Rows]]:
         (f"{made.dataset}: clips = sample + absent + quarantined", _ledger_rows(made.of(ALL))),
         *[(f"by {part}", _ledger_rows(made.of(part))) for part in made.values if part != ALL],
         (f"quarantined{more}", lost[:TERMINAL_ROWS]),
+        ("clocks that lie apart", _apart_rows(made.apart)[:TERMINAL_ROWS]),
         ("steps of a clip", _steps_rows(made.steps)),
         ("stages of the last run", [] if made.last_run is None else stage_rows(made.last_run)),
         ("slowest clips", _slow_rows(made)[:_SLOWEST_ON_TERMINAL]),
@@ -41,6 +44,11 @@ def sentences(made: Report) -> list[str]:
     found = [balance(made), *made.problems, *made.unfinished]
     if made.damaged:
         found.append(f"{amount(len(made.damaged))} samples have damage that was passed over")
+    if made.apart:
+        found.append(
+            f"sound and pictures lie apart by {APART_S} s or more in {amount(len(made.apart))} of "
+            f"{amount(made.measured)} clips that have both"
+        )
     if (spread := made.durations.spread) is not None:
         found.append(
             f"clips have {span(spread.minimum)} to {span(spread.maximum)}, half of them at most "
@@ -92,6 +100,8 @@ def page(made: Report) -> str:
         parts=[_part_table(made, part) for part in made.values if part != ALL],
         quarantined=_cut("Quarantined clips", _lost_rows(made.quarantined)),
         damaged=_cut("Samples with damage", _damaged_rows(made.damaged)),
+        apart=_cut("Clocks that lie apart", _apart_rows(made.apart)),
+        least=APART_S,
         durations=Table("Clips by split", _hours_rows(made)),
         steps=Table("Steps of a clip, by column", _steps_rows(made.steps)),
         runs=_runs(made),
@@ -269,6 +279,15 @@ def _damaged_rows(damaged: Sequence[Damaged]) -> Rows:
                 "key": each.key,
             }
             for each in damaged
+        ]
+    )
+
+
+def _apart_rows(apart: Sequence[Apart]) -> Rows:
+    return _without_needless_keys(
+        [
+            {"id": each.id, "found": "; ".join(each.told), "media": each.media, "key": each.key}
+            for each in apart
         ]
     )
 

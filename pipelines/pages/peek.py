@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from featurizers.clocks import Clocks
 from featurizers.spec import Feature
 from pipelines.pages import Rows, Table, lanes, render
 from pipelines.pages.units import amount, span
@@ -53,6 +54,7 @@ def page(made: Peek) -> str:
         estimated=any(word.estimated for word in words),
         columns=[_lane(column, made.seconds) for column in made.columns],
         scales=[lanes.colours(signed=signed) for signed in (False, True)],
+        clocks=Table("Clocks of sound and pictures", _clock_rows(made.clocks)),
         facts=Table("Columns", [_facts(column) for column in made.columns]),
         word_table=_word_table(made),
     )
@@ -84,7 +86,7 @@ def _problems(made: Peek) -> list[str]:
         for name, track in tracks.items()
         if track.state not in ("sample", "absent")
     ]
-    return [*made.notes, *lost]
+    return [*made.notes, *lost, *([] if made.clocks is None else made.clocks.remarks())]
 
 
 def _trouble(track: Sound | Pictures | Shown) -> str:
@@ -178,6 +180,21 @@ def _facts(column: Shown) -> dict[str, object]:
         "message": column.message,
         "folder": column.spec.fingerprint,
     }
+
+
+def _clock_rows(clocks: Clocks | None) -> Rows:
+    if clocks is None:
+        return []
+    names = {
+        "start_s": "the sound begins later than the pictures by",
+        "end_s": "the sound ends later than the pictures by",
+        "sound_s": "the sound's times ran ahead of its samples by",
+        "pictures_s": "the pictures' times ran ahead of their number by",
+    }
+    return [
+        {"measured": names[name], "found": "unknown" if value is None else f"{value:.3f} s"}
+        for name, value in clocks.numbers().items()
+    ]
 
 
 def _word_table(made: Peek) -> Table:
