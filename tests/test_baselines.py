@@ -178,6 +178,36 @@ def test_a_stream_that_a_clip_lacks_has_no_say_at_all(kind):
     torch.testing.assert_close(three(batch).exp().sum(1), torch.ones(4))
 
 
+@pytest.mark.parametrize("kind", ["decision_average", "decision_product"])
+def test_branches_that_are_trained_by_their_own_losses_are_trained_as_if_alone(kind):
+    names = ("text", "audio", "visual")
+    model = made(kind, names, SMALL, 3, objective="branches")
+    batch, target = random_batch(2, missing=0.5), torch.tensor([0, 2, 1, 1])
+
+    def criterion(outputs):
+        return torch.nn.functional.cross_entropy(outputs, target, reduction="none")
+
+    found = model.losses(batch, criterion)
+    assert list(found) == list(names)
+    sum(found.values()).sum().backward()
+    none = ~torch.stack([batch.streams[name].mask.any(1) for name in names]).any(0)
+    for name, branch in zip(names, model.models, strict=True):
+        there = batch.streams[name].mask.any(1)
+        assert 0 < there.sum() < 4
+        mine = [parameter.grad for parameter in branch.parameters()]
+        wanted = torch.autograd.grad(
+            criterion(branch(batch))[there | none].sum(), list(branch.parameters())
+        )
+        for ours, theirs in zip(mine, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    both = made(kind, names, SMALL, 3, objective="both")
+    both.load_state_dict(model.state_dict())
+    assert list(both.losses(batch, criterion)) == ["fused", *names]
+    torch.testing.assert_close(both.losses(batch, criterion)["fused"], criterion(model(batch)))
+    plain = made(kind, names, SMALL, 3)
+    assert list(plain.losses(batch, criterion)) == ["fused"]
+
+
 @pytest.mark.parametrize("kind", ["decision_average", "tfn", "lmf"])
 def test_models_that_fuse_no_steps_want_no_common_time_base(kind):
     streams = {}

@@ -99,6 +99,35 @@ def test_the_loss_is_the_weighted_sum_over_the_global_batch_as_in_plain_pytorch(
     engine.close()
 
 
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_model_with_losses_of_its_own_is_trained_by_their_sum(tmp_path, zero):
+    chosen = {**MODEL.settings, "objective": "both"}
+    deciding = replace(MODEL, kind="decision_average", settings=chosen)
+    recipe = replace(RECIPE, model=deciding, zero=zero, clip_norm=None)
+    fresh = [build(deciding, WIDTHS, 1) for _ in range(3)]
+    for each in fresh[1:]:
+        each.load_state_dict(fresh[0].state_dict())
+    engine, twin, after = Engine(fresh[0], recipe), fresh[1], fresh[2]
+    steps(engine, BATCHES)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=recipe.weight_decay)
+    for each in BATCHES:
+        whole = batch(each)
+        outputs = [twin(whole), *(model(whole) for model in twin.models)]
+        losses = sum(clip_losses(output, whole.target, recipe) for output in outputs)
+        optimizer.zero_grad()
+        ((losses * whole.weight).sum() / whole.weight.sum()).backward()
+        optimizer.step()
+    assert furthest(engine.weights(), twin.state_dict()) < 1e-6
+    whole = batch(BATCHES[0])
+    torch.testing.assert_close(engine.predict(whole), twin(whole).detach())
+    engine.save(tmp_path, {}, {})
+    again = Engine(after, recipe)
+    again.load(tmp_path)
+    assert furthest(again.weights(), engine.weights()) == 0
+    engine.close()
+    again.close()
+
+
 def test_the_loss_of_several_labels_is_their_mean_cross_entropy():
     outputs = torch.tensor([[0.0, 2.0], [-1.0, 3.0]])
     target = torch.tensor([[1.0, 0.0], [1.0, 1.0]])

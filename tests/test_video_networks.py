@@ -15,6 +15,7 @@ from training.models.resnext3d import Grouped
 from training.recipe import ModelSettings, Task
 from training.recipes import named
 
+MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
 READS = {
     "resnext3d": ("video",),
     "sound_cnn": ("audio",),
@@ -244,6 +245,28 @@ def test_a_clip_that_lacks_a_stream_has_the_scores_of_the_other_alone(kind):
     torch.testing.assert_close(after[0], before[0] + 8.0)
     torch.testing.assert_close(after[1], before[1])
     torch.testing.assert_close(after[2], before[2] + share * 8.0)
+
+
+def test_actions_are_trained_by_the_loss_of_each_branch():
+    assert named("msaf_ntu", MOOD, READS["msaf_ntu"]).model.settings["objective"] == "branches"
+    model = tiny("msaf_ntu", objective="both").eval()
+    batch = random_batch(5, missing=[("video", 0), ("skeleton", 1)])
+    asked = []
+
+    def criterion(outputs):
+        asked.append(outputs)
+        return outputs.square().sum(1)
+
+    found = model.losses(batch, criterion)
+    mean, video, skeleton = asked
+    torch.testing.assert_close(mean, model(batch))
+    torch.testing.assert_close(mean[2], (video[2] + skeleton[2]) / 2)
+    torch.testing.assert_close(mean[0], skeleton[0])
+    assert list(found) == ["fused", "video", "skeleton"]
+    assert [name for name, loss in found.items() if loss[0] == 0] == ["video"]
+    assert [name for name, loss in found.items() if loss[1] == 0] == ["skeleton"]
+    torch.testing.assert_close(found["video"][2], video[2].square().sum())
+    assert list(tiny("msaf_ntu").losses(batch, criterion)) == ["fused"]
 
 
 @pytest.mark.parametrize("kind", FUSED)

@@ -4,9 +4,9 @@ Shapes: B clips, T steps (differs between streams unless pooled), D dimensions o
     outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.recipe import Target
+
+Criterion: TypeAlias = Callable[[Tensor], Tensor]
+"""The recipe's loss of each clip [B] for outputs [B, K], with the targets of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,18 @@ class FusionModel(Protocol):
 
     def forward(self, batch: FusionBatch) -> Tensor:
         """Outputs [B, K]: K = 1 for a regression, logits for classes and for labels."""
+
+
+@runtime_checkable
+class OwnLosses(FusionModel, Protocol):
+    """A model that is trained by losses of its own, besides or instead of that of its outputs."""
+
+    def losses(self, batch: FusionBatch, criterion: Criterion) -> Mapping[str, Tensor]:
+        """Losses of each clip [B] by name; their sum is what training makes less.
+
+        Called in training instead of `forward`; validation looks at the outputs alone. A clip that
+        a loss says nothing of has 0 there, and every parameter has a gradient all the same.
+        """
 
 
 def collate(samples: Sequence[Sample], widths: Mapping[str, int]) -> FusionBatch:

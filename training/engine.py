@@ -11,6 +11,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict, TypeVar, assert_never
@@ -21,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from training import checkpoint
-from training.batch import FusionBatch
+from training.batch import Criterion, FusionBatch, OwnLosses
 from training.recipe import Recipe, micro_batch
 
 Found = TypeVar("Found")
@@ -120,11 +121,12 @@ class Engine:
         # DeepSpeed would leave buffers as they are, and rounded weights beside exact buffers fail.
         model = model.to(self._dtype)
         self._observed = _observed(model)
+        self._model, self._own_losses = model, isinstance(model, OwnLosses)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self._engine, *_ = deepspeed.initialize(
-            model=model,
+            model=_Trained(model) if isinstance(model, OwnLosses) else model,
             optimizer=optimizer,
             config=dict(ds_config(recipe, self._world, self.micro)),
         )
@@ -147,7 +149,7 @@ class Engine:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for batch in micro_batches:
             there = batch.to(self._device, self._dtype)
-            losses = clip_losses(self._engine(there), _target(there), self._recipe)
+            losses = self._losses(there)
             loss = (losses * there.weight).sum()
             # DeepSpeed sums gradients over micro-batches and averages them over ranks.
             self._engine.backward(loss * (self._world / weight_sum), scale_wrt_gas=False)
@@ -155,6 +157,13 @@ class Engine:
             total += loss.detach()
         self._level()
         return total
+
+    def _losses(self, batch: FusionBatch) -> Tensor:
+        criterion = partial(clip_losses, target=_target(batch), recipe=self._recipe)
+        if self._own_losses:
+            losses: Tensor = self._engine(batch, criterion)
+            return losses
+        return criterion(self._engine(batch))
 
     def predict(self, batch: FusionBatch) -> Tensor:
         """Outputs in evaluation mode, float32 [B, K], in main memory."""
@@ -188,7 +197,7 @@ class Engine:
         # At these settings what the module holds is a part, or rounded.
         masters = self._recipe.zero == 3 or self._recipe.precision == "bf16"
         state: dict[str, Tensor] = {}
-        for name, tensor in self._engine.module.state_dict(keep_vars=True).items():
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
             parameter = masters and isinstance(tensor, nn.Parameter)
             master = safe_get_full_fp32_param(tensor) if parameter else None
             full = (tensor if master is None else master).detach()
@@ -250,7 +259,7 @@ class Engine:
         """
         if self._world == 1 or not self._observed:
             return
-        buffers = [self._engine.module.get_buffer(name) for name in self._observed]
+        buffers = [self._model.get_buffer(name) for name in self._observed]
         together = torch.cat([buffer.detach().flatten().float() for buffer in buffers])
         distributed.all_reduce(together)
         means = torch.split(together / self._world, [buffer.numel() for buffer in buffers])
@@ -280,6 +289,20 @@ class Engine:
         found: list[Any] = [None] * self._world
         distributed.all_gather_object(found, read(folder) if first else None)
         return [each for each in found if each is not None]
+
+
+class _Trained(nn.Module):
+    """A model with losses of its own. DeepSpeed prepares for a step in `forward` alone."""
+
+    def __init__(self, model: OwnLosses) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: FusionBatch, criterion: Criterion | None = None) -> Tensor:
+        """The sum of its losses of each clip [B]; without a criterion the outputs [B, K]."""
+        if criterion is None:
+            return self.model.forward(batch)
+        return torch.stack(list(self.model.losses(batch, criterion).values())).sum(0)
 
 
 def _observed(model: nn.Module) -> list[str]:

@@ -454,11 +454,12 @@ def msaf_ntu(
 
     Both branches are to start from weights that `i3d` and `hcn` were trained to: `start`
     {"video": FILE, "skeleton": FILE}. The release runs each batch twice, and updates first for the
-    loss of one branch, then for that of the other; this optimises one loss, of the mean of their
-    scores, in one update a batch. Weights decay apart from the gradient (AdamW), and the learning
+    loss of one branch, then for that of the other; this adds the two losses, in one update a batch.
+    Weights decay apart from the gradient (AdamW), and the learning
     rate is halved when validation waits, not divided by ten at epoch 6.
     """
-    return _network("msaf_ntu", task, streams, settings, overrides, raw=streams, training=_NTU)
+    chosen = {"objective": "branches", **(settings or {})}
+    return _network("msaf_ntu", task, streams, chosen, overrides, raw=streams, training=_NTU)
 
 
 def i3d(

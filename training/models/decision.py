@@ -3,7 +3,7 @@
 The average and the product of class probabilities are the sum and the product rule of J. Kittler,
 M. Hatef, R. Duin, J. Matas, "On Combining Classifiers", IEEE Transactions on Pattern Analysis and
 Machine Intelligence 20(3), 1998. The models are trained together, by the loss of what the rule
-gives; nothing else connects them, so streams need not share a time base.
+gives, or each by its own; nothing else connects them, so streams need not share a time base.
 
 A stream that a clip lacks has no say on it; of a clip that lacks all, each model says what it says
 of nothing.
@@ -13,17 +13,20 @@ Shapes: M streams, B clips, K outputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from training.batch import FusionBatch
+from training.batch import Criterion, FusionBatch
 from training.models.blocks import FusionSettings
 from training.models.late_fusion import LateFusion
 
 Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Outputs [B, K] from what each model says [M, B, K] and who has a say [M, B, 1]."""
+
+
+Objective: TypeAlias = Literal["fused", "branches", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +36,12 @@ class DecisionSettings(FusionSettings):
     Attributes:
         labels: Each output is a label that may or may not be there, not one of some classes; the
             named recipes know it from the task.
+        objective: What training makes less: the loss of what the rule gives ("fused"), those of
+            what each model says ("branches", as if each were trained alone), or "both".
     """
 
     labels: bool = False
+    objective: Objective = "fused"
 
 
 class DecisionFusion(nn.Module):
@@ -59,7 +65,7 @@ class DecisionFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.streams = tuple(streams)
-        self.rule = rule
+        self.rule, self.objective = rule, settings.objective
         self.models = nn.ModuleList(
             LateFusion((name,), widths, outputs, settings) for name in self.streams
         )
@@ -70,10 +76,25 @@ class DecisionFusion(nn.Module):
         Raises:
             ValueError: The batch has other streams than the model was built for.
         """
+        return self.rule(*self._said(batch))
+
+    def losses(self, batch: FusionBatch, criterion: Criterion) -> dict[str, Tensor]:
+        """Losses of each clip [B]: "fused", and by stream; 0 where a stream has no say."""
+        said_MBK, has_say_MB1 = self._said(batch)
+        found: dict[str, Tensor] = {}
+        if self.objective != "branches":
+            found["fused"] = criterion(self.rule(said_MBK, has_say_MB1))
+        if self.objective != "fused":
+            for name, said_BK, has_say_B1 in zip(self.streams, said_MBK, has_say_MB1, strict=True):
+                found[name] = criterion(said_BK) * has_say_B1.squeeze(1)
+        return found
+
+    def _said(self, batch: FusionBatch) -> tuple[Tensor, Tensor]:
+        """What each model says [M, B, K], and who has a say [M, B, 1]."""
         said_MBK = torch.stack([model(batch) for model in self.models])
         there_MB = torch.stack([batch.streams[name].mask.any(1) for name in self.streams])
         has_say_MB = there_MB | ~there_MB.any(0)
-        return self.rule(said_MBK, has_say_MB.unsqueeze(2))
+        return said_MBK, has_say_MB.unsqueeze(2)
 
 
 def decision_average(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.batch import FusionBatch
+from training.batch import Criterion, FusionBatch
+from training.models.decision import Objective
 from training.models.hcn import Hcn, HcnSettings
 from training.models.i3d import I3d, I3dSettings
 from training.models.msaf import Msaf, MsafSettings
@@ -38,6 +39,8 @@ class MsafNtuSettings:
         skeleton_dropout: As `dropout` of `hcn`.
         block_dropout: As of MSAF.
         floor: As of MSAF.
+        objective: What training makes less: the loss of the mean of the scores ("fused"), those of
+            each branch's own scores ("branches", as released), or "both".
     """
 
     frames: int = 32
@@ -51,6 +54,7 @@ class MsafNtuSettings:
     skeleton_dropout: float = 0.4
     block_dropout: float = 0.0
     floor: float = 0.5
+    objective: Objective = "fused"
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number is out of range."""
@@ -113,7 +117,8 @@ class MsafNtu(nn.Module):
         settings: MsafNtuSettings,
     ) -> None:
         super().__init__()
-        video, skeleton = streams
+        video, skeleton = self.streams = tuple(streams)
+        self.objective = settings.objective
         self.video = I3d((video,), widths, outputs, settings.video)
         self.skeleton = Hcn((skeleton,), widths, outputs, settings.skeleton)
         persons = self.skeleton.persons
@@ -124,6 +129,21 @@ class MsafNtu(nn.Module):
 
     def forward(self, batch: FusionBatch) -> Tensor:
         """Outputs [B, K]. Raises ValueError for other streams than the model was built for."""
+        return self._mean(*self._said(batch))
+
+    def losses(self, batch: FusionBatch, criterion: Criterion) -> dict[str, Tensor]:
+        """Losses of each clip [B]: "fused", and by stream; 0 where the clip lacks the stream."""
+        said, there = self._said(batch)
+        found: dict[str, Tensor] = {}
+        if self.objective != "branches":
+            found["fused"] = criterion(self._mean(said, there))
+        if self.objective != "fused":
+            for name, said_BK, there_B1 in zip(self.streams, said, there, strict=True):
+                found[name] = criterion(said_BK) * there_B1.squeeze(1)
+        return found
+
+    def _said(self, batch: FusionBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Each branch's scores [B, K]; and which clips have its stream, bool [B, 1]."""
         seen, seen_B = self.video.see(batch)
         bodies = self.skeleton.see(batch)
         there = [seen_B.unsqueeze(1), bodies.seen.any(1, keepdim=True)]
@@ -134,6 +154,9 @@ class MsafNtu(nn.Module):
         seen, moved = self.msaf2(
             [self.video.late(seen), self.skeleton.late(persons, bodies.seen)], there
         )
-        scores = self.video.scores(seen) * there[0] + self.skeleton.scores(moved) * there[1]
+        return [self.video.scores(seen), self.skeleton.scores(moved)], there
+
+    def _mean(self, said: list[Tensor], there: list[Tensor]) -> Tensor:
+        scores = said[0] * there[0] + said[1] * there[1]
         mean: Tensor = scores / torch.cat(there, 1).sum(1, keepdim=True).clamp(min=1)
         return mean
