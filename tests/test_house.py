@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MOST_BYTES = 500 * 1024
 PACKAGES = ("pipelines", "featurizers", "training", "tracking")
 HEAVY = ("ray", "deepspeed", "mlflow", "av", "cv2", "mediapipe", "transformers", "librosa")
 
@@ -204,3 +205,10 @@ def test_every_make_verb_in_the_papers_exists():
 def test_continuous_integration_calls_the_same_verbs():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line.startswith("make ")] == ["make check", "make test"]
+
+
+def test_no_file_of_numbers_is_larger_than_the_commit_hook_lets_through():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert f"--maxkb={MOST_BYTES // 1024}" in hooks
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "tests" / "golden").iterdir()}
+    assert {name: size for name, size in sizes.items() if size > MOST_BYTES} == {}

@@ -1,19 +1,18 @@
 """Every fusion model: its laws, the authors' numbers, its settings."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import test_video_networks
+from tests.golden_numbers import close, golden, part
 from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import KINDS, build
 from training.models.mmlatch import MMLatch, from_reference
 from training.recipe import ModelSettings
 
-GOLDEN = Path(__file__).parent / "golden"
 PAPER = {"text": 300, "audio": 74, "visual": 35}
 SMALL = {"text": 6, "audio": 4, "visual": 3}
 
@@ -109,21 +108,6 @@ def changed(batch, change, keys=None):
     streams = {n: Stream(change(s.values), change(s.mask)) for n, s in batch.streams.items()}
     kept = keys or batch.keys
     return FusionBatch(streams=streams, target=None, weight=torch.ones(len(kept)), keys=kept)
-
-
-def close(ours, theirs, tolerance=1e-5):
-    """Largest difference over the largest value: what the golden numbers promise (their README)."""
-    assert ours.shape == theirs.shape
-    assert float((ours.detach() - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
-
-
-def part(arrays, prefix):
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def released_model(name, arrays, lengths):
@@ -429,6 +413,12 @@ def test_settings_that_mmlatch_does_not_take_are_refused(chosen, message):
 def test_models_that_cannot_be_built_say_why(settings_, outputs, message):
     with pytest.raises(ValueError, match=message):
         build(settings_, SMALL, outputs)
+
+
+def test_the_laws_are_tried_on_every_kind():
+    tried = {chosen.kind for chosen in MODELS.values()}
+    assert tried | set(test_video_networks.TINY) == set(KINDS)
+    assert not tried & set(test_video_networks.TINY)
 
 
 def test_every_kind_can_be_built():

@@ -1,19 +1,16 @@
 """The MSAF module: the authors' numbers, a slow twin in the paper's notation, its laws."""
 
 import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from tests.golden_numbers import close, golden, part
 from training.models.msaf import Msaf, MsafSettings, from_reference, segment_of_steps, until
 from training.models.pooled import pool
-
-GOLDEN = Path(__file__).parent / "golden"
 
 # Channels, and settings, of each file of golden numbers.
 RELEASED = {
@@ -25,22 +22,11 @@ RELEASED = {
 }
 
 
-def part(arrays, prefix):
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def close(ours, theirs, tolerance):
-    """Largest difference over the largest value: what the golden numbers promise."""
-    assert ours.shape == theirs.shape
-    assert float((ours.detach() - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_form_gives_the_numbers_of_the_authors_code(name, floor, training):
-    with np.load(GOLDEN / f"msaf_module_{name}.npz", allow_pickle=False) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    arrays = golden(f"msaf_module_{name}")
     channels, chosen = RELEASED[name]
     module = Msaf(channels, MsafSettings(floor=floor, block_dropout=0, reference=True, **chosen))
     module.load_state_dict(from_reference(part(arrays, "state/")))

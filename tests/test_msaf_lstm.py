@@ -1,21 +1,18 @@
 """Sequences fused by MSAF: the authors' numbers, a slow twin, streams on several time bases."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from tests.golden_numbers import close, golden, part
 from tests.test_models import random_batch
-from tests.test_msaf import Twin, close, part
+from tests.test_msaf import Twin
 from training.batch import FusionBatch, Stream
 from training.models import build
 from training.models.msaf_lstm import MsafLstmSettings, from_reference
 from training.recipe import ModelSettings
 
-GOLDEN = Path(__file__).parent / "golden"
 PAPER = {"visual": 35, "audio": 74, "text": 768}
 D = {"text": 5, "audio": 3, "visual": 2}
 
@@ -31,8 +28,7 @@ def test_the_model_is_as_large_as_the_papers():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_released_form_gives_the_numbers_of_the_authors_code(training):
-    with np.load(GOLDEN / "msaf_mosei_net.npz", allow_pickle=False) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    arrays = golden("msaf_mosei_net")
     model = paper(reference=True, block_dropout=0.0).train(training)
     model.load_state_dict(from_reference(part(arrays, "state/")))
     streams = {

@@ -1,19 +1,18 @@
 """MulT: the authors' numbers, a slow and obvious twin, lengths that differ between streams."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
 
+from tests.golden_numbers import close, golden, part
 from training.batch import FusionBatch, Sample, Stream, collate
 from training.models import build
 from training.models.mult import from_reference
 from training.recipe import ModelSettings
 
-GOLDEN = Path(__file__).parent / "golden"
 PAPER = {"text": 300, "audio": 74, "visual": 35}
 D = {"text": 5, "audio": 3, "visual": 2, "pose": 4}
 DROPOUTS = ("embedding", "attention", "relu", "residual", "output")
@@ -22,24 +21,6 @@ STILL = {f"{name}_dropout": 0.0 for name in DROPOUTS}
 
 def mult(names, widths, outputs, **chosen):
     return build(ModelSettings(kind="mult", streams=names, settings=chosen), widths, outputs)
-
-
-def golden(name):
-    found = {}
-    for path in sorted(GOLDEN.glob(f"{name}*.npz")):
-        with np.load(path, allow_pickle=False) as file:
-            found |= {key: torch.from_numpy(file[key]) for key in file.files}
-    return found
-
-
-def part(arrays, prefix):
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def close(ours, theirs, tolerance=1e-5):
-    """Largest difference over the largest value: what the golden numbers promise (their README)."""
-    assert ours.shape == theirs.shape
-    assert float((ours.detach() - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
 
 
 def asked(arrays):
