@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
 from featurizers.crops import Cutting, cutting
-from featurizers.spec import Chunk, Dim, Feature, FeatureSpec, VideoChunk
+from featurizers.spec import Axis, Chunk, Feature, FeatureSpec, Grid, VideoChunk
 
-SIZES = (8, 128)
+SIZES = (8, 512)
+MOST_BYTES = 1 << 29
+"""Of one clip's pixels: a worker holds them twice for a moment, and is to stay below 2 GiB."""
 CHANNELS = {"gray": ("grey",), "rgb": ("red", "green", "blue")}
 
 
@@ -20,13 +22,13 @@ class Frames:
     `values.reshape(T, size, size, channels)` are the pictures. With crop "face" they show the face
     that `face-track` finds with the same settings; steps without a face are black, and
     `face-track` beside it says which and why. A minute at 5 pictures a second takes 3.7 MB at the
-    defaults.
+    defaults, and 45 MB at 224 x 224; a clip of more than 512 MB is "too_large".
 
     The promise is exact, but for faces that YuNet found: a step of 1 in brightness.
 
     Args:
         fps: Pictures per second.
-        size: Pixels of a side, 8 to 128.
+        size: Pixels of a side, 8 to 512.
         colour: "rgb" or "gray".
         crop: "centre", the largest centred square, or "face".
         margin: With crop "face": the square's side as a multiple of the face's longer side.
@@ -77,15 +79,17 @@ class Frames:
         self.caution = self._cutting.caution
         self.spec = FeatureSpec(
             name="frames",
-            version=1,
+            version=2,
             modality="video",
             reads=("video",),
             parameters={"size": size, "colour": colour, **self._cutting.parameters},
-            dims=tuple(
-                Dim(f"r{row:03d}_c{column:03d}_{channel}", "brightness, 0..255")
-                for row in range(size)
-                for column in range(size)
-                for channel in CHANNELS[colour]
+            dims=Grid(
+                axes=(
+                    Axis(name="row", size=size),
+                    Axis(name="column", size=size),
+                    Axis(name="channel", size=len(CHANNELS[colour]), places=CHANNELS[colour]),
+                ),
+                unit="brightness, 0..255",
             ),
             rate_hz=float(fps),
             dtype="uint8",
@@ -104,6 +108,7 @@ class Frames:
 class _Frames:
     def __init__(self, cutting: Cutting) -> None:
         self._cutter = cutting.begin(self._take)
+        self._bytes = 0
         self._values: list[NDArray[np.uint8]] = []
         self._times: list[NDArray[np.float64]] = []
 
@@ -120,5 +125,13 @@ class _Frames:
     def _take(
         self, squares: NDArray[np.uint8], times: NDArray[np.float64], shown: NDArray[np.bool_]
     ) -> None:
+        self._bytes += squares.nbytes
+        if self._bytes > MOST_BYTES:
+            self._values.clear()
+            raise BadClipError(
+                "too_large",
+                f"its pixels take more than {MOST_BYTES >> 20} MiB; lower size or fps of "
+                f"'frames', or cut the clip into shorter ones",
+            )
         self._values.append(squares.reshape(len(squares), -1))
         self._times.append(times)

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -24,6 +25,83 @@ class Dim:
     unit: str = "1"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis of a grid.
+
+    Attributes:
+        name: What it counts, such as "row"; its places are row000, row001 ... of equal length.
+        size: How many places it has.
+        places: Their names where they have names, such as red, green and blue; else empty.
+    """
+
+    name: str
+    size: int
+    places: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where an axis has no place, or names for other than all of them."""
+        if self.size < 1 or (self.places and len(self.places) != self.size):
+            raise ValueError(
+                f"axis {self.name!r} has {self.size} places and {len(self.places)} names; "
+                f"wanted a place at least, and a name for all of them or for none"
+            )
+
+    def place(self, at: int) -> str:
+        """The name of one of its places."""
+        return self.places[at] if self.places else f"{self.name}{at:0{len(str(self.size - 1))}d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Dimensions of one unit on a regular grid, the last axis running fastest.
+
+    The name of a dimension is that of its places, joined by "_". It is made when it is asked for:
+    the pixels of a picture of 224 x 224 are 150,528 dimensions, told here in four lines.
+
+    Attributes:
+        axes: From the slowest to the fastest.
+        unit: Of all dimensions.
+    """
+
+    axes: tuple[Axis, ...]
+    unit: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Places by axis: `values.reshape(T, *shape)` is the feature as it lies on the grid."""
+        return tuple(axis.size for axis in self.axes)
+
+    def __len__(self) -> int:
+        """How many dimensions."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, at: int) -> Dim:
+        """The dimension of this number. Raises IndexError when there is none."""
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"dimension {at} of {len(self)}")
+        rest, named = at % len(self), list[str]()
+        for axis in reversed(self.axes):
+            rest, place = divmod(rest, axis.size)
+            named.append(axis.place(place))
+        return Dim("_".join(reversed(named)), self.unit)
+
+    def __iter__(self) -> Iterator[Dim]:
+        """All dimensions, in order."""
+        return (self[at] for at in range(len(self)))
+
+
+Dims: TypeAlias = tuple[Dim, ...] | Grid
+
+
+def dims_from_json(plain: Sequence[Mapping[str, str]] | Mapping[str, Any]) -> Dims:
+    """The dimensions of a spec as they were written: a list of them, or a grid."""
+    if not isinstance(plain, Mapping):
+        return tuple(Dim(**dim) for dim in plain)
+    axes = (Axis(**{**axis, "places": tuple(axis["places"])}) for axis in plain["axes"])
+    return Grid(axes=tuple(axes), unit=plain["unit"])
+
+
 @dataclass(frozen=True, kw_only=True)  # without slots: its digest is asked for again and again
 class FeatureSpec:
     """All that decides a feature's numbers, and how far they are promised.
@@ -33,6 +111,7 @@ class FeatureSpec:
         version: Raised whenever the numbers change.
         reads: The inputs: "audio", "video", "words" or "stream:NAME".
         parameters: The featurizer's settings, all of them, defaults included.
+        dims: One by one, or a grid that tells each dimension's name by its place.
         rate_hz: Steps per second; None where steps are events, such as words.
         weights: sha256 of the pretrained weights; empty when there are none.
         licence: Of the code and, where there are weights, of them.
@@ -46,7 +125,7 @@ class FeatureSpec:
     modality: Modality
     reads: tuple[str, ...]
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
-    dims: tuple[Dim, ...]
+    dims: Dims
     rate_hz: float | None
     dtype: Literal["float32", "uint8"] = "float32"
     weights: str = ""
@@ -85,7 +164,7 @@ class FeatureSpec:
     def from_json(data: Mapping[str, Any]) -> "FeatureSpec":
         """The spec that `to_json` wrote."""
         plain = dict(data)
-        dims = tuple(Dim(**dim) for dim in plain.pop("dims"))
+        dims = dims_from_json(plain.pop("dims"))
         return FeatureSpec(**{**plain, "dims": dims, "reads": tuple(plain["reads"])})
 
 

@@ -191,7 +191,7 @@ def _column_facts(column: Shown) -> dict[str, Any]:
         "column": spec.fingerprint,
         "modality": spec.modality,
         "rate_hz": spec.rate_hz,
-        "dims": [asdict(dim) for dim in spec.dims],
+        "dims": spec.to_json()["dims"],
         **_told(column),
         "steps": 0 if feature is None else len(feature.values),
         "span": None if feature is None or not len(feature.times) else _span(feature.times),

@@ -1,5 +1,6 @@
 """Pictures are cut out where they should be, and stored in the order that is told."""
 
+import json
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from featurizers.crops import FINE, cut_out
 from featurizers.face_detector import brightness
 from featurizers.face_track import FaceTrack
 from featurizers.frames import Frames
-from featurizers.spec import AudioChunk, VideoChunk
+from featurizers.spec import AudioChunk, FeatureSpec, VideoChunk, canonical_json
 from tests import tiny_yunet
 from tests.drawn_faces import draw, rgb
 
@@ -37,10 +38,33 @@ def test_the_middle_of_the_picture_is_stored_row_by_row_as_the_names_say(colour,
     assert found.values.dtype == np.uint8
     np.testing.assert_array_equal(found.values.reshape(frames.shape), frames)
     named = [dim.name for dim in featurizer.spec.dims].index(
-        "r003_c011_green" if channels else "r003_c011_grey"
+        "row03_column11_green" if channels else "row03_column11_grey"
     )
     wanted = frames[1, 3, 11, 1] if channels else frames[1, 3, 11]
     assert found.values[1, named] == wanted
+
+
+def test_pictures_of_224_pixels_are_told_in_a_few_lines():
+    featurizer = Frames(size=224)
+    spec = featurizer.spec
+    assert spec.width == 150_528
+    assert len(canonical_json(spec.to_json())) < 1000
+    assert FeatureSpec.from_json(json.loads(canonical_json(spec.to_json()))) == spec
+    assert spec.dims[(3 * 224 + 11) * 3 + 1].name == "row003_column011_green"
+    assert spec.digest != Frames(size=223).spec.digest
+    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    found = feature(featurizer, frames)
+    np.testing.assert_array_equal(found.values.reshape(2, *spec.dims.shape), frames)
+
+
+def test_a_clip_of_more_pixels_than_a_worker_can_hold_is_too_large(monkeypatch):
+    frames = np.zeros((40, 16, 16), dtype=np.uint8)
+    monkeypatch.setattr("featurizers.frames.MOST_BYTES", 40 * 16 * 16)
+    assert len(feature(Frames(size=16, colour="gray"), frames).values) == 40
+    monkeypatch.setattr("featurizers.frames.MOST_BYTES", 40 * 16 * 16 - 1)
+    with pytest.raises(BadClipError, match=r"lower size or fps") as caught:
+        feature(Frames(size=16, colour="gray"), frames, pieces=[20, 20])
+    assert caught.value.fault == "too_large"
 
 
 def faces_at(places, side=320):
@@ -134,8 +158,8 @@ def test_a_detector_is_no_part_of_what_needs_none():
 @pytest.mark.parametrize(
     ("given_", "wanted"),
     [
-        ({"size": 7}, "size is 7 .*wanted 8 to 128"),
-        ({"size": 129}, "size is 129 .*wanted 8 to 128"),
+        ({"size": 7}, "size is 7 .*wanted 8 to 512"),
+        ({"size": 513}, "size is 513 .*wanted 8 to 512"),
         ({"colour": "bgr"}, "colour is 'bgr'; wanted .*gray, rgb"),
         ({"crop": "mouth"}, "crop is 'mouth'; wanted one of centre, face"),
         ({"fps": 0}, r"fps is 0 .*wanted 0\.1 to 120"),
@@ -189,7 +213,8 @@ def test_a_square_of_a_coloured_picture_is_that_of_its_colours():
 
 def test_the_largest_square_does_not_overflow():
     white = np.full((1024, 1024), 255, dtype=np.uint8)
-    assert (cut_out(white, 0, 0, 1024, 128) == 255).all()
+    assert (cut_out(white, 0, 0, 1024, 512) == 255).all()
+    assert cut_out(white, -1024, -1024, 3072, 512)[171:341, 171:341].all()
     assert cut_out(white, -1024, -1024, 3072, 3).tolist() == [[0, 0, 0], [0, 255, 0], [0, 0, 0]]
 
 

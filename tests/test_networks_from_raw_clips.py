@@ -22,10 +22,6 @@ from training.recipe import Task
 from training.recipes import named
 
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))
-FEATURIZERS = {
-    "face": catalog.build("frames", size=8, fps=10),
-    "voice": catalog.build("mfcc", deltas=0),
-}
 SETTINGS = {"frames": 6, "video_width": 4, "cardinality": 2, "steps": 60, "audio_width": 4}
 
 
@@ -38,7 +34,12 @@ def film(path, seed, *, sound):
 
 
 @pytest.mark.media
-def test_a_registered_network_scores_a_raw_clip_as_training_would(tmp_path):
+@pytest.mark.parametrize("size", [8, 224])  # the least, and that of the paper
+def test_a_registered_network_scores_a_raw_clip_as_training_would(tmp_path, size):
+    featurizers = {
+        "face": catalog.build("frames", size=size, fps=10),
+        "voice": catalog.build("mfcc", deltas=0),
+    }
     clips, found = [], []
     with Decoder() as decoder:
         for i, split in enumerate(["train", "train", "valid", "test"]):
@@ -47,16 +48,16 @@ def test_a_registered_network_scores_a_raw_clip_as_training_would(tmp_path):
             columns = {"split": split, "labels": {"mood": "glad" if i % 2 else "sad"}}
             raw = RawClip(key=f"k{i}", id=f"{i}", media=str(path), path=path, columns=columns)
             clips.append(take_in(raw, decoder))
-            found.append(extract(clips[-1], path, list(FEATURIZERS.values()), decoder))
+            found.append(extract(clips[-1], path, list(featurizers.values()), decoder))
     write_clips(tmp_path, clips)
     fingerprints = {}
-    for place, (name, featurizer) in enumerate(FEATURIZERS.items()):
+    for place, (name, featurizer) in enumerate(featurizers.items()):
         spec, own = featurizer.spec, [each[place] for each in found]
         job = job_id(spec, clips)
         record = write_shard(LocalStore(tmp_path), 0, job, spec, clips=clips, outcomes=own)
         commit(tmp_path, spec, "plan", [record])
         fingerprints[name] = spec.fingerprint
-    recipe = named("msaf_ravdess", MOOD, list(FEATURIZERS), SETTINGS)
+    recipe = named("msaf_ravdess", MOOD, list(featurizers), SETTINGS)
     data = load(tmp_path, fingerprints, recipe)
     torch.manual_seed(0)
     model = build(recipe.model, data.train.widths, 2)

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from featurizers.clip import Word
 from featurizers.dataset import read_clips
-from featurizers.spec import Dim, Feature, FeatureSpec
+from featurizers.spec import Axis, Dim, Feature, FeatureSpec, Grid
 from pipelines import peek as peeking
 from pipelines.executors import InProcess
 from pipelines.experiment import InputError
@@ -313,6 +313,22 @@ def test_dimensions_of_one_kind_share_a_heat_map_wherever_they_stand():
         Dim(f"{chr(97 + at % 26)}{chr(97 + at // 26)}", "m" if at % 2 else "s") for at in range(150)
     ]
     assert [len(group) for group in lanes._groups(many)] == [75, 75]
+
+
+def test_pixels_have_a_heat_map_for_each_colour():
+    colours = Axis(name="channel", size=2, places=("red", "green"))
+    grid = Grid(axes=(Axis(name="row", size=12), Axis(name="column", size=9), colours), unit="1")
+    values = np.random.default_rng(0).integers(0, 256, (3, 12 * 9 * 2), dtype=np.uint8)
+    feature = Feature(values, np.array([[0, 1], [1, 2], [2, 3.0]]))
+    found = lanes.blocks(feature, grid, 3.0)
+    assert [(each.first, each.last) for each in found] == [
+        ("row00_column0_red", "row11_column8_red"),
+        ("row00_column0_green", "row11_column8_green"),
+    ]
+    assert [each.count for each in found] == [108, 108]
+    assert found == lanes.blocks(feature, tuple(grid), 3.0)  # as if each had been listed
+    pairs = values[:, 1::2].reshape(3, 54, 2).mean(axis=2)  # 108 pixels do not fit 96 rows
+    assert (found[1].averaged, found[1].low, found[1].high) == (2, pairs.min(), pairs.max())
 
 
 def test_rows_that_would_look_even_beside_each_other_have_their_own_colours():

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Word
-from featurizers.spec import Dim, Feature
+from featurizers.spec import Dims, Feature, Grid
 
 COLUMNS = 600  # of a heat map: about the pixels of a lane
 ROWS = 96  # of a heat map at most; more dimensions than that are averaged
@@ -111,7 +111,7 @@ def ticks(seconds: float) -> list[Tick]:
     ]
 
 
-def blocks(feature: Feature, dims: Sequence[Dim], seconds: float) -> list[Block]:
+def blocks(feature: Feature, dims: Dims, seconds: float) -> list[Block]:
     """The heat maps of a feature: dimensions that are numbered alike and have one unit share one.
 
     Args:
@@ -119,19 +119,29 @@ def blocks(feature: Feature, dims: Sequence[Dim], seconds: float) -> list[Block]
         dims: Of its spec.
         seconds: Of the axis of time.
     """
-    binned, there = _binned(feature, seconds)
-    return [_block(binned[group], [dims[at] for at in group], there) for group in _groups(dims)]
+    return [_block(feature, dims, group, seconds) for group in _groups(dims)]
 
 
-def _groups(dims: Sequence[Dim]) -> list[list[int]]:
+def _groups(dims: Dims) -> list[NDArray[np.int64]]:
     """Which dimensions share a heat map, in the order in which the first of each comes."""
+    if isinstance(dims, Grid):
+        return _groups_of_grid(dims)
     kinds = [(re.sub(r"\d+", "#", dim.name), dim.unit) for dim in dims]
     if len(set(kinds)) > BLOCKS:
         kinds = [("", dim.unit) for dim in dims]
     found: dict[tuple[str, str], list[int]] = {}
     for at, kind in enumerate(kinds):
         found.setdefault(kind, []).append(at)
-    return list(found.values()) if len(found) <= BLOCKS else [list(range(len(dims)))]
+    groups = found.values() if len(found) <= BLOCKS else [range(len(dims))]
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def _groups_of_grid(grid: Grid) -> list[NDArray[np.int64]]:
+    """A group for each named place: the pixels of a colour, say."""
+    named = [at for at, axis in enumerate(grid.axes) if axis.places]
+    numbers = np.moveaxis(np.arange(len(grid)).reshape(grid.shape), named, range(len(named)))
+    kinds = math.prod(grid.shape[at] for at in named)
+    return list(numbers.reshape(kinds if kinds <= BLOCKS else 1, -1))
 
 
 def _binned(feature: Feature, seconds: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -151,11 +161,14 @@ def _binned(feature: Feature, seconds: float) -> tuple[NDArray[np.float32], NDAr
     return out, there
 
 
-def _block(values: NDArray[np.float32], dims: Sequence[Dim], there: NDArray[np.bool_]) -> Block:
-    averaged = math.ceil(len(dims) / ROWS)
-    cuts = np.arange(0, len(dims), averaged)
-    counts = np.diff(np.append(cuts, len(dims)))[:, np.newaxis]
-    rows = np.add.reduceat(values.astype(np.float64), cuts, axis=0) / counts
+def _block(feature: Feature, dims: Dims, group: NDArray[np.int64], seconds: float) -> Block:
+    averaged = math.ceil(len(group) / ROWS)
+    cuts = np.arange(0, len(group), averaged)
+    # Averaged before the steps are: of pixels there are many more than rows.
+    counts = np.diff(np.append(cuts, len(group)))
+    means = np.add.reduceat(feature.values[:, group], cuts, axis=1, dtype=np.float64) / counts
+    binned, there = _binned(Feature(means, feature.times), seconds)
+    rows = binned.astype(np.float64)
     known = rows[:, there]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     own = len(known) > 1 and known.size > 0 and _is_uneven(known, high - low)
@@ -169,11 +182,11 @@ def _block(values: NDArray[np.float32], dims: Sequence[Dim], there: NDArray[np.b
     scaled = np.round(shares * (_LEVELS - 1)).astype(np.uint8)
     scaled[:, ~there] = _LEVELS
     return Block(
-        first=dims[0].name,
-        last=dims[-1].name,
-        count=len(dims),
+        first=dims[int(group[0])].name,
+        last=dims[int(group[-1])].name,
+        count=len(group),
         averaged=averaged,
-        unit=dims[0].unit,
+        unit=dims[int(group[0])].unit,
         low=low,
         high=high,
         signed=signed,
