@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featurizers.clip import Clip
 from featurizers.spec import Feature
 
-How: TypeAlias = Literal["mean", "max", "first", "last", "linear"]
+How: TypeAlias = Literal["mean", "overlap", "max", "first", "last"]
 HOWS: tuple[How, ...] = get_args(How)
 
 HELD = 1 << 20
@@ -19,6 +19,9 @@ HELD = 1 << 20
 
 ROUNDING = 1e-6
 """A target and a step that share no more than this part of the shorter of them are neighbours."""
+
+ALIKE = 2.0
+"""Steps are neighbours of one stream where neither lasts longer than so many times the other."""
 
 EDGE_S = 1e-6
 
@@ -64,15 +67,18 @@ def pool(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """One value a target, of the steps that it overlaps.
 
-    - "mean": weighted by the overlap. A target within one step has that step's value, so a word
-      shorter than a step has one too. Steps are means over their span, so the overlap's share is
-      the exact mean of what was measured: two halves of a word average to the word, nothing jumps
-      when a word grows, and nothing is made up between steps.
-    - "max": the largest of each dimension.
+    - "mean": weighted by the overlap. A target that is shorter than a hop, that is the time from
+      one step's middle to the next, has the value at its own middle of the line that joins the two:
+      two short words in one step differ as smoothly as the stream does. Where steps are of one
+      length, a target that is as long as a hop has the same value by either rule, so that nothing
+      jumps when a word grows. There is no line over a gap, nor between a step and one that lasts
+      more than twice as long (a picture that was held), nor before the first step's middle or after
+      the last one's, nor for whole numbers such as pixels: there a short target has the value of
+      the step that it lies in.
+    - "overlap": weighted by the overlap, however short the target. Two halves of a word average to
+      the word, and nothing is made up between steps.
+    - "max": the largest of each dimension, of real steps alone.
     - "first", "last": the step that begins first, or last.
-    - "linear": the mean; but a target shorter than the hop from one step's middle to the next, and
-      whose own middle lies between these two, has the value there of the line that joins them. A
-      smoother guess for streams of a low rate. No line leads over a gap.
 
     A target without any step (the stream had ended, or not begun, or paused) is 0 and not valid. A
     target without length lies in the step that contains it, a step without length in the target
@@ -96,7 +102,7 @@ def pool(
     for touched in _touched(feature.times, targets, most):
         pooled[touched.targets] = _one_each(feature.values, touched, how, most)
         valid[touched.targets] = True
-    if how == "linear":
+    if how == "mean" and np.issubdtype(feature.values.dtype, np.floating):
         _join(feature, targets, pooled, valid, most)
     return pooled, valid
 
@@ -234,7 +240,13 @@ def _join(
     left, right = order[after[between] - 1], order[after[between]]
     hop = middles[right] - middles[left]
     apart = feature.times[right, 0] - feature.times[left, 1]
-    short = (np.diff(targets[between])[:, 0] < hop) & (apart <= ROUNDING * hop)
+    length = np.diff(feature.times)[:, 0]
+    shorter, longer = (
+        np.minimum(length[left], length[right]),
+        np.maximum(length[left], length[right]),
+    )
+    joined = (apart <= ROUNDING * hop) & (longer <= ALIKE * shorter)
+    short = joined & (np.diff(targets[between])[:, 0] < hop)
     rows, left, right, hop = between[short], left[short], right[short], hop[short]
     share = ((wanted[rows] - middles[left]) / hop)[:, np.newaxis]
     for at in range(0, len(rows), most):

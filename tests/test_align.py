@@ -38,7 +38,7 @@ def slow_pool(feature, targets, how="mean"):
 
 def slow_value(feature, low, high, how):
     steps = list(zip(feature.times.tolist(), feature.values.astype(np.float64), strict=True))
-    if how == "linear" and (value := slow_line(steps, low, high)) is not None:
+    if how == "mean" and (value := slow_line(steps, low, high)) is not None:
         return value
     steps.sort(key=lambda step: step[0][0])
     touched = [(min(high, end) - max(low, begin), value) for (begin, end), value in steps]
@@ -65,7 +65,9 @@ def slow_line(steps, low, high):
     by_middle = sorted(steps, key=lambda step: sum(step[0]))
     for ((begin, end), value), ((begin_2, end_2), value_2) in itertools.pairwise(by_middle):
         here, there = (begin + end) / 2, (begin_2 + end_2) / 2
-        if here <= middle < there and high - low < there - here and begin_2 <= end:
+        shorter, longer = sorted([end - begin, end_2 - begin_2])
+        joined = begin_2 <= end and longer <= 2 * shorter
+        if here <= middle < there and high - low < there - here and joined:
             return value + (value_2 - value) * (middle - here) / (there - here)
     return None
 
@@ -116,14 +118,32 @@ def test_a_word_takes_its_steps_by_their_share():
     assert valid.tolist() == [True]
 
 
-def test_a_word_shorter_than_a_step_has_that_steps_value():
-    values, valid = pool(regular(4), np.array([[0.6, 0.61]]))
-    assert (values.tolist(), valid.tolist()) == ([[1.0]], [True])
+@pytest.mark.parametrize("how", [how for how in HOWS if how != "mean"])
+def test_all_but_the_mean_give_a_word_shorter_than_a_step_that_steps_value(how):
+    words = np.array([[0.6, 0.61], [0.5, 0.5], [0.7, 0.7], [0.0, 0.0]])
+    values, valid = pool(regular(4), words, how)
+    assert (values[:, 0].tolist(), valid.all()) == ([1.0, 1.0, 1.0, 0.0], True)
 
 
-def test_a_word_without_length_has_the_value_of_the_step_it_lies_in():
-    values, valid = pool(regular(4), np.array([[0.5, 0.5], [0.7, 0.7], [0.0, 0.0]]))
-    assert (values[:, 0].tolist(), valid.all()) == ([1.0, 1.0, 0.0], True)
+def test_short_words_in_one_step_differ_as_smoothly_as_the_stream_does():
+    middles = np.linspace(0.25, 1.75, 31)
+    words = middles[:, np.newaxis] + np.array([-0.02, 0.02])
+    values, valid = pool(regular(4), words)
+    np.testing.assert_allclose(values[:, 0], (middles - 0.25) / 0.5, atol=1e-6)
+    assert valid.all()
+
+
+@pytest.mark.parametrize("middle", [0.25, 0.4, 0.5, 0.75, 1.1, 1.6])
+def test_nothing_jumps_when_a_word_grows_beyond_a_hop(middle):
+    words = middle + np.array([[-0.2499999, 0.2499999], [-0.25, 0.25], [-0.2500001, 0.2500001]])
+    feature = steps(regular(4).times, seed=3, width=1)
+    values, _ = pool(feature, words)
+    assert np.ptp(values) < 1e-5
+
+
+def test_pixels_are_never_blended_between_two_pictures():
+    pictures = Feature(np.array([[0], [200]], np.uint8), regular(2).times)
+    assert pool(pictures, np.array([[0.4, 0.45], [0.5, 0.5]]))[0].tolist() == [[0.0], [200.0]]
 
 
 def test_words_pooled_to_themselves_keep_their_values_also_without_length():
@@ -173,7 +193,8 @@ def test_the_parts_of_a_word_average_to_the_word(cuts, seed):
     values = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)
     feature = Feature(values, cells(3.0, 0.25))
     low, middle, high = cuts
-    (one, other, whole), _ = pool(feature, np.array([[low, middle], [middle, high], [low, high]]))
+    words = np.array([[low, middle], [middle, high], [low, high]])
+    (one, other, whole), _ = pool(feature, words, "overlap")
     together = (one * (middle - low) + other * (high - middle)) / (high - low)
     np.testing.assert_allclose(together, whole, atol=1e-6)
 
@@ -198,12 +219,19 @@ def test_the_largest_the_first_and_the_last_are_those_of_the_steps_that_a_word_o
 def test_a_word_shorter_than_a_hop_lies_on_the_line_between_two_steps_but_over_no_gap():
     stream = regular(3)  # middles 0.25, 0.75, 1.25
     words = np.array([[0.4, 0.5], [0.5, 0.5], [0.0, 0.1], [1.4, 1.5], [0.0, 0.5]])
-    values, valid = pool(stream, words, "linear")
+    values, valid = pool(stream, words)
     assert values[:, 0].tolist() == [pytest.approx(0.4), 0.5, 0.0, 2.0, 0.0]
     assert valid.all()
     torn = Feature(stream.values, stream.times + np.array([[0.0], [0.1], [0.2]]))
-    values, valid = pool(torn, np.array([[0.4, 0.5], [0.52, 0.58], [0.6, 0.7]]), "linear")
+    values, valid = pool(torn, np.array([[0.4, 0.5], [0.52, 0.58], [0.6, 0.7]]))
     assert (values[:, 0].tolist(), valid.tolist()) == ([0.0, 0.0, 1.0], [True, False, True])
+
+
+def test_no_line_leads_into_a_step_that_lasts_far_longer():
+    """A picture that is held for seconds is that picture, and not one half way to it."""
+    held = Feature(np.array([[0.0], [1.0], [2.0]]), np.array([[0, 0.2], [0.2, 0.4], [0.4, 4.0]]))
+    values, _ = pool(held, np.array([[0.5, 1.0], [1.0, 1.0], [0.2, 0.2]]))
+    assert values[:, 0].tolist() == [2.0, 2.0, pytest.approx(0.5)]
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurizers.catalog import build
 from featurizers.clip import Clip, Word
 from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
@@ -25,6 +26,7 @@ from training.data import (
     order,
     order_digest,
     rank_view,
+    spoken_of,
     target_of,
     to_sample,
 )
@@ -329,6 +331,20 @@ def test_the_recipe_chooses_the_time_base_and_how_steps_are_pooled_to_it():
     assert two.values["audio"].tolist() == [steps[:2].max(0).tolist(), steps[2:].max(0).tolist()]
     whole = to_sample(clip, features, Pooling(kind="cells", cell_s=2.0, how="last"), same)
     assert whole.values["audio"].tolist() == [steps[3].tolist()]
+
+
+def test_short_words_lie_between_the_steps_of_sound_but_between_no_other_words():
+    words = (Word(text="a", start=0.4, end=0.5), Word(text="b", start=0.5, end=0.6))
+    clip = Clip(key="a", id="a", media="", media_digest="", seconds=2.0, words=words)
+    halves = np.array([[0.0, 0.5], [0.5, 1.0]])  # their middles are 0.25 and 0.75
+    steps = Feature(np.array([[0.0], [1.0]], np.float32), halves)
+    sample = to_sample(
+        clip, {"audio": steps, "text": steps}, Pooling(), None, spoken=frozenset({"text"})
+    )
+    assert sample.values["audio"][:, 0].tolist() == [pytest.approx(0.4), pytest.approx(0.6)]
+    assert sample.values["text"].tolist() == [[0.0], [1.0]]
+    specs = {name: build(name).spec for name in ("hashed-words", "logmel", "face-motion")}
+    assert spoken_of(specs) == {"hashed-words"}
 
 
 def test_a_stream_keeps_its_own_steps_up_to_a_number_of_them():

@@ -137,7 +137,7 @@ def test_the_loss_follows_the_task():
         ({"modality_dropout": 1}, "modality_dropout is 1; it is a probability, less than 1"),
         ({"pooling": "cells"}, "pooling is 'cells'; wanted some of kind, cell_s, steps, how, most"),
         ({"pooling": {"hwo": "max"}}, "pooling has no setting 'hwo'; the nearest is 'how'"),
-        ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, max, first, last, linear"),
+        ({"pooling": {"how": "sum"}}, "pooling.how is 'sum'.* mean, overlap, max, first, last"),
         ({"pooling": {"kind": "rate"}}, "pooling.kind is 'rate'.* words, cells, steps, own"),
         (
             {"raw": ["video"]},

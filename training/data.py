@@ -6,7 +6,7 @@ about ranks, workers or micro-batches decides which clips are in it.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from featurizers import dataset, manifest
-from featurizers.align import cells, parts, pool, word_times
+from featurizers.align import How, cells, parts, pool, word_times
 from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Root
@@ -192,6 +192,8 @@ def to_sample(
     pooling: Pooling,
     normaliser: Normaliser | None,
     target: Target | None = None,
+    *,
+    spoken: Collection[str] = (),
 ) -> Sample:
     """A clip's features as a model takes them: pooled to the recipe's time base, and normalised.
 
@@ -204,6 +206,8 @@ def to_sample(
         pooling: The time base, and how steps are pooled to it.
         normaliser: None only while the normaliser itself is being measured.
         target: See `target_of`.
+        spoken: The streams whose steps are words, see `spoken_of`: between two words nothing is
+            said, so that the mean of these is by overlap alone.
     """
     base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
     values: dict[str, NDArray[np.float32] | None] = {}
@@ -212,9 +216,11 @@ def to_sample(
         values[name], valid[name] = None, None
         if feature is None:
             continue
-        pooled, there = (
-            _own_steps(feature, pooling) if base is None else pool(feature, base, pooling.how)
-        )
+        how = "overlap" if pooling.how == "mean" and name in spoken else pooling.how
+        if base is None:
+            pooled, there = _own_steps(feature, pooling.most, how)
+        else:
+            pooled, there = pool(feature, base, how)
         if there.any():
             scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
             scaled[~there] = 0.0
@@ -222,16 +228,23 @@ def to_sample(
     return Sample(key=clip.key, values=values, valid=valid, target=target)
 
 
+def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
+    """The streams whose steps are words, or what was said at once: they are read from words."""
+    return frozenset(name for name, spec in specs.items() if "words" in spec.reads)
+
+
 def is_empty(sample: Sample) -> bool:
     """Whether no stream has anything at the sample's time base, so that no model can tell."""
     return all(values is None for values in sample.values.values())
 
 
-def _own_steps(feature: Feature, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _own_steps(
+    feature: Feature, most: int, how: How
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A stream's own steps in order of time, or where they are too many equal parts of its time."""
-    if len(feature.times) > pooling.most:
+    if len(feature.times) > most:
         begin, end = feature.times[:, 0].min(), feature.times[:, 1].max()
-        return pool(feature, begin + parts(end - begin, pooling.most), pooling.how)
+        return pool(feature, begin + parts(end - begin, most), how)
     order = np.argsort(feature.times[:, 0], kind="stable")
     return feature.values[order].astype(np.float32), np.ones(len(order), dtype=np.bool_)
 
@@ -321,6 +334,7 @@ class Samples:
         self.clips = [clip for clip in clips if recipe.task.label in clip.labels]
         self.widths = {name: column.spec.width for name, column in columns.items()}
         self._columns = columns
+        self._spoken = spoken_of({name: column.spec for name, column in columns.items()})
         self._recipe = recipe
         self._normaliser = normaliser
         self._cache: dict[str, Sample] = {}
@@ -356,6 +370,7 @@ class Samples:
             self._recipe.pooling,
             self._normaliser,
             self.targets[key],
+            spoken=self._spoken,
         )
         size = sum(values.nbytes for values in sample.values.values() if values is not None)
         if size <= self._room_bytes:

@@ -28,7 +28,7 @@ from featurizers.intake import CHOSEN, RawClip, take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
 from featurizers.transcript import FORMATS, file_and_tier
 from training.batch import Sample, collate
-from training.data import Normaliser, is_empty, to_sample
+from training.data import Normaliser, is_empty, spoken_of, to_sample
 from training.models import build
 from training.recipe import Recipe, Target, Task
 
@@ -217,7 +217,13 @@ class Predictor:
 
     def _sample(self, clip: Clip, outcomes: Mapping[str, Outcome]) -> Sample:
         features = {name: outcome.feature for name, outcome in outcomes.items()}
-        return to_sample(clip, features, self.recipe.pooling, self.normaliser)
+        return to_sample(
+            clip,
+            features,
+            self.recipe.pooling,
+            self.normaliser,
+            spoken=spoken_of(self.specs),
+        )
 
     def _take(self, index: int, row: Mapping[str, Any], decoder: Decoder) -> _Taken:
         try:

@@ -49,7 +49,8 @@ class Pooling:
     "own": every stream keeps its own steps; one with more than `most` is pooled to `most` equal
     parts of its time. For models that want no common time base.
 
-    `how` is that of `featurizers.align.pool`.
+    `how` is that of `featurizers.align.pool`; for streams whose steps are words, "mean" is
+    "overlap".
     """
 
     kind: Literal["words", "cells", "steps", "own"] = "words"
