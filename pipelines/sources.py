@@ -508,10 +508,11 @@ def _stratum(clips: Sequence[Clip], task: Task) -> str:
     if not labels:
         return ""
     if task.kind != "regression":
-        # Of several labels at once the commonest stands for the group.
-        each = [label if isinstance(label, tuple) else (str(label),) for label in labels]
-        names = [name for some in each for name in some]
-        return Counter(sorted(names)).most_common(1)[0][0] if names else ""
+        # Of several labels at once all of a clip's together stand for it, in their order by name.
+        # Without any, a clip is of another stratum than one of which nothing is known.
+        texts = [",".join(label) if isinstance(label, tuple) else str(label) for label in labels]
+        commonest, _ = Counter(sorted(texts)).most_common(1)[0]
+        return f"={commonest}"
     mean = math.fsum(float(str(label)) for label in labels) / len(labels)
     return f"{round(mean):+05d}"
 

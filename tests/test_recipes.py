@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training.batch import FusionBatch, Stream
+from training.engine import clip_losses
 from training.models import KINDS, build
 from training.recipe import ModelSettings, Pooling, Recipe, Task
 from training.recipes import NAMES, ONE_TIME_BASE, check, named
@@ -78,6 +79,20 @@ def test_the_settings_of_mults_authors_are_those_of_their_paper(name, rate, batc
     assert (settings["width"], settings["layers"], settings["output_dropout"]) == (40, 4, 0.1)
     shares = [settings[f"{part}_dropout"] for part in ("attention", "relu", "residual")]
     assert shares == [{"mult_mosei": 0.1, "mult_mosi": 0.2, "mult_iemocap": 0.25}[name]] * 3
+
+
+def test_labels_are_the_same_loss_as_iemocaps_questions_of_two_outputs_each():
+    emotions = Task(kind="labels", label="emotions", classes=("happy", "sad", "angry", "neutral"))
+    recipe = named("mult_iemocap", emotions, ["text", "audio", "visual"])
+    torch.manual_seed(0)
+    both = torch.randn(6, 4, 2, requires_grad=True)
+    target = torch.randint(0, 2, (6, 4)).float()
+    theirs = torch.nn.functional.cross_entropy(both.view(-1, 2), target.long().view(-1))
+    apart = both[..., 1] - both[..., 0]
+    ours = clip_losses(apart, target, recipe).mean()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x, both)[0] for x in (ours, theirs)))
+    assert torch.equal(apart > 0, both.argmax(2) == 1)
 
 
 def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones():

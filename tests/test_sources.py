@@ -362,6 +362,15 @@ def test_the_commonest_labels_have_their_share_in_every_split():
     assert {clip.split for clip in clips if not clip.labels["mood"]} == set(SPLITS)
 
 
+def test_every_combination_of_labels_has_its_share_in_every_split():
+    tags = Task(kind="labels", label="mood", classes=("calm", "loud", "sad"))
+    sets = [("calm",), ("calm", "loud"), ("calm", "sad"), (), ("sad",)]
+    clips, _ = split(clips_of(100, 1, label=lambda n: sets[n % 5]), tags, 0)
+    for each in sets:
+        found = Counter(clip.split for clip in clips if clip.labels["mood"] == each)
+        assert (found["train"], found["valid"], found["test"]) == (14, 3, 3)
+
+
 def test_high_and_low_numbers_have_their_share_in_every_split():
     clips, _ = split(clips_of(300), REGRESSION, 0)
     means = [np.mean([c.labels["mood"] for c in clips if c.split == name]) for name in SPLITS]
