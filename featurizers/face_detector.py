@@ -15,7 +15,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.pretrained import WeightsError, check_digest, digest_of_file, model_file
+from featurizers.pretrained import (
+    KnownFile,
+    WeightsError,
+    check_digest,
+    digest_of_file,
+    model_file,
+)
 
 Name: TypeAlias = Literal["yunet", "cascade"]
 NAMES: tuple[str, ...] = get_args(Name)
@@ -27,7 +33,11 @@ ADVICE = (
 )
 CASCADE = "haarcascade_frontalface_alt2.xml"
 CASCADE_LICENCE = "Apache-2.0 (OpenCV); the cascade: Intel, BSD-like"
-YUNET_LICENCE = "Apache-2.0 (OpenCV); the model: as its author says, MIT where it is OpenCV's own"
+YUNET = KnownFile(
+    name="YuNet of March 2023",
+    sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+    licence="Apache-2.0 (OpenCV); the model: MIT",
+)
 YUNET_ATOL = 1e-3
 LEAST_SHARE = 10  # the cascade's smallest face is this part of the picture's side
 NEIGHBOURS = 4  # so many windows of the cascade must agree
@@ -95,10 +105,11 @@ def detector(name: str, model: str, weights: str) -> Detector:
     package = _opencv()
     if name == "yunet":
         path = model_file(model, weights, ".onnx", ADVICE)
+        digest = digest_of_file(path)
         return Detector(
             name=name,
-            weights=digest_of_file(path),
-            licence=YUNET_LICENCE,
+            weights=digest,
+            licence=YUNET.licence_of(digest),
             source=str(path),
             atol=YUNET_ATOL,
             see=functools.partial(_by_yunet, str(path)),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.pretrained import WeightsError, digest_of_file, model_file
+from featurizers.pretrained import KnownFile, WeightsError, digest_of_file, model_file
 from featurizers.spec import Chunk, Dim, Feature, FeatureSpec, VideoChunk, VideoWant
 
 NAME = "landmarks"
@@ -17,7 +17,11 @@ INSTALL = "pip install 'fuseline[landmarks]'"
 ADVICE = (
     "give the path of MediaPipe's face_landmarker.task, which `fuseline fetch face-landmarker` gets"
 )
-LICENCE = "Apache-2.0 (MediaPipe); the model: as its author says, Apache-2.0 where it is Google's"
+LANDMARKER = KnownFile(
+    name="MediaPipe's Face Landmarker, version 1",
+    sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+    licence="Apache-2.0 (MediaPipe); the model: Apache-2.0",
+)
 ATOL = 0.01
 POINTS = 478
 SIDES = "longer sides of the picture"
@@ -116,6 +120,7 @@ class Landmarks:
         except ValueError as error:
             raise type(error)(f"{NAME}: {error}") from None
         self._path, self._dims = str(path), CHOICES[points]
+        digest = digest_of_file(path)
         self.spec = FeatureSpec(
             name=NAME,
             version=1,
@@ -124,8 +129,8 @@ class Landmarks:
             parameters={"fps": float(fps), "picture": picture, "points": points},
             dims=self._dims,
             rate_hz=float(fps),
-            weights=digest_of_file(path),
-            licence=LICENCE,
+            weights=digest,
+            licence=LANDMARKER.licence_of(digest),
             atol=ATOL,
             source=str(path),
         )

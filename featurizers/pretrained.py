@@ -224,6 +224,26 @@ def listed_files(suffixes: Sequence[str]) -> Iterator[Path]:
     return (path for path in _listed() if path.suffix in suffixes and path.is_file())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownFile:
+    """A model in a single file, as its authors publish it.
+
+    Attributes:
+        sha256: Of the file; another one of that kind may be anybody's.
+        licence: Of the code that runs it, and of that very file.
+    """
+
+    name: str
+    sha256: str
+    licence: str
+
+    def licence_of(self, digest: str) -> str:
+        """The licence of a file of this kind; one that begins with "unknown" for another file."""
+        if digest == self.sha256:
+            return self.licence
+        return f"unknown: the model file (sha256 {digest[:12]}) is not {self.name}"
+
+
 def model_file(model: str, weights: str, suffix: str, advice: str) -> Path:
     """A single file that is a model, where it lies on this machine.
 

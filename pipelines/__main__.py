@@ -368,6 +368,7 @@ def fetch_command(
     print(f"size     {model.size} bytes")
     print(f"licence  {model.licence}")
     print(f"sha256   {model.sha256}")
+    print(f"         as told by {model.digest_from}")
     print(f"file     {path}" + (", whole" if there else ", not there yet"))
     use = model.use.replace("FILE", str(path))
     print(f"use it   {use}" if there else "to download it, give --yes")

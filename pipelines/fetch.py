@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from featurizers.face_detector import YUNET
+from featurizers.landmarks import LANDMARKER
 from featurizers.store import publish
 from pipelines.experiment import FailedError, InputError
 
@@ -23,6 +25,7 @@ class ModelFile:
 
     Attributes:
         what: What it is, and from whom.
+        digest_from: Whose word the digest is.
         use: The settings that take it; FILE stands for its path.
     """
 
@@ -32,6 +35,7 @@ class ModelFile:
     address: str
     size: int
     sha256: str
+    digest_from: str
     licence: str
     use: str
 
@@ -48,7 +52,8 @@ KNOWN: Mapping[str, ModelFile] = {
                 "face_detection_yunet_2023mar.onnx"
             ),
             size=232_589,
-            sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+            sha256=YUNET.sha256,
+            digest_from="its authors: the Git LFS pointer in their repository",
             licence="MIT",
             use="{featurizer: face-track, detector: yunet, model: FILE}",
         ),
@@ -61,7 +66,8 @@ KNOWN: Mapping[str, ModelFile] = {
                 "face_landmarker/float16/1/face_landmarker.task"
             ),
             size=3_758_596,
-            sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+            sha256=LANDMARKER.sha256,
+            digest_from="others who downloaded it from this address; its authors publish none",
             licence="Apache-2.0",
             use="{featurizer: landmarks, model: FILE}",
         ),

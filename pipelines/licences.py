@@ -233,6 +233,10 @@ def licences(
     yield from (_licence(part, commercial=commercial, accepted=accepted) for part in parts)
 
 
+def _called(part: Part) -> str:
+    return part.streams[0] if part.what == "featurizer" else part.name
+
+
 def _licence(part: Part, *, commercial: bool, accepted: Sequence[str]) -> Finding:
     what = part.name
     if part.what == "featurizer" and part.streams != (part.name,):
@@ -250,5 +254,5 @@ def _licence(part: Part, *, commercial: bool, accepted: Sequence[str]) -> Findin
             return finding("licences", what, state, part.licence, "not for commercial use")
         case "unknown":
             state = "failed" if commercial else "warning"
-            do = "read it, and say so with --accept" if commercial else "read it"
+            do = f"read it, and say so with --accept {_called(part)}" if commercial else "read it"
             return finding("licences", what, state, part.licence, do)

@@ -1,13 +1,15 @@
 """What a machine and the chosen parts can do is said before it fails."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import socket
+from dataclasses import replace
 
 import pytest
 
-from featurizers import catalog
+from featurizers import catalog, face_detector, landmarks
 from featurizers.media import codecs
 from pipelines import doctor as looking
 from pipelines.doctor import DECODERS, doctor
@@ -286,6 +288,32 @@ def test_an_unknown_licence_is_refused_until_somebody_has_read_it(called, refuse
     assert "failed   licences  text (word-vectors): unknown: as the file's author says" in out
     assert called("doctor", file, "--commercial", "--accept", "text", *chosen)[0] == 0
     assert "no such part" in refused("doctor", file, "--commercial", "--accept", "txt", *chosen)
+
+
+@pytest.mark.parametrize("kind", ["face-track", "landmarks"])
+def test_a_model_file_that_is_not_the_published_one_is_of_unknown_licence(
+    called, file, monkeypatch, kind
+):
+    name = {"face-track": "face.onnx", "landmarks": "face.task"}[kind]
+    path = file.parent / name
+    path.write_bytes(b"somebody trained this on pictures that nobody may use")
+    known, place = {
+        "face-track": (face_detector.YUNET, "featurizers.face_detector.YUNET"),
+        "landmarks": (landmarks.LANDMARKER, "featurizers.landmarks.LANDMARKER"),
+    }[kind]
+    chosen = ("--set", f"features.video={{featurizer: {kind}, model: {name}}}")
+    packages = ("--accept", "mediapipe") if kind == "landmarks" else ()  # it may be missing here
+    asked = ("doctor", file, "--commercial", *chosen, *packages)
+    code, out, _ = called(*asked)
+    [lost] = [line for line in out.splitlines() if line.startswith("failed")]
+    assert code == 1
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    wanted = f"video ({kind}): unknown: the model file (sha256 {digest[:12]}) is not {known.name}"
+    assert wanted in lost
+    assert lost.endswith("read it, and say so with --accept video")
+    assert called(*asked, "--accept", "video")[0] == 0
+    monkeypatch.setattr(place, replace(known, sha256=digest))
+    assert called(*asked)[0] == 0
 
 
 def test_a_part_whose_licence_cannot_be_told_is_refused(called, file):

@@ -134,6 +134,7 @@ def test_what_is_known_of_a_file_is_whole(name):
     assert known.address.startswith("https://")
     assert known.address.endswith(known.file)
     assert len(bytes.fromhex(known.sha256)) == 32
+    assert known.digest_from
     assert known.size > 0
     assert known.licence in {"MIT", "Apache-2.0"}
     assert "FILE" in known.use
@@ -150,7 +151,14 @@ def test_the_command_shows_first_and_downloads_with_yes_alone(
 
     code, out = called()
     assert code == 0
-    for shown in (model.address, str(model.size), model.sha256, "MIT", "give --yes"):
+    for shown in (
+        model.address,
+        str(model.size),
+        model.sha256,
+        model.digest_from,
+        "MIT",
+        "give --yes",
+    ):
         assert shown in out
     assert served[2] == []
     assert not (tmp_path / "m").exists()
