@@ -1,42 +1,70 @@
-"""What every featurizer without weights makes of clips that nobody would think of."""
+"""What every featurizer makes of clips that nobody would think of."""
 
+import importlib.util
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurizers import landmarks
 from featurizers.catalog import NAMES, build
 from featurizers.clip import Clip, Word
-from featurizers.spec import AudioChunk, AudioWant, VideoChunk, VideoWant, check_feature
+from featurizers.spec import (
+    AudioChunk,
+    AudioWant,
+    Pending,
+    VideoChunk,
+    VideoWant,
+    check_feature,
+)
+from tests import checkpoints, tiny_yunet
 
-SETTINGS = {
-    "hashed-words": {},
+# Where weights are wanted, "@" stands for the folder of those that are made here.
+HEARD = {
     "logmel": {},
     "mfcc": {},
     "prosody": {},
     "waveform": {},
+    "speech-encoder": {"model": "@/speech"},
+    "egemaps": {},
+}
+SEEN = {
     "face-motion": {},
-    "face-track": {"detector": "cascade", "picture": 64},
+    "face-track": {"model": "@/yunet.onnx", "picture": 64},
     "frames": {},
     "appearance": {"crop": "face", "detector": "cascade", "picture": 64},
+    "landmarks": {"model": "@/face.task", "picture": 64},
+    "image-encoder": {"model": "@/image"},
+    "video-encoder": {"model": "@/video", "hop": 2},
+}
+SAID = {
+    "hashed-words": {},
+    "text-encoder": {"model": "@/text"},
+    "word-vectors": {"file": "@/words.txt"},
+}
+MEASURED = {
     "numbers": {"stream": "pose", "dims": 3},
     "track": {"stream": "face", "columns": "a,b"},
     "skeleton": {"stream": "body", "joints": 2, "persons": 2},
 }
-# Their numbers are made by weights, or by others' programs.
-OTHERS = {
-    "egemaps",
-    "landmarks",
-    "speech-encoder",
-    "text-encoder",
-    "image-encoder",
-    "video-encoder",
-    "word-vectors",
-}
+WINDOWED = {"video-encoder"}  # all others give a step for each picture
+# openSMILE is an extra, whose licence not everybody may accept; no other featurizer is left out.
+heard = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "egemaps" and importlib.util.find_spec("opensmile") is None,
+            reason="openSMILE is not installed: pip install 'fuseline[opensmile]'",
+        ),
+    )
+    for name in HEARD
+]
 SOUNDS = {
     "silence": lambda rng, count: np.zeros(count),
     "noise": lambda rng, count: rng.normal(0, 3000, count),
@@ -47,6 +75,67 @@ SOUNDS = {
     "last bit": lambda rng, count: rng.integers(-1, 2, count),
 }
 seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads that wait for each other make small models many times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Makes a featurizer, once, by its name."""
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoints.speech(folder / "speech", "wav2vec2")
+    checkpoints.text(folder / "text", "bert")
+    checkpoints.image(folder / "image", "vit")
+    checkpoints.video(folder / "video")
+    tiny_yunet.write(folder / "yunet.onnx", side=24)
+    (folder / "words.txt").write_text("so 1 2 3\nit 0.5 -1 2\n")
+    (folder / "face.task").write_bytes(b"stands for a model that nobody can make here")
+    found = {}
+    for name, plain in {**HEARD, **SEEN, **SAID, **MEASURED}.items():
+        there = {key: _there(value, folder) for key, value in plain.items()}
+        found[name] = build(name, **there)
+    return found
+
+
+def _there(value, folder):
+    return value.replace("@", str(folder)) if isinstance(value, str) else value
+
+
+class Landmarker:
+    """Stands for MediaPipe, whose model files cannot be made: a face, or none, of some numbers."""
+
+    def detect(self, picture):
+        rng = np.random.default_rng(int(picture.sum()))
+        faces = rng.integers(2)
+        points = [SimpleNamespace(x=x, y=y, z=z) for x, y, z in rng.random((landmarks.POINTS, 3))]
+        shapes = [
+            SimpleNamespace(category_name=name, score=rng.random()) for name in landmarks.SHAPES
+        ]
+        return SimpleNamespace(
+            face_landmarks=[points] * faces,
+            face_blendshapes=[shapes] * faces,
+            facial_transformation_matrixes=[rng.normal(size=(4, 4))] * faces,
+        )
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_mediapipe():
+    with pytest.MonkeyPatch.context() as patch:
+        find = importlib.util.find_spec
+        patch.setattr(importlib.util, "find_spec", lambda name: name == "mediapipe" or find(name))
+        patch.setattr(landmarks, "_landmarker", lambda path: Landmarker())
+        patch.setattr(landmarks, "_seen", lambda landmarker, frame: landmarker.detect(frame))
+        yield
 
 
 @st.composite
@@ -84,7 +173,9 @@ def pictures(draw):
         found, times = [], edges
         for count in counts:
             coarse = rng.integers(0, 256, (count, 8, 8, *shape[2:]))
-            blocks = coarse.repeat(want.size // 8, axis=1).repeat(want.size // 8, axis=2)
+            side = -(-want.size // 8)
+            blocks = coarse.repeat(side, axis=1).repeat(side, axis=2)
+            blocks = blocks[:, : want.size, : want.size]
             frames = {
                 "noise": rng.integers(0, 256, (count, *shape)),
                 "black": np.zeros((count, *shape)),
@@ -104,6 +195,8 @@ def check(featurizer, clip, chunks, first, last):
     for chunk in chunks:
         extraction.add(chunk)
     found = extraction.finish()
+    if isinstance(found, Pending):
+        found = found.assemble(featurizer.encoder.encode(found.items))
     check_feature(featurizer.spec, found)
     assert len(found.values) >= 1
     assert np.isfinite(found.values.astype(np.float64)).all()
@@ -121,37 +214,36 @@ def clip(**known):
     return Clip(key="a", id="a", media="a", media_digest="", **known)
 
 
-def named(kind):
-    found = []
-    for name, given_ in SETTINGS.items():
-        wants = build(name, **given_).wants
-        if wants is not None and isinstance(wants, kind):
-            found.append(name)
-    return found
+def test_every_name_of_the_catalog_is_tried_here(made):
+    assert sorted([*HEARD, *SEEN, *SAID, *MEASURED]) == sorted(NAMES)
+    kinds = {name: type(featurizer.wants) for name, featurizer in made.items()}
+    for names, kind in ((HEARD, AudioWant), (SEEN, VideoWant), (SAID | MEASURED, type(None))):
+        assert {name: kinds[name] for name in names} == dict.fromkeys(names, kind)
 
 
-def test_every_featurizer_is_here_or_known_to_have_others_numbers():
-    assert set(SETTINGS) | OTHERS == set(NAMES)
-    assert not set(SETTINGS) & OTHERS
-
-
-@pytest.mark.parametrize("name", named(AudioWant))
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("name", heard)
+@settings(max_examples=25, deadline=None)
 @given(pieces=sounds())
-def test_any_sound_gives_what_the_spec_declares(name, pieces):
-    featurizer = build(name)
-    chunks = list(chunks_of_sound(pieces, featurizer.wants.rate_hz))
+def test_any_sound_gives_what_the_spec_declares(made, name, pieces):
+    featurizer = made[name]
+    chunks = list(chunks_of_sound(_enough(name, pieces), featurizer.wants.rate_hz))
     end = chunks[-1].start + len(chunks[-1].samples) / featurizer.wants.rate_hz
     check(featurizer, clip(), chunks, chunks[0].start, end)
 
 
-@pytest.mark.parametrize("name", named(AudioWant))
-@settings(max_examples=20, deadline=None)
+def _enough(name, pieces):
+    """With more of the last piece where openSMILE would otherwise say that it is too little."""
+    gap, last = pieces[-1]
+    return [*pieces[:-1], (gap, np.resize(last, 3000))] if name == "egemaps" else pieces
+
+
+@pytest.mark.parametrize("name", heard)
+@settings(max_examples=15, deadline=None)
 @given(pieces=sounds(), cuts=st.lists(st.integers(0, 9000), max_size=4))
-def test_no_sound_shows_how_it_was_cut_into_chunks(name, pieces, cuts):
-    featurizer = build(name)
+def test_no_sound_shows_how_it_was_cut_into_chunks(made, name, pieces, cuts):
+    featurizer = made[name]
     rate_hz = featurizer.wants.rate_hz
-    whole = list(chunks_of_sound(pieces, rate_hz))
+    whole = list(chunks_of_sound(_enough(name, pieces), rate_hz))
     parts = []
     for chunk in whole:
         edges = sorted({0, *(cut for cut in cuts if cut < len(chunk.samples)), len(chunk.samples)})
@@ -162,26 +254,31 @@ def test_no_sound_shows_how_it_was_cut_into_chunks(name, pieces, cuts):
     assert one.times.tobytes() == other.times.tobytes()
 
 
-@pytest.mark.parametrize("name", named(VideoWant))
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", SEEN)
+@settings(max_examples=20, deadline=None)
 @given(make=pictures())
-def test_any_pictures_give_what_the_spec_declares(name, make):
-    featurizer = build(name, **SETTINGS[name])
+def test_any_pictures_give_what_the_spec_declares(made, name, make):
+    featurizer = made[name]
     chunks = make(featurizer.wants)
     end = chunks[-1].times[-1, 1]
     found = check(featurizer, clip(), chunks, chunks[0].times[0, 0], end)
-    assert len(found.values) == sum(len(chunk.frames) for chunk in chunks)
+    count = sum(len(chunk.frames) for chunk in chunks)
+    assert len(found.values) <= count if name in WINDOWED else len(found.values) == count
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", SAID)
+@settings(max_examples=25, deadline=None)
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=5), length=st.floats(0, 3))
-def test_any_words_give_what_the_spec_declares(texts, length):
+def test_any_words_give_what_the_spec_declares(made, name, texts, length):
+    if name == "text-encoder":  # a clip of which its tokenizer knows nothing is empty
+        texts = ["so", *texts]
     edges = np.linspace(0.0, length, len(texts) + 1)
     words = tuple(
         Word(text=text, start=float(start), end=float(end))
         for text, start, end in zip(texts, edges[:-1], edges[1:], strict=True)
     )
-    check(build("hashed-words"), clip(words=words), [], 0.0, length)
+    found = check(made[name], clip(words=words), [], 0.0, length)
+    assert len(found.values) == len(words)
 
 
 @settings(max_examples=30, deadline=None)
@@ -196,7 +293,7 @@ def test_any_numbers_give_what_the_spec_declares(steps, rate_hz, scale, seed):
         path = Path(folder, "pose.npy")
         np.save(path, scale * np.random.default_rng(seed).normal(size=(steps, 3)))
         measured = clip(streams={"pose": str(path)}, stream_rates={"pose": rate_hz})
-        featurizer = build("numbers", **SETTINGS["numbers"])
+        featurizer = build("numbers", **MEASURED["numbers"])
         check(featurizer, measured, [], 0.0, steps / rate_hz)
 
 
@@ -214,7 +311,7 @@ def test_any_track_gives_what_the_spec_declares(cells, least):
     with TemporaryDirectory() as folder:
         path = Path(folder, "face.csv")
         path.write_text("\n".join(["time,a,b,confidence", *lines]))
-        featurizer = build("track", **SETTINGS["track"], least=least)
+        featurizer = build("track", **MEASURED["track"], least=least)
         tracked = clip(streams={"face": str(path)})
         found = check(featurizer, tracked, [], 0.0, 0.1 * len(cells))
         assert len(found.values) == len(cells)
@@ -230,6 +327,6 @@ def test_any_joints_give_what_the_spec_declares(steps, persons, holes, seed):
         path = Path(folder, "body.npy")
         np.save(path, joints)
         moving = clip(streams={"body": str(path)}, stream_rates={"body": 25.0})
-        featurizer = build("skeleton", **SETTINGS["skeleton"])
+        featurizer = build("skeleton", **MEASURED["skeleton"])
         found = check(featurizer, moving, [], 0.0, steps / 25.0)
         assert len(found.values) == steps
