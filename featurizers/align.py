@@ -128,8 +128,10 @@ def _touched(
     times: NDArray[np.float64], targets: NDArray[np.float64], most: int
 ) -> Iterator[_Touched]:
     """The steps of all targets; some targets at a time with `most` steps, or one with more."""
-    order = np.argsort(times[:, 0], kind="stable")
-    begin, end = times[order].T
+    begin, end = times.T
+    rising = bool((begin[1:] >= begin[:-1]).all())
+    order = np.arange(len(begin)) if rising else np.argsort(begin, kind="stable")
+    begin, end = (begin, end) if rising else (begin[order], end[order])
     low, high = targets.T
     # Steps may lie in each other, as the words of two speakers: none before the first whose latest
     # end so far reaches the target can do so itself.
@@ -140,13 +142,16 @@ def _touched(
         along = np.arange(len(rows)) - np.repeat(np.cumsum(counts[block]), counts[block])
         steps = np.repeat((start + counts)[block], counts[block]) + along
         weights = _weights(low[rows], high[rows], begin[steps], end[steps], rows - block.start)
-        there = weights > 0
-        found, first = np.unique(rows[there], return_index=True)
-        if len(found):
-            yield _Touched(found, first, order[steps[there]], weights[there])
+        there = np.flatnonzero(weights > 0)
+        if len(there) < len(rows):
+            rows, steps, weights = rows[there], steps[there], weights[there]
+        if len(rows):
+            first = np.append(0, np.flatnonzero(rows[1:] != rows[:-1]) + 1)
+            yield _Touched(rows[first], first, order[steps], weights)
 
 
 def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Neighbours that have no more than `most` steps together; one alone may have more."""
     sums = np.concatenate([[0], np.cumsum(counts)])
     first = 0
     while first < len(counts):
@@ -166,6 +171,8 @@ def _weights(
     """How much each target overlaps each of its steps; all [P], `rows` tells the targets apart."""
     overlap = np.minimum(high, end) - np.maximum(low, begin)
     real = overlap > ROUNDING * np.minimum(high - low, end - begin)
+    if real.all():
+        return overlap
     # Where nothing overlaps: a target without length lies in the step that contains it, a step
     # without length in the target that does, and two of them in each other.
     inside = (low == high) & (begin <= low) & (low < end)
@@ -187,12 +194,15 @@ def _one_each(values: NDArray[Any], touched: _Touched, how: How, most: int) -> N
             return _at(values, touched.steps[last])
         case "max":
             return _reduced(np.maximum, values, touched, np.ones(1), most)
+        case _ if len(touched.first) == len(touched.steps):  # a step each, whatever its weight
+            return _at(values, touched.steps) + 0.0
         case _:
             totals = np.add.reduceat(touched.weights, touched.first)
             counts = np.diff(np.append(touched.first, len(touched.steps)))
             # Divided before the sum: the shortest overlaps would lose their values in it.
             shares = touched.weights / np.repeat(totals, counts)
-            return _reduced(np.add, values, touched, shares, most)
+            # A sum begins with 0, so that no zero is negative.
+            return _reduced(np.add, values, touched, shares, most) + 0.0
 
 
 def _at(values: NDArray[Any], steps: NDArray[np.int64]) -> NDArray[Any]:
@@ -220,7 +230,7 @@ def _reduced(
         )
         for at in range(0, len(touched.steps), most)
     ]
-    reduced: NDArray[np.float64] = ufunc.reduce(pieces)
+    reduced: NDArray[np.float64] = pieces[0] if len(pieces) == 1 else ufunc.reduce(pieces)
     return reduced
 
 

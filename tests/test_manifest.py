@@ -15,6 +15,7 @@ from featurizers.dataset import COLUMNS, DatasetError
 from featurizers.extract import Outcome
 from featurizers.manifest import (
     CorruptShardError,
+    array_of,
     commit,
     committed,
     committed_digest,
@@ -435,3 +436,37 @@ def test_a_damaged_shard_that_no_manifest_counts_any_more_is_cleared_as_a_whole(
     }
     assert verify(tmp_path) == []
     assert set(open_column(tmp_path, SPEC.fingerprint).rows) == set(SHARDS[0])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.arange(4.0),
+        np.float64(3.0),
+        np.zeros((0, 2), np.uint8),
+        np.arange(24, dtype="<i2").reshape(2, 3, 4),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    ],
+)
+def test_an_array_is_read_as_numpy_reads_it(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    found = array_of(memoryview(buffer.getvalue()))
+    assert found.dtype == array.dtype
+    assert np.array_equal(found, array)
+
+
+def test_objects_are_no_array():
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        array_of(memoryview(buffer.getvalue()))
+
+
+def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path, column, monkeypatch):
+    near = open_column(tmp_path, SPEC.fingerprint).read("a0")
+    monkeypatch.setattr(manifest, "APART", -1)
+    apart = open_column(tmp_path, SPEC.fingerprint).read("a0")
+    assert np.array_equal(near.values, apart.values)
+    assert np.array_equal(near.times, apart.times)

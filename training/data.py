@@ -134,10 +134,9 @@ class Normaliser:
         """
         if name not in self.mean:
             return values
-        scaled: NDArray[np.float32] = np.clip(
-            (values - self.mean[name]) / self.std[name], -LIMIT, LIMIT
-        )
-        return scaled
+        scaled: NDArray[np.float32] = values - self.mean[name]
+        scaled /= self.std[name]
+        return np.clip(scaled, -LIMIT, LIMIT, out=scaled)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
