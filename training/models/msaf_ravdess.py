@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from training.batch import FusionBatch
+from training.models import msaf
 from training.models.msaf import Msaf, MsafSettings
+from training.models.released import renamed
 from training.models.resnext3d import ResNext3d, ResNext3dSettings
 from training.models.sound_cnn import SoundCnn, SoundCnnSettings
 
@@ -128,3 +130,37 @@ class MsafRavdess(nn.Module):
         seen, heard = self.msaf1([self.video.early(seen), self.audio.early(heard)], there)
         seen, heard = self.msaf2([self.video.late(seen), self.audio.late(heard)], there)
         return self.video.scores(seen) * there[0] + self.audio.scores(heard) * there[1]
+
+
+# The release cuts each branch into three parts, of which each is numbered from 0.
+_RELEASED = {
+    "video_model_blocks.0.0.": "video.conv1.",
+    "video_model_blocks.0.1.": "video.bn1.",
+    **{f"video_model_blocks.0.{n + 2}.": f"video.layer{n}." for n in (1, 2, 3)},
+    "video_model_blocks.1.0.": "video.layer4.",
+    "video_model_blocks.2.2.": "video.fc.",
+    "audio_model_blocks.0.0.": "audio.conv1.",
+    "audio_model_blocks.0.2.": "audio.bn1.",
+    "audio_model_blocks.0.3.": "audio.conv2.",
+    "audio_model_blocks.1.1.": "audio.bn2.",
+    "audio_model_blocks.1.3.": "audio.conv3.",
+    "audio_model_blocks.1.5.": "audio.bn3.",
+    "audio_model_blocks.2.2.": "audio.fc.",
+}
+
+
+def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the released network by our names.
+
+    It leaves out a ReLU behind the first normalisation of the pictures, which is kept here; so it
+    computes something else until it is trained a little.
+
+    Raises:
+        KeyError: A tensor is missing, or has a name that the released network does not have.
+    """
+    branches = {name: x for name, x in state.items() if not name.startswith("msaf.")}
+    found = renamed(branches, _RELEASED, "network for RAVDESS")
+    for n in (0, 1):
+        module = msaf.from_reference(state, f"msaf.{n}.")
+        found |= {f"msaf{n + 1}.{name}": x for name, x in module.items()}
+    return found

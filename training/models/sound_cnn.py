@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.batch import FusionBatch
 from training.models.blocks import check_shares, find_stream
 from training.models.fixed_length import first
+from training.models.released import renamed
 
 POOL = 8
 
@@ -112,3 +113,18 @@ class SoundCnn(nn.Module):
         x = nn.functional.dropout(x.flatten(1), self.settings.head_dropout, self.training)
         scores: Tensor = self.fc(x)
         return scores
+
+
+_RELEASED = {
+    **{f"{name}.": f"{name}." for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")},
+    "fc1.": "fc.",
+}
+
+
+def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the released network over MFCC by our names: its layer `fc1` is `fc` here.
+
+    Raises:
+        KeyError: A tensor has a name that the released network does not have.
+    """
+    return renamed(state, _RELEASED, "network over MFCC")
