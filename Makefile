@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: check test soak bench demo install clean
+.PHONY: check test soak gpu bench demo install clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -25,8 +25,11 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
 
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+
 bench: $(STAMP)
-	@for script in $(filter-out benchmarks/corpus.py benchmarks/encoders.py benchmarks/reference_parity.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/card.py benchmarks/corpus.py benchmarks/encoders.py benchmarks/models_on_card.py benchmarks/reference_parity.py benchmarks/step_on_card.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 demo: $(STAMP)
 	$(BIN)/fuseline demo

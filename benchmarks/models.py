@@ -10,15 +10,12 @@ disturbed all the same is printed. Memory is the most that a step adds to weight
 process of its own. Operator calls are those that torch's profiler counts in one step of the twin,
 beside the count of the authors' code where it is known.
 
-With `--device cuda` both sides run under autocast to bfloat16, and ours compiled as well; the share
-of the card's peak is that of the counted multiplications and additions. No card was at hand when
-this was written: that part has never run.
+With `--device cuda` another table is made: `models_on_card.py` says what it holds.
 
     python benchmarks/models.py [--quick] [--full] [--device cuda] [--only NAME ...]
 """
 
 import argparse
-import contextlib
 import functools
 import gc
 import json
@@ -32,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import models_on_card  # before the folder leaves sys.path: see featurizers.py
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from card import step
 from twins import Pair, Side
 from twins import mmlatch as mmlatch_twin
 from twins import msaf as msaf_twin
@@ -46,7 +44,6 @@ HOME = Path(__file__).resolve().parent.parent
 THREADS = 2
 OTHERS = 0.08
 AGREEMENT = 1e-4
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 Which = Literal["ours", "twin"]
 
 
@@ -57,7 +54,7 @@ class Row:
     Attributes:
         name: Of its figures.
         title: For people.
-        make: Both sides, from clips, steps, `dropout` and `device`.
+        make: Both sides, from clips, steps and `dropout`.
         clips: B.
         steps: T.
         released_calls: Operator calls of the authors' code in a step; None where nobody counted.
@@ -177,12 +174,18 @@ def main() -> None:
     arguments.add_argument("--full", action="store_true", help="unaligned MulT with 32 clips")
     arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments.add_argument("--peak-tflops", type=float, help="of a card that is not known here")
+    arguments.add_argument(
+        "--compile-seconds", type=float, default=60.0, help="on a card, for all lines together"
+    )
     arguments.add_argument("--only", nargs="+", metavar="NAME", help="these lines alone")
     arguments.add_argument(
         "--peak-of", nargs=2, metavar=("NAME", "SIDE"), help="print the MB of one side, no more"
     )
     given = arguments.parse_args()
     torch.set_num_threads(THREADS)
+    if given.device == "cuda":
+        on_card(given)
+        return
     if given.peak_of:
         name, which = given.peak_of
         print(_peak_mb(next(row for row in rows(full=given.full) if row.name == name), which))
@@ -193,36 +196,51 @@ def main() -> None:
         arguments.error(f"no line has the name {given.only}; there are {names}")
     rounds = 3 if given.quick else 9
     figures: dict[str, float] = {}
-    print_head(rounds, given.device)
+    print_head(rounds)
     for row in chosen:
-        figures |= measured(row, rounds, given.device, given.peak_tflops)
+        figures |= measured(row, rounds)
     if not given.quick:
         for row in chosen:
             if row.costed:
-                figures |= cost(row, given.device)
+                figures |= cost(row)
+    print_figures("models", given, figures, platform.processor() or "cpu")
+
+
+def on_card(given: argparse.Namespace) -> None:
+    """Measure and print what a CUDA device takes."""
+    figures = models_on_card.table(
+        given.only, 5 if given.quick else 15, given.peak_tflops, given.compile_seconds
+    )
+    print_figures("models_on_card", given, figures, torch.cuda.get_device_name())
+
+
+def print_figures(
+    name: str, given: argparse.Namespace, figures: dict[str, float], device: str
+) -> None:
+    """All figures in one line."""
     used = {**versions(["torch", "numpy"]), "python": platform.python_version()}
-    about = {"commit": git_commit(HOME), "versions": used, "device": device_name(given.device)}
-    print(json.dumps({"benchmark": "models", "quick": given.quick, "figures": figures, **about}))
+    about = {"commit": git_commit(HOME), "versions": used, "device": device}
+    print(json.dumps({"benchmark": name, "quick": given.quick, "figures": figures, **about}))
 
 
-def print_head(rounds: int, device: str) -> None:
+def print_head(rounds: int) -> None:
     """The heads of the columns."""
-    print(f"{device_name(device)}, {THREADS} threads, {rounds} rounds; a training step")
+    print(f"{platform.processor() or 'cpu'}, {THREADS} threads, {rounds} rounds; a training step")
     print(
         f"  {'':<34} {'ours ms (min)':>16} {'twin ms (min)':>16} {'times':>6} {'MB':>6} {'twin':>6}"
         f" {'calls':>7} {'twin':>7} {'released':>8} {'disturbed':>9}"
     )
 
 
-def measured(row: Row, rounds: int, device: str, peak: float | None) -> dict[str, float]:
+def measured(row: Row, rounds: int) -> dict[str, float]:
     """All figures of one line, printed."""
     if row.same:
-        compare(row, device)
-    pair = row.make(row.clips, row.steps, dropout=True, device=device)
-    timed = interleaved(pair, rounds, device)
+        compare(row)
+    pair = row.make(row.clips, row.steps, dropout=True)
+    timed = interleaved(pair, rounds)
     calls = {which: operator_calls(side_of(pair, which)) for which in ("ours", "twin")}
     del pair
-    peaks = {which: peak_mb(row, which, device) for which in ("ours", "twin")}
+    peaks = {which: peak_mb(row, which) for which in ("ours", "twin")}
     shown = [
         f"{1e3 * statistics.median(each):8.1f} ({1e3 * min(each):5.1f})"
         for each in (timed.ours, timed.twin)
@@ -234,7 +252,7 @@ def measured(row: Row, rounds: int, device: str, peak: float | None) -> dict[str
         f" {released:>8} {timed.disturbed:>9}",
         flush=True,
     )
-    found = {
+    return {
         row.name: round(timed.ratio, 3),
         f"{row.name}_ms": round(1e3 * statistics.median(timed.ours), 2),
         f"{row.name}_twin_ms": round(1e3 * statistics.median(timed.twin), 2),
@@ -242,14 +260,11 @@ def measured(row: Row, rounds: int, device: str, peak: float | None) -> dict[str
         f"{row.name}_calls": calls["ours"],
         f"{row.name}_twin_calls": calls["twin"],
     }
-    if device == "cuda":
-        found |= on_card(row, peak)
-    return found
 
 
-def compare(row: Row, device: str) -> None:
+def compare(row: Row) -> None:
     """Raise RuntimeError unless both sides give the same outputs without dropout."""
-    pair = row.make(row.clips, row.steps, dropout=False, device=device)
+    pair = row.make(row.clips, row.steps, dropout=False)
     with torch.no_grad():
         ours, theirs = pair.ours.call(), pair.twin.call()
     for mine, other in zip(ours, theirs, strict=True):
@@ -266,31 +281,15 @@ def side_of(pair: Pair, which: Which) -> Side:
     return pair.ours if which == "ours" else pair.twin
 
 
-def step(side: Side, device: str = "cpu") -> None:
-    """Clear the gradients, forward, backward."""
-    side.model.zero_grad(set_to_none=True)
-    with autocast(device):
-        outputs = side.call()
-        loss = torch.stack([output.float().square().sum() for output in outputs]).sum()
-    loss.backward()
-
-
-def autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Half precision on a card, nothing on a CPU."""
-    if device == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def interleaved(pair: Pair, rounds: int, device: str) -> Timed:
+def interleaved(pair: Pair, rounds: int) -> Timed:
     """Both sides in turns."""
     for side in (pair.ours, pair.twin):
-        step(side, device)
-        step(side, device)
+        step(side)
+        step(side)
     kept: list[tuple[float, float, bool]] = []
     again = rounds
     while len(kept) < rounds:
-        seconds, disturbed = one_round(pair, len(kept), device)
+        seconds, disturbed = one_round(pair, len(kept))
         if disturbed and again:
             again -= 1
             continue
@@ -299,7 +298,7 @@ def interleaved(pair: Pair, rounds: int, device: str) -> Timed:
     return Timed(ours=ours, twin=twin, disturbed=sum(disturbances))
 
 
-def one_round(pair: Pair, number: int, device: str) -> tuple[tuple[float, float], bool]:
+def one_round(pair: Pair, number: int) -> tuple[tuple[float, float], bool]:
     """Seconds of ours and of the twin, in an order that changes; whether others were at work."""
     seconds = [0.0, 0.0]
     busy = busy_seconds()
@@ -307,10 +306,8 @@ def one_round(pair: Pair, number: int, device: str) -> tuple[tuple[float, float]
     began = time.perf_counter()
     for which in (0, 1) if number % 2 else (1, 0):
         side = (pair.ours, pair.twin)[which]
-        synchronize(device)
         start = time.perf_counter()
-        step(side, device)
-        synchronize(device)
+        step(side)
         seconds[which] = time.perf_counter() - start
     there = (time.perf_counter() - began) * (psutil.cpu_count() or 1)
     others = busy_seconds() - busy - (time.process_time() - own)
@@ -323,12 +320,6 @@ def busy_seconds() -> float:
     return float(sum(spent) - spent.idle - getattr(spent, "iowait", 0.0))
 
 
-def synchronize(device: str) -> None:
-    """Wait for a card."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def operator_calls(side: Side) -> int:
     """What torch's profiler counts in one step, operators within operators included."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -339,14 +330,8 @@ def operator_calls(side: Side) -> int:
 # Memory
 
 
-def peak_mb(row: Row, which: Which, device: str) -> float:
+def peak_mb(row: Row, which: Which) -> float:
     """The most that two steps add to weights and inputs."""
-    if device == "cuda":
-        pair = row.make(row.clips, row.steps, dropout=True, device=device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(side_of(pair, which), device)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
     command = [sys.executable, __file__, "--peak-of", row.name, which]
     if row.clips != standard(row.name).clips:
         command.append("--full")
@@ -360,8 +345,8 @@ def standard(name: str) -> Row:
 
 
 def _peak_mb(row: Row, which: Which) -> float:
-    pair = row.make(row.clips, row.steps, dropout=True, device="cpu")
-    step(side_of(row.make(2, 2, dropout=True, device="cpu"), which))  # what is loaded once
+    pair = row.make(row.clips, row.steps, dropout=True)
+    step(side_of(row.make(2, 2, dropout=True), which))  # what is loaded once
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the preparing
     before = psutil.Process().memory_info().rss
@@ -374,7 +359,7 @@ def _peak_mb(row: Row, which: Which) -> float:
 # Cost against length and batch
 
 
-def cost(row: Row, device: str) -> dict[str, float]:
+def cost(row: Row) -> dict[str, float]:
     """Milliseconds of a step by length and by batch, printed."""
     found: dict[str, float] = {}
     lengths = [(row.clips, steps) for steps in (row.steps // 4, row.steps // 2, row.steps * 2)]
@@ -382,7 +367,7 @@ def cost(row: Row, device: str) -> dict[str, float]:
     print(f"{row.title}: by clips and steps")
     print(f"  {'clips':>5} {'steps':>5} {'ours ms':>9} {'a clip':>8} {'twin ms':>9} {'times':>6}")
     for clips, steps in [*sorted(lengths), *sorted(batches)]:
-        timed = interleaved(row.make(clips, steps, dropout=True, device=device), 3, device)
+        timed = interleaved(row.make(clips, steps, dropout=True), 3)
         ours = 1e3 * statistics.median(timed.ours)
         print(
             f"  {clips:>5} {steps:>5} {ours:9.1f} {ours / clips:8.2f} {ours * timed.ratio:9.1f}"
@@ -392,55 +377,6 @@ def cost(row: Row, device: str) -> dict[str, float]:
         found[f"{row.name}_{clips}x{steps}_ms"] = round(ours, 2)
         found[f"{row.name}_{clips}x{steps}"] = round(timed.ratio, 3)
     return found
-
-
-# On a card
-
-
-def on_card(row: Row, peak: float | None) -> dict[str, float]:
-    """Ours compiled, and the share of the card's peak, printed."""
-    pair = row.make(row.clips, row.steps, dropout=True, device="cuda")
-    pair.ours.model.compile()
-    timed = interleaved(pair, 9, "cuda")
-    seconds = statistics.median(timed.ours)
-    known = [value for name, value in PEAK_TFLOPS.items() if name in device_name("cuda")]
-    found = {f"{row.name}_compiled_ms": round(1e3 * seconds, 3)}
-    tflops = peak or (known[0] if known else None)
-    if tflops is None:
-        print(f"  {'':<34} compiled {1e3 * seconds:.2f} ms; peak not known: give --peak-tflops")
-        return found
-    share = flops(row) / seconds / (tflops * 1e12)
-    print(f"  {'':<34} compiled {1e3 * seconds:.2f} ms, {share:.2%} of {tflops:g} TFLOP/s")
-    return {**found, f"{row.name}_peak_share": round(share, 6)}
-
-
-def flops(row: Row) -> float:
-    """Multiplications and additions of one step of ours, counted on the CPU."""
-    pair = row.make(row.clips, row.steps, dropout=True, device="cpu")
-    aten = torch.ops.aten
-    layers = {
-        aten.mkldnn_rnn_layer: _layer_flops,
-        aten.mkldnn_rnn_layer_backward: _layer_backward_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=layers) as counter:
-        step(pair.ours)
-    return float(counter.get_total_flops())
-
-
-def _layer_flops(
-    x: Sequence[int], of_input: Sequence[int], of_state: Sequence[int], *_: object, **_more: object
-) -> int:
-    """One direction of a recurrence: x [T, B, D], weights [4H, D] and [4H, H]."""
-    return 2 * x[0] * x[1] * of_input[0] * (of_input[1] + of_state[1])
-
-
-def _layer_backward_flops(*shapes: Sequence[int], **_more: object) -> int:
-    return 2 * _layer_flops(*shapes)
-
-
-def device_name(device: str) -> str:
-    """What the steps run on."""
-    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from the same weights, and their losses are compared before any figure is printe
 `data_wait_share` is the part of our steps in which the model waits for its batch, in a first epoch
 in which every clip is read from its shard, checked, pooled and normalised.
 
-    python benchmarks/step.py [--quick]
+With `--device cuda` another table is made: `step_on_card.py` says what it holds.
+
+    python benchmarks/step.py [--quick] [--device cuda]
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import step_on_card  # before the folder leaves sys.path: see featurizers.py
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
@@ -68,7 +71,12 @@ def main() -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="fewer clips")
-    quick = arguments.parse_args().quick
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given = arguments.parse_args()
+    if given.device == "cuda":
+        on_card(quick=given.quick)
+        return
+    quick = given.quick
     figures: dict[str, float] = {}
     ratios: dict[int, list[float]] = {1: [], 2: []}
     waits: list[float] = []
@@ -90,9 +98,19 @@ def main() -> None:
     figures["to_bare_torch_1rank"] = round(min(ratios[1]), 3)
     figures["to_bare_torch_2ranks"] = round(min(ratios[2]), 3)
     figures["data_wait_share"] = round(max(waits), 4)
+    print_figures("step", figures)
+
+
+def on_card(*, quick: bool) -> None:
+    """Measure and print what a CUDA device takes."""
+    print_figures("step_on_card", step_on_card.table(quick=quick))
+
+
+def print_figures(name: str, figures: Mapping[str, float]) -> None:
+    """All figures in one line."""
     used = {**versions(["torch", "deepspeed"]), "python": platform.python_version()}
     about = {"commit": git_commit(HOME), "versions": used}
-    print(json.dumps({"benchmark": "step", "figures": figures, **about}))
+    print(json.dumps({"benchmark": name, "figures": figures, **about}))
 
 
 def write_dataset(root: Path, count: int) -> dict[str, str]:

@@ -298,7 +298,7 @@ class Lstm(nn.Module):
         outputs, _, _ = torch.lstm(
             x_BTD,
             (start, start),
-            [self.get_parameter(name + suffix) for name in names],
+            _beside([self.get_parameter(name + suffix) for name in names]),
             has_biases=True,
             num_layers=1,
             dropout=0.0,
@@ -308,6 +308,16 @@ class Lstm(nn.Module):
             batch_first=True,
         )
         return outputs
+
+
+def _beside(weights: list[Tensor]) -> list[Tensor]:
+    """The weights of a recurrence in one piece of memory, where cuDNN wants them so."""
+    if weights[0].device.type == "cpu":
+        return weights
+    # Left to itself, it gathers them with a warning, one by one.
+    flat = torch.cat([weight.flatten() for weight in weights])
+    parts = torch.split(flat, [weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 def turned_rows(padding_BT1: Tensor) -> Tensor:
