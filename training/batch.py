@@ -5,7 +5,7 @@ Shapes: B clips, T steps (differs between streams unless pooled), D dimensions o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -25,14 +25,23 @@ class Stream:
 
     A clip that lacks the feature has a mask that is False everywhere; values are 0 where the mask
     is False.
+
+    What an encoder within the model reads has the times of its steps as well: float32 [B, T, 2],
+    in seconds from the clip's start.
     """
 
     values: Tensor
     mask: Tensor
+    times: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Stream":
-        """The same on a device, and in a floating-point type where given."""
-        return Stream(self.values.to(device=device, dtype=dtype), self.mask.to(device))
+        """The same on a device, and in a floating-point type where given.
+
+        What an encoder reads stays float32: numbers of word pieces do not survive another type.
+        """
+        if self.times is None:
+            return Stream(self.values.to(device=device, dtype=dtype), self.mask.to(device))
+        return Stream(self.values.to(device), self.mask.to(device), self.times.to(device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +55,15 @@ class FusionBatch:
             None when only predictions are wanted.
         weight: float [B]; 0 for the rows that pad the last global batch.
         keys: The clips.
+        base: The time base that states of encoders are to be pooled to, values [B, T, 2] in
+            seconds; None where every stream keeps its own steps, or no encoder reads one.
     """
 
     streams: Mapping[str, Stream]
     target: Tensor | None
     weight: Tensor
     keys: tuple[str, ...]
+    base: Stream | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "FusionBatch":
         """The same on a device; features in `dtype` where given, targets and weights as before."""
@@ -60,6 +72,7 @@ class FusionBatch:
             target=None if self.target is None else self.target.to(device),
             weight=self.weight.to(device),
             keys=self.keys,
+            base=None if self.base is None else self.base.to(device),
         )
 
 
@@ -72,6 +85,9 @@ class Sample:
         valid: bool [T] by stream, for example False at words during which there is no picture;
             None when all are.
         target: None when unknown.
+        times: float64 [T, 2] of the streams that an encoder within the model reads, which are
+            neither pooled nor normalised.
+        base: What the encoders' states are to be pooled to, float64 [T, 2].
     """
 
     key: str
@@ -79,6 +95,8 @@ class Sample:
     valid: Mapping[str, NDArray[np.bool_] | None]
     target: Target | None = None
     weight: float = 1.0
+    times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    base: NDArray[np.float64] | None = None
 
 
 class FusionModel(Protocol):
@@ -126,11 +144,13 @@ def collate(samples: Sequence[Sample], widths: Mapping[str, int]) -> FusionBatch
         target=target,
         weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         keys=tuple(sample.key for sample in samples),
+        base=_base(samples),
     )
 
 
 def _pad(samples: Sequence[Sample], name: str, width: int) -> Stream:
     arrays = [sample.values[name] for sample in samples]
+    timed = any(name in sample.times for sample in samples)
     longest = max((len(array) for array in arrays if array is not None), default=0)
     values = np.zeros((len(samples), max(longest, 1), width), dtype=np.float32)
     mask = np.zeros(values.shape[:2], dtype=bool)
@@ -141,4 +161,27 @@ def _pad(samples: Sequence[Sample], name: str, width: int) -> Stream:
         mask[row, : len(array)] = True if valid is None else valid
         values[row, : len(array)] = array
     values[~mask] = 0.0
+    times = _times(samples, name, values.shape[1]) if timed else None
+    return Stream(torch.from_numpy(values), torch.from_numpy(mask), times)
+
+
+def _times(samples: Sequence[Sample], name: str, longest: int) -> Tensor:
+    times = np.zeros((len(samples), longest, 2), dtype=np.float32)
+    for row, sample in enumerate(samples):
+        own = sample.times.get(name, ())
+        times[row, : len(own)] = own if len(own) else 0.0
+    return torch.from_numpy(times)
+
+
+def _base(samples: Sequence[Sample]) -> Stream | None:
+    bases = [sample.base for sample in samples if sample.base is not None]
+    if not bases:
+        return None
+    longest = max(len(base) for base in bases)
+    values = np.zeros((len(samples), max(longest, 1), 2), dtype=np.float32)
+    mask = np.zeros(values.shape[:2], dtype=bool)
+    for row, sample in enumerate(samples):
+        if sample.base is not None:
+            values[row, : len(sample.base)] = sample.base
+            mask[row, : len(sample.base)] = True
     return Stream(torch.from_numpy(values), torch.from_numpy(mask))

@@ -193,6 +193,7 @@ def to_sample(
     target: Target | None = None,
     *,
     spoken: Collection[str] = (),
+    encoded: Collection[str] = (),
 ) -> Sample:
     """A clip's features as a model takes them: pooled to the recipe's time base, and normalised.
 
@@ -207,13 +208,21 @@ def to_sample(
         target: See `target_of`.
         spoken: The streams whose steps are words, see `spoken_of`: between two words nothing is
             said, so that the mean of these is by overlap alone.
+        encoded: Streams that an encoder within the model reads: they keep their steps with their
+            times, in their order, and the model pools what the encoder makes of them.
     """
     base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
     values: dict[str, NDArray[np.float32] | None] = {}
     valid: dict[str, NDArray[np.bool_] | None] = {}
+    times: dict[str, NDArray[np.float64]] = {}
     for name, feature in features.items():
         values[name], valid[name] = None, None
         if feature is None:
+            continue
+        if name in encoded:
+            if _reaches(feature, base):
+                values[name] = feature.values.astype(np.float32)
+                times[name] = feature.times
             continue
         how = "overlap" if pooling.how == "mean" and name in spoken else pooling.how
         if base is None:
@@ -224,7 +233,22 @@ def to_sample(
             scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
             scaled[~there] = 0.0
             values[name], valid[name] = scaled, None if there.all() else there
-    return Sample(key=clip.key, values=values, valid=valid, target=target)
+    return Sample(
+        key=clip.key,
+        values=values,
+        valid=valid,
+        target=target,
+        times=times,
+        base=base if encoded else None,
+    )
+
+
+def _reaches(feature: Feature, base: NDArray[np.float64] | None) -> bool:
+    """Whether there are steps, and the time base has any of them."""
+    if base is None or not len(feature.times):
+        return bool(len(feature.times))
+    steps = Feature(np.zeros((len(feature.times), 1), dtype=np.float32), feature.times)
+    return bool(pool(steps, base, "overlap")[1].any())
 
 
 def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
@@ -370,6 +394,7 @@ class Samples:
             self._normaliser,
             self.targets[key],
             spoken=self._spoken,
+            encoded=self._recipe.model.encoders.keys(),
         )
         size = sum(values.nbytes for values in sample.values.values() if values is not None)
         if size <= self._room_bytes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict, TypeVar, assert_never
+from typing import Any, NotRequired, TypedDict, TypeVar, assert_never
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from training import checkpoint
 from training.batch import Criterion, FusionBatch, OwnLosses
+from training.optimizer import groups
 from training.recipe import Recipe, micro_batch
 
 Found = TypeVar("Found")
@@ -33,12 +34,21 @@ BEST = "best.safetensors"
 BUCKET_ELEMENTS = 10_000_000
 
 
+class Offload(TypedDict):
+    """Where something is kept that is split over the ranks, when not on the device."""
+
+    device: str
+    pin_memory: bool
+
+
 class ZeroSettings(TypedDict):
     """What is split over the ranks: nothing, optimizer states, gradients too, weights too."""
 
     stage: int
     reduce_bucket_size: int
     allgather_bucket_size: int
+    offload_optimizer: NotRequired[Offload]
+    offload_param: NotRequired[Offload]
 
 
 class Switch(TypedDict):
@@ -54,6 +64,7 @@ class DeepSpeedSettings(TypedDict):
     train_micro_batch_size_per_gpu: int
     gradient_clipping: float
     zero_optimization: ZeroSettings
+    zero_force_ds_cpu_optimizer: bool
     bf16: Switch
     steps_per_print: int
 
@@ -66,16 +77,25 @@ def ds_config(recipe: Recipe, world: int, micro: int) -> DeepSpeedSettings:
         world: Ranks.
         micro: Clips that each rank takes at a time.
     """
+    zero: ZeroSettings = {
+        "stage": recipe.zero,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
+    pinned = torch.cuda.is_available()
+    if recipe.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+    if recipe.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": pinned}
     return {
         "train_batch_size": recipe.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         # Left out, DeepSpeed would clip to 1.0.
         "gradient_clipping": 0.0 if recipe.clip_norm is None else recipe.clip_norm,
-        "zero_optimization": {
-            "stage": recipe.zero,
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-            "allgather_bucket_size": BUCKET_ELEMENTS,
-        },
+        "zero_optimization": zero,
+        # With offloading DeepSpeed insists on its own Adam, which is compiled with g++ at first use
+        # and took minutes; PyTorch's is slower by a step of a few million numbers.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": recipe.precision == "bf16"},
         "steps_per_print": 10**9,
     }
@@ -122,9 +142,10 @@ class Engine:
         model = model.to(self._dtype)
         self._observed = _observed(model)
         self._model, self._own_losses = model, isinstance(model, OwnLosses)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        found = groups(model, recipe)
+        # What each group's rate is of the recipe's.
+        self._scales = [each["lr"] / (recipe.learning_rate or 1.0) for each in found]
+        optimizer = torch.optim.AdamW([dict(group) for group in found])
         self._engine, *_ = deepspeed.initialize(
             model=_Trained(model) if isinstance(model, OwnLosses) else model,
             optimizer=optimizer,
@@ -174,8 +195,8 @@ class Engine:
 
     def set_learning_rate(self, rate: float) -> None:
         """Use this learning rate from the next step on."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        for group, scale in zip(self._engine.optimizer.param_groups, self._scales, strict=True):
+            group["lr"] = rate * scale
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """The tensors of all ranks, in order of rank; all have the same shape and type."""
@@ -192,12 +213,17 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state of the model in main memory, numbers as float32, at any ZeRO stage."""
+        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
         # At these settings what the module holds is a part, or rounded.
         masters = self._recipe.zero == 3 or self._recipe.precision == "bf16"
         state: dict[str, Tensor] = {}
         for name, tensor in self._model.state_dict(keep_vars=True).items():
+            if hasattr(tensor, "ds_id") and not tensor.requires_grad:
+                with GatheredParameters([tensor]):  # frozen: there is no master
+                    state[name] = tensor.detach().float().to("cpu", copy=True).contiguous()
+                continue
             parameter = masters and isinstance(tensor, nn.Parameter)
             master = safe_get_full_fp32_param(tensor) if parameter else None
             full = (tensor if master is None else master).detach()

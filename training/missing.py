@@ -72,4 +72,4 @@ def draw(seed: int, position: int, clips: int, streams: int) -> Tensor:
 def _kept(stream: Stream, kept_B: Tensor) -> Stream:
     """The stream of the clips that keep it, and nothing of the others."""
     mask = stream.mask & kept_B.unsqueeze(1)
-    return Stream(stream.values.masked_fill(~mask.unsqueeze(2), 0.0), mask)
+    return replace(stream, values=stream.values.masked_fill(~mask.unsqueeze(2), 0.0), mask=mask)

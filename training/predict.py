@@ -223,6 +223,7 @@ class Predictor:
             self.recipe.pooling,
             self.normaliser,
             spoken=spoken_of(self.specs),
+            encoded=self.recipe.model.encoders.keys(),
         )
 
     def _take(self, index: int, row: Mapping[str, Any], decoder: Decoder) -> _Taken:

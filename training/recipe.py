@@ -61,12 +61,46 @@ class Pooling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSettings:
+    """A pretrained encoder that is trained together with the fusion model, on a raw stream.
+
+    Attributes:
+        config: The encoder's settings in transformers, as JSON; its `model_type` is the kind.
+        look: What the checkpoint's preprocessor does to the raw stream, as JSON.
+        weights: The checkpoint that it begins with, "PLACE#DIGEST", the place a folder or
+            NAME@REVISION; empty for weights drawn by chance.
+        learning_rate: Of its last layer, where the recipe's is that of the fusion model.
+        layer_decay: The learning rate of a layer over that of the layer above it.
+        freeze: "none", "all", "features" (what lies below the layers), or a number: so many of the
+            first layers as well.
+        checkpointing: Whether the backward pass computes activations anew, instead of keeping them.
+        width: What its states are projected to; 0 leaves them as they are.
+        most: Steps of the raw stream that it reads at most; 0 is as many as the encoder can.
+    """
+
+    config: str
+    look: str = "{}"
+    weights: str = ""
+    learning_rate: float = 2e-5
+    layer_decay: float = 1.0
+    freeze: str | int = "none"
+    checkpointing: bool = False
+    width: int = 0
+    most: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """Which model, over which streams (in this order), with which settings of its own."""
+    """Which model, over which streams (in this order), with which settings of its own.
+
+    Attributes:
+        encoders: The encoder of each stream that has one; the model is fused of their states.
+    """
 
     kind: str
     streams: tuple[str, ...]
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    encoders: Mapping[str, EncoderSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +111,10 @@ class Recipe:
         name: The named recipe that it came from.
         clip_norm: Gradient norm above which gradients are scaled down; None for no clipping.
         patience: Epochs without a better validation loss after which training stops.
+        zero: What is split over the ranks: nothing, the optimizer's state (1), gradients too (2),
+            weights too (3).
+        offload: What is kept in main memory, not on the device: nothing, the optimizer's state (at
+            stage 1 or more), or the weights too (at stage 3).
         take_absent: Whether training takes clips that lack a stream (masked), or leaves them out.
         modality_dropout: The probability that training masks a stream of a clip; one that the clip
             has always stays.
@@ -100,6 +138,7 @@ class Recipe:
     patience: int = 10
     loss: Loss = "l1"
     zero: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "all"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
     take_absent: bool = True
     modality_dropout: float = 0.0
@@ -113,6 +152,10 @@ class Recipe:
         """sha256 of all settings in hex; where files of weights lie does not matter."""
         plain = self.to_json()
         plain["start"] = {part: text.rpartition("#")[2] for part, text in self.start.items()}
+        for encoder in plain["model"]["encoders"].values():
+            encoder["weights"] = encoder["weights"].rpartition("#")[2]
+        if not plain["model"]["encoders"]:
+            del plain["model"]["encoders"]  # nothing is decided by it
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -126,6 +169,8 @@ class Recipe:
         plain = dict(data)
         model, task = dict(plain.pop("model")), dict(plain.pop("task"))
         model["streams"] = tuple(model["streams"])
+        encoders = model.get("encoders", {})
+        model["encoders"] = {name: EncoderSettings(**each) for name, each in encoders.items()}
         task["classes"] = tuple(task["classes"])
         return Recipe(
             model=ModelSettings(**model),

@@ -6,15 +6,18 @@ shows how one is added.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import nn
 
+from training.batch import OwnLosses
 from training.models.blocks import FusionSettings
 from training.models.decision import DecisionSettings, decision_average, decision_product
 from training.models.early_fusion import EarlyFusion
+from training.models.encoders import Encoder, build_encoder
+from training.models.end_to_end import EndToEnd, EndToEndByOwnLosses
 from training.models.hcn import Hcn, HcnSettings
 from training.models.i3d import I3d, I3dSettings
 from training.models.late_fusion import LateFusion
@@ -78,6 +81,8 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
         ValueError: An unknown kind, stream or setting, or a value that the setting does not take.
     """
     _check_streams(settings, widths)
+    if settings.encoders:
+        return _end_to_end(settings, widths, outputs)
     if outputs < 1:
         raise ValueError(
             f"a model of {outputs} outputs predicts nothing; give 1, or one for each class or label"
@@ -92,6 +97,22 @@ def build(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> n
         )
     parsed = _parse(kind.settings, settings.kind, settings.settings)
     return kind.model(settings.streams, widths, outputs, parsed)
+
+
+def _end_to_end(settings: ModelSettings, widths: Mapping[str, int], outputs: int) -> EndToEnd:
+    """The same model of the states of encoders, and these encoders."""
+    encoders: dict[str, Encoder] = {}
+    for name, each in settings.encoders.items():
+        if name not in settings.streams:
+            raise ValueError(f"encoders: no stream {name!r}; {_nearest(name, settings.streams)}")
+        try:
+            encoders[name] = build_encoder(each, widths[name])
+        except ValueError as error:
+            raise ValueError(f"encoders.{name}: {error}") from None
+    states = {name: each.settings.width or each.width for name, each in encoders.items()}
+    fusion = build(replace(settings, encoders={}), {**widths, **states}, outputs)
+    by_own_losses = isinstance(fusion, OwnLosses)
+    return (EndToEndByOwnLosses if by_own_losses else EndToEnd)(encoders, fusion)
 
 
 def _check_streams(settings: ModelSettings, widths: Mapping[str, int]) -> None:
