@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.batch import FusionBatch, Stream
+from training.missing import dropped, without
 from training.models import build
 from training.models.fixed_length import evenly, first
 from training.models.pictures import MEAN, STD, Pictures
@@ -230,6 +231,32 @@ def test_missing_streams_give_finite_outputs_and_gradients_everywhere(kind, clip
     assert outputs.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert (outputs[:clips] == 0).all()
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_stream_that_is_taken_away_or_dropped_is_one_that_was_never_there(kind):
+    model, batch = tiny(kind).eval(), random_batch(11)
+    for row, name in enumerate(READS[kind]):
+        empty = Stream(torch.zeros(3, 1, WIDTHS[name]), torch.zeros(3, 1, dtype=torch.bool))
+        own = batch_of({each: batch.streams[each] for each in READS[kind]})
+        draws = torch.full((3, 2), 0.9)
+        draws[1, row] = 0.1
+        with torch.no_grad():
+            lacking = model(batch_of({**batch.streams, name: empty}))
+            torch.testing.assert_close(model(without(batch, [name])), lacking)
+            some = model(dropped(own, 0.5, draws))
+            torch.testing.assert_close(some[1], lacking[1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(some[[0, 2]], model(own)[[0, 2]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_half_precision_runs(kind):
+    model, batch = tiny(kind).eval(), random_batch(12, missing=[("audio", 1)])
+    with torch.no_grad():
+        wanted = model(batch)
+        halved = model.to(torch.bfloat16)(batch.to("cpu", torch.bfloat16))
+    assert halved.dtype == torch.bfloat16
+    torch.testing.assert_close(halved.float(), wanted, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("kind", FUSED)
