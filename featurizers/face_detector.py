@@ -35,6 +35,7 @@ CASCADE = "haarcascade_frontalface_alt2.xml"
 CASCADE_LICENCE = "Apache-2.0 (OpenCV); the cascade: Intel, BSD-like"
 YUNET = KnownFile(
     name="YuNet of March 2023",
+    file="face_detection_yunet_2023mar.onnx",
     sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
     licence="Apache-2.0 (OpenCV); the model: MIT",
 )

@@ -19,6 +19,7 @@ ADVICE = (
 )
 LANDMARKER = KnownFile(
     name="MediaPipe's Face Landmarker, version 1",
+    file="face_landmarker.task",
     sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
     licence="Apache-2.0 (MediaPipe); the model: Apache-2.0",
 )

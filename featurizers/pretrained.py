@@ -229,11 +229,13 @@ class KnownFile:
     """A model in a single file, as its authors publish it.
 
     Attributes:
+        file: What they call it.
         sha256: Of the file; another one of that kind may be anybody's.
         licence: Of the code that runs it, and of that very file.
     """
 
     name: str
+    file: str
     sha256: str
     licence: str
 

@@ -92,7 +92,10 @@ def _found(file: str, weights: str) -> Path:
             )
         return path.resolve()
     if not weights:
-        raise MissingWeightsError(f"{NAME}: file is {file!r}: there is no such file")
+        said = f"file is {file!r}: there is no such file" if file else "it wants `file`"
+        raise MissingWeightsError(
+            f"{NAME}: {said}; give the path of a file of word vectors, such as glove.6B.300d.txt"
+        )
     for other in listed_files(FORMATS):
         if digest_of_file(other) == weights:
             return other

@@ -70,11 +70,14 @@ def init_command(
     task: Annotated[
         TaskKind | None, typer.Option(help="What for; else as fits what the column holds.")
     ] = None,
+    features: Annotated[
+        str, typer.Option(help="A set of features: light, classic or strong.")
+    ] = "light",
 ) -> None:
     """Write a commented experiment.yaml from what is found."""
     from pipelines.start import init
 
-    for line in init(source, label, to, task):
+    for line in init(source, label, to, task, features):
         print(line)
 
 

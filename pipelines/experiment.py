@@ -431,7 +431,7 @@ def outline(plain: Mapping[str, Any], folder: Path, name: str = "experiment") ->
             raise InputError(f"{name}: unknown key {key!r}; {_NOT_KEYS[key]}")
     asked = plain.get("features", feature_sets.DEFAULT)
     try:
-        features = feature_sets.expand(asked)
+        features = feature_sets.expand(asked, folder)
     except ValueError as error:
         raise InputError(f"{name}: features: {error}") from None
     alone = isinstance(features, dict) and len(features) == 1
@@ -459,6 +459,7 @@ def _check_set(name: str, experiment: Experiment) -> None:
         raise InputError(
             f"{name}: features: the set {experiment.feature_set!r} wants {'; '.join(missing)}; "
             f"give each as in features: {{set: {experiment.feature_set}, STREAM: {{SETTING: ...}}}}"
+            f", or leave a stream out with STREAM: null"
         )
 
 
@@ -528,7 +529,12 @@ def _built(folder: Path, chosen: FeatureSettings) -> Featurizer:
     settings = _extra(chosen)
     placed = catalog.places(chosen.featurizer)
     given = settings.get(placed)
-    if isinstance(given, str) and not settings.get("revision") and (folder / given).exists():
+    if (
+        isinstance(given, str)
+        and given
+        and not settings.get("revision")
+        and (folder / given).exists()
+    ):
         settings[placed] = str(folder / given)
     return catalog.build(chosen.featurizer, **settings)
 

@@ -46,7 +46,7 @@ KNOWN: Mapping[str, ModelFile] = {
         ModelFile(
             name="yunet",
             what="YuNet, March 2023: finds faces (OpenCV Zoo)",
-            file="face_detection_yunet_2023mar.onnx",
+            file=YUNET.file,
             address=(
                 "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/"
                 "face_detection_yunet_2023mar.onnx"
@@ -60,7 +60,7 @@ KNOWN: Mapping[str, ModelFile] = {
         ModelFile(
             name="face-landmarker",
             what="Face Landmarker, version 1, float16: landmarks, blendshapes, pose (MediaPipe)",
-            file="face_landmarker.task",
+            file=LANDMARKER.file,
             address=(
                 "https://storage.googleapis.com/mediapipe-models/face_landmarker/"
                 "face_landmarker/float16/1/face_landmarker.task"

@@ -17,6 +17,7 @@ from featurizers.spec import Scalar
 from featurizers.store import publish
 from featurizers.streams import fitting
 from featurizers.transcript import FORMATS, read_transcript
+from pipelines import feature_sets
 from pipelines.experiment import InputError
 from pipelines.sources import KNOWN, RowDict, read_rows
 from pipelines.tasks import guess, label_of, task_for
@@ -36,7 +37,6 @@ source:
   media_root: [.]               # besides the table's own folder: folders and URLs of media
   # segment: {{}}                 # the media are long: cut them into clips by voice first
   # transcribe: {{model: FOLDER}} # and hear what is said, with a Whisper checkpoint
-features:                       # or a set by name: light, classic, strong
 {features}
 {recipes}
 model: {{recipe: mmlatch}}
@@ -49,11 +49,6 @@ promote:
   rules:                        # what a model must pass to become champion
     - {rule}
 """
-_STREAMS = {
-    "text": "  text:  {featurizer: hashed-words}",
-    "audio": "  audio: {featurizer: logmel, hop_ms: 10}",
-    "video": "  video: {featurizer: face-motion, fps: 5}",
-}
 _RULES: Mapping[TaskKind, str] = {
     "regression": "{metric: mae, better: lower, not_worse_by: 0.0}",
     "classes": "{metric: uar, not_worse_by: 0.0}",
@@ -61,23 +56,31 @@ _RULES: Mapping[TaskKind, str] = {
 }
 
 
-def init(source: Path, label: str, to: Path, asked: TaskKind | None = None) -> list[str]:
-    """Write an experiment file; returns lines that say what was found.
+def init(
+    source: Path,
+    label: str,
+    to: Path,
+    asked: TaskKind | None = None,
+    features: str = feature_sets.DEFAULT,
+) -> list[str]:
+    """Write an experiment file; returns lines that say what was found, and what is missing.
 
     Args:
         source: A table of clips, or a folder of media.
         label: The column that is to be predicted.
         to: The file to write.
         asked: The kind of task; where not given it follows from what the column holds.
+        features: The name of a set.
 
     Raises:
-        InputError: No such table or folder, no such label, a label that is not of the task, or the
-            file is there already.
+        InputError: No such table or folder, no such label, no such set, a label that is not of the
+            task, or the file is there already.
     """
+    _check_set(features)
     if to.exists():
         raise InputError(f"{to} is there already; remove it, or give another file with --to")
     if source.is_dir():
-        return _from_folder(source, label, to, asked)
+        return _from_folder(source, label, to, asked, features)
     rows = read_rows(source)
     columns = sorted({name for row in rows for name in row})
     if label not in columns:
@@ -88,14 +91,11 @@ def init(source: Path, label: str, to: Path, asked: TaskKind | None = None) -> l
     values = [row[label] for row in rows if label in row]
     task = _task(source, label, values, asked)
     kind = f"{len(task.classes)} {task.kind}" if task.classes else task.kind
-    streams = ["audio", "video"]
-    if {"transcript", "transcript_file"} & set(columns):
-        streams.insert(0, "text")
+    is_said = bool({"transcript", "transcript_file"} & set(columns))
+    chosen, missing = _of_set(features, to.resolve().parent, is_said=is_said)
     tables = [column for column in columns if column.startswith("stream:")]
     names = [column.removeprefix("stream:") for column in tables if column.count(":") == 1]
-    lines = [_STREAMS[stream] for stream in streams] + [
-        _numbers(source, rows, name) for name in names
-    ]
+    lines = [*chosen, *(_numbers(source, rows, name) for name in names)]
     text = _FILE.format(
         name=to,
         dataset=_scalar(f"runs/{source.stem}"),
@@ -113,8 +113,56 @@ def init(source: Path, label: str, to: Path, asked: TaskKind | None = None) -> l
     return [
         f"{source}: {len(rows)} rows, {label} is {kind}",
         *([f"columns that are not used: {', '.join(others)}"] if others else []),
-        f"wrote {to}; next: fuseline run {to}",
+        *missing,
+        f"wrote {to}; next: {'fill in what is missing, then ' if missing else ''}fuseline run {to}",
     ]
+
+
+def _check_set(name: str) -> None:
+    try:
+        feature_sets.members(name)
+    except ValueError as error:
+        raise InputError(f"--features: {error}") from None
+
+
+def _of_set(name: str, folder: Path, *, is_said: bool) -> tuple[list[str], list[str]]:
+    """The lines of `features`, and sentences that say what a set still wants.
+
+    Args:
+        name: Of the set.
+        folder: Of the experiment file.
+        is_said: Whether there are transcripts.
+    """
+    members = {
+        stream: member
+        for stream, member in feature_sets.members(name).items()
+        if is_said or stream != "text"
+    }
+    if name == feature_sets.DEFAULT:
+        written = {stream: member.section for stream, member in members.items()}
+        lines = [f"  {stream + ':':6} {_flow(section)}" for stream, section in written.items()]
+        return [
+            "features:                       # or a set by name: light, classic, strong",
+            *lines,
+        ], []
+    lines = [f"features:\n  set: {name}"]
+    missing: list[str] = []
+    if not is_said:
+        lines.append("  text: null                    # there are no transcripts")
+    for stream, member in members.items():
+        if not member.wants:
+            lines.append(f"  # {stream}: {member.featurizer}")
+        elif path := feature_sets.fetched(member, folder):
+            lines.append(f"  # {stream}: {member.featurizer}, with {path}")
+        else:
+            lines.append(f"  # {member.featurizer} wants {member.what}")
+            lines.append(f'  {stream}: {{{member.wants}: ""}}')
+            missing.append(f"missing: features.{stream}.{member.wants}, {member.what}")
+    return lines, missing
+
+
+def _flow(section: Mapping[str, object]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in section.items()) + "}"
 
 
 def _task(source: Path, label: str, values: Sequence[object], asked: TaskKind | None) -> Task:
@@ -128,21 +176,24 @@ def _task(source: Path, label: str, values: Sequence[object], asked: TaskKind | 
     return task
 
 
-def _from_folder(folder: Path, label: str, to: Path, asked: TaskKind | None) -> list[str]:
+def _from_folder(
+    folder: Path, label: str, to: Path, asked: TaskKind | None, features: str
+) -> list[str]:
     """Write a table of the media in a folder, whose label column is to be filled in."""
     rows = [{**row, label: ""} for row in media_rows(folder)]
     table = folder / "clips.csv"
     if table.exists():
-        return init(table, label, to, asked)
+        return init(table, label, to, asked, features)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     publish(table, buffer.getvalue().encode())
+    chosen = "" if features == feature_sets.DEFAULT else f" --features {features}"
     return [
         (
             f"wrote {table} with {len(rows)} media files; fill in its column {label!r}, "
-            f"then: fuseline init {table} --label {label}"
+            f"then: fuseline init {table} --label {label}{chosen}"
         )
     ]
 
