@@ -210,10 +210,22 @@ def test_nothing_to_validate_on_is_said_before_the_first_step(made, tmp_path):
 
 
 def test_the_learning_rate_is_halved_on_a_plateau_down_to_a_twentieth():
-    assert learning_rate(1.0, [3.0, 2.0, 2.5, 2.5]) == 1.0
-    assert learning_rate(1.0, [3.0, 2.0, 2.5, 2.5, 2.5]) == 0.5
-    assert learning_rate(1.0, [3.0, float("nan"), float("nan"), float("nan")]) == 0.5
-    assert learning_rate(1.0, [1.0] * 100) == 0.05
+    one = replace(RECIPE, learning_rate=1.0)
+    assert learning_rate(one, [3.0, 2.0, 2.5, 2.5]) == 1.0
+    assert learning_rate(one, [3.0, 2.0, 2.5, 2.5, 2.5]) == 0.5
+    assert learning_rate(one, [3.0, float("nan"), float("nan"), float("nan")]) == 0.5
+    assert learning_rate(one, [1.0] * 100) == 0.05
+
+
+def test_the_learning_rate_falls_as_a_recipe_says():
+    falling = [1.0 / epoch for epoch in range(1, 31)]
+    drops = replace(RECIPE, learning_rate=1.0, rate_factor=0.1, rate_floor=0.0, rate_drops=(5, 20))
+    rates = [learning_rate(drops, falling[:done]) for done in (0, 4, 5, 19, 20, 30)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    slow = replace(RECIPE, learning_rate=1.0, rate_factor=0.1, rate_patience=20, rate_floor=0.0)
+    assert learning_rate(slow, [1.0] * 21) == 1.0
+    assert learning_rate(slow, [1.0] * 22) == pytest.approx(0.1)
+    assert learning_rate(replace(slow, rate_factor=1.0), [1.0] * 100) == 1.0
 
 
 def test_nan_is_never_the_best_epoch():

@@ -95,6 +95,21 @@ def test_labels_are_the_same_loss_as_iemocaps_questions_of_two_outputs_each():
     assert torch.equal(apart > 0, both.argmax(2) == 1)
 
 
+def test_learning_rates_fall_as_in_the_authors_code():
+    found = {}
+    for name in NAMES:
+        recipe = named(name, MOOD, list(streams_for(name)))
+        rate = (recipe.rate_factor, recipe.rate_patience, recipe.rate_floor, recipe.rate_drops)
+        assert Recipe.from_json(recipe.to_json()) == recipe
+        found[name] = rate
+    usual, still, mult, ntu = (0.5, 2, 0.05, ()), 1.0, (0.1, 20, 0.0, ()), (0.1, 70, 0.0, (5, 20))
+    assert found["mmlatch"] == found["mmlatch_mosei"] == found["mult"] == usual
+    assert {found[name] for name in ("mult_mosei", "mult_mosi", "mult_iemocap")} == {mult}
+    assert {found[name] for name in ("msaf_ntu", "i3d", "hcn")} == {ntu}
+    for name in ("msaf_mosei", "msaf_ravdess", "resnext3d", "sound_cnn"):
+        assert found[name][0] == still
+
+
 def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones():
     own = {"kind": "own", "most": 100}
     assert named("mult", SCORE, ["text", "audio"], pooling=own).pooling.most == 100
@@ -145,6 +160,11 @@ def test_the_loss_follows_the_task():
         ({"epochs": True}, "epochs is True"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; wanted a number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"rate_factor": 1.5}, "rate_factor is 1.5; it is a share, at most 1"),
+        ({"rate_floor": -1}, "rate_floor is -1; wanted a number of at least 0"),
+        ({"rate_patience": 0.5}, "rate_patience is 0.5; wanted a whole number"),
+        ({"rate_drops": 5}, r"rate_drops is 5; wanted a list of epochs, such as \[5\]"),
+        ({"rate_drops": [0]}, r"rate_drops is \(0,\)"),
         ({"zero": 4}, "zero is 4; for this task it can be: 0, 1, 2, 3"),
         ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; for this task it can be: l1, mse"),
         ({"micro_batch": 0}, "micro_batch is 0"),

@@ -38,11 +38,6 @@ Epoch: TypeAlias = Mapping[str, float]
 Progress: TypeAlias = Callable[[int, Epoch], None]
 """Told the number of each finished epoch and its metrics."""
 
-# The schedule of MMLatch's authors: halved after 2 epochs of waiting, down to a twentieth.
-PLATEAU_FACTOR = 0.5
-PLATEAU_PATIENCE = 2
-PLATEAU_FLOOR = 1 / 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -132,7 +127,7 @@ def fit(
     work = _Work(recipe, data, session, run, engine)
     state, best = _start(work)
     while not _finished(recipe, state.valid_losses):
-        rate = learning_rate(recipe.learning_rate, state.valid_losses)
+        rate = learning_rate(recipe, state.valid_losses)
         engine.set_learning_rate(rate)
         started = time.perf_counter()
         state = _train_epoch(work, state, best)
@@ -155,19 +150,17 @@ def fit(
     )
 
 
-def learning_rate(base: float, valid_losses: Sequence[float]) -> float:
-    """The next epoch's rate: halved when three epochs in a row brought no better validation loss.
+def learning_rate(recipe: Recipe, valid_losses: Sequence[float]) -> float:
+    """The next epoch's rate: less after a plateau of the validation loss, and after some epochs.
 
     A function of the past losses alone, so a resumed run needs no memory of its own for it.
     """
+    base = recipe.learning_rate
     rate, best, waited = base, math.inf, 0
-    for loss in valid_losses:
-        if loss < best:
-            best, waited = loss, 0
-            continue
-        waited += 1
-        if waited > PLATEAU_PATIENCE:
-            rate, waited = max(rate * PLATEAU_FACTOR, base * PLATEAU_FLOOR), 0
+    for epoch, loss in enumerate(valid_losses, 1):
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if waited > recipe.rate_patience or epoch in recipe.rate_drops:
+            rate, waited = max(rate * recipe.rate_factor, base * recipe.rate_floor), 0
     return rate
 
 

@@ -109,6 +109,11 @@ class Recipe:
 
     Attributes:
         name: The named recipe that it came from.
+        rate_factor: What the learning rate is multiplied by after a plateau and at each of
+            `rate_drops`; with 1 it stays.
+        rate_patience: Epochs in a row without a better validation loss that are no plateau yet.
+        rate_floor: The share of the learning rate below which it does not fall.
+        rate_drops: Epochs after which the rate falls, whatever the validation loss.
         clip_norm: Gradient norm above which gradients are scaled down; None for no clipping.
         patience: Epochs without a better validation loss after which training stops.
         zero: What is split over the ranks: nothing, the optimizer's state (1), gradients too (2),
@@ -133,6 +138,10 @@ class Recipe:
     global_batch: int = 32
     micro_batch: int | None = None
     learning_rate: float = 5e-4
+    rate_factor: float = 0.5
+    rate_patience: int = 2
+    rate_floor: float = 0.05
+    rate_drops: tuple[int, ...] = ()
     weight_decay: float = 0.01
     clip_norm: float | None = 1.0
     patience: int = 10
@@ -177,6 +186,7 @@ class Recipe:
             task=Task(**task),
             pooling=Pooling(**plain.pop("pooling")),
             raw=tuple(plain.pop("raw", ())),
+            rate_drops=tuple(plain.pop("rate_drops", ())),
             **plain,
         )
 
