@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 from featurizers.align import HOWS
 from training.recipe import Loss, ModelSettings, Pooling, Recipe, Scalar, Task, TaskKind
 
-Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | Sequence[str] | None
+Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | Sequence[str | int] | None
 
 ONE_TIME_BASE = ("mmlatch", "late_fusion", "early_fusion")
 """Models that want several streams to have their steps at the same times."""
