@@ -1,8 +1,12 @@
-"""Scripts of benchmarks/ lie beside one that has the name of a package."""
+"""Scripts of benchmarks/ lie beside one that has the name of a package, and that one runs."""
 
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -17,3 +21,39 @@ def test_a_script_beside_featurizers_py_imports_the_package():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert Path(found.stdout.strip()) == BENCHMARKS.parent / "featurizers/__init__.py"
+
+
+def test_words_and_streams_are_measured_where_media_librosa_and_ray_cannot_be_loaded():
+    """As on a machine that is lent for its GPU."""
+    script = str(BENCHMARKS / "featurizers.py")
+    code = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(('av', 'librosa', 'ray', 'cv2', 'mlflow')))\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        f"sys.argv = [{script!r}, '--quick', '--only', 'words', 'streams']\n"
+        f"runpy.run_path({script!r}, run_name='__main__')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(BENCHMARKS.parent)},
+    )
+    said = json.loads(found.stdout.splitlines()[-1])
+    assert said["benchmark"] == "featurizers"
+    names = {"hashed_words", "word_vectors", "numbers", "track", "skeleton"}
+    assert set(said["figures"]) == {f"{name}_media_s_per_s" for name in names}
+    assert all(value > 0 for value in said["figures"].values())
+
+
+def test_a_name_of_the_catalog_without_a_line_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    script = runpy.run_path(str(BENCHMARKS / "featurizers.py"))
+    measured = script["measured"]
+    monkeypatch.setitem(measured.__globals__, "GROUPS", {"words": ("rivals.plain", "said")})
+    monkeypatch.setitem(measured.__globals__, "raced", lambda race, rounds, device: race.name)
+    lines = measured(["words"], quick=True, device="cpu")
+    assert [next(lines), next(lines)] == ["hashed words", "word vectors"]
+    with pytest.raises(SystemExit, match=r"no line measures appearance, .*; add one to rivals/"):
+        next(lines)
