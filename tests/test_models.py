@@ -225,6 +225,18 @@ def test_batch_order_permutes_outputs_and_does_nothing_else(name, seed):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_clip_among_many_scores_as_alone(name):
+    # With so many clips and rows other products, and groups of clips of like length, are computed.
+    model, batch = make(name).double(), random_batch(7, clips=20, steps=40)
+    batch = batch.to("cpu", torch.float64)
+    with torch.no_grad():
+        outputs = model(batch)
+        for row in (0, 11, 19):
+            alone = model(changed(batch, lambda x, at=row: x[at : at + 1], batch.keys[:1]))
+            torch.testing.assert_close(alone, outputs[row : row + 1], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("missing", [0.0, 0.6, 1.0])
 def test_missing_streams_give_finite_outputs_and_gradients_everywhere(name, missing):
     model = make(name).train()

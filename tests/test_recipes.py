@@ -1,6 +1,8 @@
 """Recipes by name, and what is wrong with them in one line."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,3 +251,9 @@ def test_decisions_are_joined_label_by_label_where_there_may_be_several(name):
 
 def test_one_label_is_enough_for_several_labels():
     check(named("unimodal", replace(TAGS, classes=("sad",)), ["text"]))
+
+
+def test_the_page_of_models_names_every_recipe():
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    named_there = set(re.findall(r"`(\w+)`|recipe: (\w+)", page))
+    assert set(NAMES) <= {name for pair in named_there for name in pair}
