@@ -60,7 +60,7 @@ class Appearance:
 
     Args:
         fps: Pictures per second.
-        crop: "centre", the largest centred square, or "face", as `frames` has it.
+        crop: "centre", the largest centred square, "whole" or "face", as `frames` has it.
         margin: With crop "face", as the others: see `frames`.
         detector: "yunet" or "cascade".
         model: YuNet's ONNX file.

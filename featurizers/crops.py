@@ -1,4 +1,4 @@
-"""Squares that are cut out of pictures: their middle, or around the face that is followed."""
+"""Squares out of pictures: their middle, all of them, or around the face that is followed."""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from featurizers.face_detector import brightness
 from featurizers.face_track import Step, Tracking
 from featurizers.spec import Scalar, VideoChunk, VideoWant
 
-CROPS = ("centre", "face")
+CROPS = ("centre", "whole", "face")
 FINE = 1024  # parts of a pixel in which squares are placed
 
 Pictures: TypeAlias = NDArray[np.uint8]
@@ -27,6 +27,7 @@ class Cutting:
     size: int
     colour: Literal["gray", "rgb"]
     fps: float
+    fit: Literal["centre", "whole"]
     margin: float
     tracking: Tracking | None
 
@@ -34,14 +35,14 @@ class Cutting:
     def wants(self) -> VideoWant:
         """The pictures that it is cut out of."""
         if self.tracking is None:
-            return VideoWant(fps=self.fps, size=self.size, colour=self.colour)
+            return VideoWant(fps=self.fps, size=self.size, colour=self.colour, fit=self.fit)
         return self.tracking.wants
 
     @property
     def parameters(self) -> dict[str, Scalar]:
         """What a spec says of it."""
         if self.tracking is None:
-            return {"fps": self.fps, "crop": "centre"}
+            return {"fps": self.fps, "crop": self.fit}
         followed = self.tracking.parameters
         return {"fps": self.fps, "crop": "face", "margin": self.margin, **followed}
 
@@ -92,8 +93,9 @@ def cutting(
 ) -> Cutting:
     """Checked settings.
 
-    `who` is the featurizer's name, for errors. `crop` is "centre", the largest centred square, for
-    which no face is looked for; or "face", a square around the face that `face-track` finds with
+    `who` is the featurizer's name, for errors. `crop` is "centre", the largest centred square, or
+    "whole", all of the picture in the middle of a black square, for which no face is looked for; or
+    "face", a square around the face that `face-track` finds with
     the same settings, of `margin` times the face's longer side. `size` is the square's in pixels.
 
     Raises:
@@ -105,8 +107,8 @@ def cutting(
         raise ValueError(
             f"{who}: fps is {fps} and margin is {margin}; wanted 0.1 to 120, and 0.5 to 3"
         )
-    if crop == "centre" and (model or weights):
-        raise ValueError(f"{who}: crop 'centre' looks for no face; for `model` give crop: face")
+    if crop != "face" and (model or weights):
+        raise ValueError(f"{who}: crop {crop!r} looks for no face; for `model` give crop: face")
     tracking = None
     if crop == "face":
         tracking = Tracking.of(
@@ -120,7 +122,12 @@ def cutting(
             smooth_s=smooth_s,
         )
     return Cutting(
-        size=size, colour=colour, fps=float(fps), margin=float(margin), tracking=tracking
+        size=size,
+        colour=colour,
+        fps=float(fps),
+        fit="whole" if crop == "whole" else "centre",
+        margin=float(margin),
+        tracking=tracking,
     )
 
 

@@ -30,7 +30,8 @@ class Frames:
         fps: Pictures per second.
         size: Pixels of a side, 8 to 512.
         colour: "rgb" or "gray".
-        crop: "centre", the largest centred square, or "face".
+        crop: "centre", the largest centred square; "whole", all of the picture, black at its sides;
+            or "face".
         margin: With crop "face": the square's side as a multiple of the face's longer side.
         detector: See `face-track`, with crop "face" only; so are the others.
         model: YuNet's ONNX file.

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurizers.clip import BadClipError, Clip
-from featurizers.crops import FINE, cut_out
+from featurizers.crops import CROPS, FINE, cut_out
+from featurizers.decoder import Decoder
+from featurizers.extract import extract
 from featurizers.face_detector import brightness
 from featurizers.face_track import FaceTrack
 from featurizers.frames import Frames
+from featurizers.intake import RawClip, take_in
+from featurizers.media import encode
 from featurizers.spec import AudioChunk, FeatureSpec, VideoChunk, canonical_json
 from tests import tiny_yunet
 from tests.drawn_faces import draw, rgb
@@ -65,6 +69,26 @@ def test_a_clip_of_more_pixels_than_a_worker_can_hold_is_too_large(monkeypatch):
     with pytest.raises(BadClipError, match=r"lower size or fps") as caught:
         feature(Frames(size=16, colour="gray"), frames, pieces=[20, 20])
     assert caught.value.fault == "too_large"
+
+
+@pytest.mark.media
+def test_a_scene_is_all_of_the_picture_between_black_bars(tmp_path):
+    grey = np.full((64, 128, 3), 120, dtype=np.uint8)
+    grey[:, :16] = 255  # the left edge, which the middle lacks
+    encode(tmp_path / "a.mp4", frames=[grey] * 10, fps=10, samples=None, rate_hz=16_000)
+    with Decoder() as decoder:
+        raw = RawClip(key="a", id="a", media="a.mp4", path=tmp_path / "a.mp4", columns={})
+        clip = take_in(raw, decoder)
+        chosen = [Frames(size=32, colour="gray", crop=crop) for crop in ("whole", "centre")]
+        found = extract(clip, raw.path, chosen, decoder)
+    whole, middle = (each.feature.values[2].reshape(32, 32).astype(int) for each in found)
+    assert not whole[:7].any()
+    assert not whole[25:].any()
+    assert (abs(whole[10:22, 6:] - 120) < 6).all()
+    assert (whole[10:22, :3] > 240).all()
+    assert (abs(middle - 120) < 6).all()
+    specs = [each.spec for each in chosen]
+    assert [spec.parameters["crop"] for spec in specs] == ["whole", "centre"]
 
 
 def faces_at(places, side=320):
@@ -134,7 +158,7 @@ def test_a_margin_shows_what_is_around_the_face(tmp_path):
 
 
 def test_no_picture_is_empty():
-    for crop in ("centre", "face"):
+    for crop in CROPS:
         extraction = Frames(crop=crop, detector="cascade").begin(CLIP)
         extraction.add(AudioChunk(0.0, np.zeros(10, np.int16)))
         with pytest.raises(BadClipError) as caught:
@@ -161,7 +185,7 @@ def test_a_detector_is_no_part_of_what_needs_none():
         ({"size": 7}, "size is 7 .*wanted 8 to 512"),
         ({"size": 513}, "size is 513 .*wanted 8 to 512"),
         ({"colour": "bgr"}, "colour is 'bgr'; wanted .*gray, rgb"),
-        ({"crop": "mouth"}, "crop is 'mouth'; wanted one of centre, face"),
+        ({"crop": "mouth"}, "crop is 'mouth'; wanted one of centre, whole, face"),
         ({"fps": 0}, r"fps is 0 .*wanted 0\.1 to 120"),
         ({"crop": "face", "detector": "cascade", "margin": 4}, r"margin is 4; .*0\.5 to 3"),
         ({"model": "a.onnx"}, "looks for no face; for `model` give crop: face"),
