@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.ctc import best_path, fits
+from featurizers.encoding import EncoderMemoryError, tried
 from featurizers.pretrained import SOUND, Model, find, load, settings_of
 from featurizers.sound import RATE_HZ
 from featurizers.speech_encoder import SPARE, grid_of
@@ -86,12 +87,20 @@ class Aligner:
         Args:
             samples: int16 [N] at 16 kHz, at most MOST_S of it.
             spoken: The words.
+
+        Raises:
+            EncoderMemoryError: Memory runs out.
         """
         spelt = spell(spoken, self._vocabulary, self._blank)
         labels = [label for label, _ in spelt]
         if len(samples) < self._grid.reach or len(samples) > MOST_S * RATE_HZ:
             return None
-        log_probs = self._outputs(samples)
+        log_probs = tried(lambda: self._outputs(samples))
+        if log_probs is None:
+            raise EncoderMemoryError(
+                f"{NAME} ran out of memory with {len(samples) / RATE_HZ:.0f} s of sound; give its "
+                f"worker more memory, or choose a smaller model"
+            )
         if not fits(len(log_probs), labels):
             return None
         path = best_path(log_probs, labels, self._blank)

@@ -5,17 +5,22 @@ only halved where the spec promises its numbers within a tolerance.
 """
 
 import contextlib
+import functools
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip
 from featurizers.spec import Encoder, EncodingFeaturizer, Feature, Featurizer, Pending
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class EncoderMemoryError(RuntimeError):
@@ -96,7 +101,7 @@ class Batches:
         encoder = self._need()
         first = [self._items[i] for i in range(min(max(1, encoder.batch), len(self._items)))]
         began, cpu = time.perf_counter(), time.thread_time()
-        encoded = _tried(encoder, [item for _, item in first])
+        encoded = tried(lambda: encoder.encode([item for _, item in first]))
         if encoded is None:
             self._halve(encoder, len(first), first[0][0].clip)
             return
@@ -135,10 +140,47 @@ class Batches:
         return self._encoder
 
 
-def _tried(encoder: Encoder, items: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]] | None:
-    """The encoded items; None when memory ran out."""
+class Halving(Generic[Item, Made]):
+    """Works on items in batches, which are halved for good when memory runs out.
+
+    For work whose last bits may depend on the batch, and that gives one thing for each item.
+
+    Args:
+        name: Whose work it is, for errors.
+        batch: How many items at once, at first.
+    """
+
+    def __init__(self, name: str, batch: int) -> None:
+        self._name, self.batch = name, batch
+
+    def over(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Made]]
+    ) -> list[Made]:
+        """What the work makes of all items, in their order.
+
+        Raises:
+            EncoderMemoryError: Memory ran out with one item.
+        """
+        made: list[Made] = []
+        while len(made) < len(items):
+            some = items[len(made) : len(made) + self.batch]
+            found = tried(functools.partial(work, some))
+            if found is not None:
+                made += found
+            elif len(some) > 1:
+                self.batch = len(some) // 2
+            else:
+                raise EncoderMemoryError(
+                    f"{self._name} ran out of memory with one piece at a time; give its worker "
+                    f"more memory, or choose a smaller model"
+                )
+        return made
+
+
+def tried(work: Callable[[], Result]) -> Result | None:
+    """What work gives; None when memory ran out, which is given back then."""
     try:
-        return encoder.encode(items)
+        return work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

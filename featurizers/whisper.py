@@ -1,5 +1,6 @@
 """Speech to words with times: Whisper checkpoints of transformers."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizers.encoding import Halving
 from featurizers.pretrained import SOUND, WORDS, Checkpoint, Model, find, load, quiet
 from featurizers.sound import RATE_HZ
 from featurizers.torch_encoder import check_dtype
@@ -77,6 +79,7 @@ class Recogniser:
         self._language, self._dtype = language, dtype
         _check(self.checkpoint, generation, self._languages, language)
         self._model: Model = None
+        self._pieces: Halving[NDArray[np.int16], Any] | None = None
 
     def language_of(self, sounds: Sequence[NDArray[np.int16]]) -> str:
         """The language that was given, or that most of the first pieces seem to be in.
@@ -85,25 +88,39 @@ class Recogniser:
         """
         if self._language or not self._languages:
             return self._language
-        mel, model = self._mel(sounds[:VOTERS]), self._loaded()
         codes = {token: code for code, token in self._languages.items()}
-        found = model.detect_language(input_features=mel["input_features"]).tolist()
+        found = self._in_batches(sounds[:VOTERS], self._detected)
         return elected([codes[token] for token in found])
 
     def words_of(self, sounds: Sequence[NDArray[np.int16]], language: str) -> list[list[Spoken]]:
         """The words of each piece of sound at 16 kHz, none of them longer than `window_s`.
 
+        Where memory runs out, fewer are heard at once from then on.
+
         Args:
             sounds: int16 [N] each, N more than 0.
             language: As `language_of` says.
+
+        Raises:
+            EncoderMemoryError: It runs out with a single piece.
         """
+        return self._in_batches(sounds, functools.partial(self._some, language=language))
+
+    def _in_batches(
+        self,
+        sounds: Sequence[NDArray[np.int16]],
+        work: Callable[[Sequence[NDArray[np.int16]]], Sequence[Any]],
+    ) -> list[Any]:
         import torch
 
-        batch = BATCH[torch.cuda.is_available()]
-        found: list[list[Spoken]] = []
-        for first in range(0, len(sounds), batch):
-            some = sounds[first : first + batch]
-            found += self._some(some, language)
+        if self._pieces is None:
+            self._pieces = Halving(NAME, BATCH[torch.cuda.is_available()])
+        return self._pieces.over(sounds, work)
+
+    def _detected(self, sounds: Sequence[NDArray[np.int16]]) -> list[int]:
+        """The tokens of languages."""
+        mel, model = self._mel(sounds), self._loaded()
+        found: list[int] = model.detect_language(input_features=mel["input_features"]).tolist()
         return found
 
     def _some(self, sounds: Sequence[NDArray[np.int16]], language: str) -> list[list[Spoken]]:

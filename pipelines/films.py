@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from featurizers.clip import BadClipError, Fault
+from featurizers.encoding import EncoderMemoryError
 from featurizers.pretrained import WeightsError
 from featurizers.store import StorageError, publish, store_at
 from pipelines.executors import Executor, ItemFailedError, Need
@@ -182,13 +183,14 @@ def attempted(film: Item, work: Callable[[Item], Made]) -> Made:
     """What work makes of a film, or what is wrong with that.
 
     Raises:
-        FilmFailedError: The film or the weights cannot be used now, which says nothing of it.
+        FilmFailedError: The film or the weights cannot be used now, or memory ran out, which says
+            nothing of it.
     """
     try:
         return work(film)
     except BadClipError as bad:
         return Made("", fault=bad.fault, message=bad.message)
-    except (StorageError, WeightsError) as error:
+    except (StorageError, WeightsError, EncoderMemoryError) as error:
         raise FilmFailedError(f"{film.media}: {error}") from None
 
 

@@ -14,6 +14,7 @@ from pipelines.__main__ import app
 from pipelines.align import align
 from pipelines.executors import InProcess, OnRay
 from pipelines.experiment import InputError, parse
+from pipelines.films import FilmFailedError
 from pipelines.ingest import ingest
 from pipelines.run import run
 from pipelines.show import Show
@@ -177,6 +178,17 @@ def test_clips_get_aligned_words_and_those_that_are_not_sure_keep_estimated_ones
         assert np.abs(np.array(times) - wanted).max() <= 0.06
     assert all(word.estimated and word.confidence is None for word in words["wrong"])
     assert words["silent"] is None
+
+
+def test_too_little_memory_is_told_with_the_film(spoken, head, monkeypatch):
+    def full(aligner, samples):
+        raise MemoryError
+
+    monkeypatch.setattr(Aligner, "_outputs", full)
+    with pytest.raises(
+        FilmFailedError, match=r"\.wav: align ran out of memory with \d+ s of sound"
+    ):
+        align_all(experiment(spoken[0], head))
 
 
 def test_words_outside_of_the_vocabulary_lie_between_their_neighbours_and_are_marked(spoken, head):

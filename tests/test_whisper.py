@@ -5,6 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from featurizers.encoding import EncoderMemoryError
 from featurizers.pretrained import MissingWeightsError
 from featurizers.whisper import Recogniser, elected, told
 from tests import checkpoints
@@ -123,6 +124,39 @@ def test_words_do_not_depend_on_the_sounds_beside_theirs(checkpoint):
     alone = [recogniser.words_of([sound], "de")[0] for sound in SOUNDS]
     for one, other in zip(together, alone * 2, strict=True):
         assert [(w.text, w.start, w.end) for w in one] == [(w.text, w.start, w.end) for w in other]
+
+
+def narrow(monkeypatch, recogniser, room):
+    """A recogniser that has room for so many pieces; tells how many it was given."""
+    sizes, mel = [], recogniser._mel
+
+    def tight(sounds):
+        sizes.append(len(sounds))
+        if len(sounds) > room:
+            raise torch.OutOfMemoryError("no room")
+        return mel(sounds)
+
+    monkeypatch.setattr(recogniser, "_mel", tight)
+    return sizes
+
+
+def test_fewer_pieces_are_heard_at_once_from_when_memory_ran_out(checkpoint, monkeypatch):
+    wanted = Recogniser(model=str(checkpoint)).words_of(SOUNDS * 2, "de")
+    recogniser = Recogniser(model=str(checkpoint))
+    sizes = narrow(monkeypatch, recogniser, 2)
+    said = recogniser.words_of(SOUNDS * 2, "de")
+    assert sizes == [4, 2, 2, 2]
+    for one, other in zip(said, wanted, strict=True):
+        assert [(w.text, w.start, w.end) for w in one] == [(w.text, w.start, w.end) for w in other]
+    recogniser.language_of(SOUNDS)  # the next film knows
+    assert sizes[4:] == [2, 1]
+
+
+def test_memory_that_is_too_small_for_one_piece_is_told(checkpoint, monkeypatch):
+    recogniser = Recogniser(model=str(checkpoint))
+    narrow(monkeypatch, recogniser, 0)
+    with pytest.raises(EncoderMemoryError, match="transcribe ran out of memory with one piece"):
+        recogniser.words_of(SOUNDS, "de")
 
 
 def test_the_language_is_that_of_most_pieces_unless_it_is_given(checkpoint, tmp_path):
