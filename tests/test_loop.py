@@ -21,10 +21,10 @@ from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from tracking.run import MemoryRun
 from training.data import load
-from training.loop import best_epoch, fit, learning_rate, step_seed
+from training.loop import fit, step_seed
 from training.models import build
 from training.predict import decide, outputs
-from training.recipe import ModelSettings, Pooling, Recipe, Task
+from training.recipe import ModelSettings, Pooling, Recipe, Schedule, Task
 from training.session import LocalSession
 
 WIDTHS = {"text": 4, "audio": 3}
@@ -175,6 +175,29 @@ def test_it_stops_when_validation_gets_no_better(data, tmp_path):
     assert (len(found.history), found.best_epoch) == (4, 0)
 
 
+def test_the_best_epoch_and_the_end_can_be_decided_by_a_metric_of_which_more_is_better(
+    data, tmp_path
+):
+    recipe = replace(RECIPE, epochs=12, monitor="valid_corr", min_delta=0.05, patience=2)
+    found = fit(recipe, data, LocalSession(tmp_path), MemoryRun())
+    values = [epoch["valid_corr"] for epoch in found.history]
+    assert found.metrics["valid_corr"] == max(values)
+    assert found.best_epoch == values.index(max(values))
+    assert len(values) < 12
+    assert max(values[-2:]) < max(values[:-2]) + 0.05
+
+
+@pytest.mark.parametrize("step", [2, STEPS, STEPS + 3])
+def test_a_schedule_by_steps_resumes_to_the_same_bits(data, tmp_path, step):
+    recipe = replace(RECIPE, epochs=2, schedule=Schedule(kind="cosine", warmup=3))
+    whole = fit(recipe, data, LocalSession(tmp_path / "whole"), MemoryRun())
+    with pytest.raises(KilledError):
+        fit(recipe, data, StopsAt(tmp_path / "cut", step), MemoryRun())
+    same(fit(recipe, data, LocalSession(tmp_path / "cut"), MemoryRun()), whole)
+    half = recipe.learning_rate * (1 + np.cos(np.pi * (STEPS - 1 - 3) / (2 * STEPS - 3))) / 2
+    assert whole.history[0]["learning_rate"] == pytest.approx(half)
+
+
 @pytest.mark.parametrize("step", [1, STEPS - 1, STEPS, STEPS + 3, 4 * STEPS])
 def test_stopped_at_any_step_it_resumes_to_the_same_bits(data, undisturbed, tmp_path, step):
     with pytest.raises(KilledError):
@@ -207,31 +230,6 @@ def test_nothing_to_validate_on_is_said_before_the_first_step(made, tmp_path):
     write_clips(root, load(*made, RECIPE).train.clips)
     with pytest.raises(ValueError, match="put some clips into 'valid'"):
         fit(RECIPE, load(root, made[1], RECIPE), LocalSession(tmp_path), MemoryRun())
-
-
-def test_the_learning_rate_is_halved_on_a_plateau_down_to_a_twentieth():
-    one = replace(RECIPE, learning_rate=1.0)
-    assert learning_rate(one, [3.0, 2.0, 2.5, 2.5]) == 1.0
-    assert learning_rate(one, [3.0, 2.0, 2.5, 2.5, 2.5]) == 0.5
-    assert learning_rate(one, [3.0, float("nan"), float("nan"), float("nan")]) == 0.5
-    assert learning_rate(one, [1.0] * 100) == 0.05
-
-
-def test_the_learning_rate_falls_as_a_recipe_says():
-    falling = [1.0 / epoch for epoch in range(1, 31)]
-    drops = replace(RECIPE, learning_rate=1.0, rate_factor=0.1, rate_floor=0.0, rate_drops=(5, 20))
-    rates = [learning_rate(drops, falling[:done]) for done in (0, 4, 5, 19, 20, 30)]
-    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
-    slow = replace(RECIPE, learning_rate=1.0, rate_factor=0.1, rate_patience=20, rate_floor=0.0)
-    assert learning_rate(slow, [1.0] * 21) == 1.0
-    assert learning_rate(slow, [1.0] * 22) == pytest.approx(0.1)
-    assert learning_rate(replace(slow, rate_factor=1.0), [1.0] * 100) == 1.0
-
-
-def test_nan_is_never_the_best_epoch():
-    nan = float("nan")
-    assert best_epoch([nan, 2.0, 1.0, 1.0]) == 2
-    assert best_epoch([nan, nan]) == 0
 
 
 def test_every_step_and_rank_has_its_own_seed():

@@ -10,7 +10,7 @@ import torch
 from training.batch import FusionBatch, Stream
 from training.engine import clip_losses
 from training.models import KINDS, build
-from training.recipe import ModelSettings, Pooling, Recipe, Task
+from training.recipe import ModelSettings, Pooling, Recipe, Schedule, Task
 from training.recipes import NAMES, ONE_TIME_BASE, check, named
 
 SCORE = Task(kind="regression", label="score")
@@ -101,15 +101,16 @@ def test_learning_rates_fall_as_in_the_authors_code():
     found = {}
     for name in NAMES:
         recipe = named(name, MOOD, list(streams_for(name)))
-        rate = (recipe.rate_factor, recipe.rate_patience, recipe.rate_floor, recipe.rate_drops)
         assert Recipe.from_json(recipe.to_json()) == recipe
-        found[name] = rate
-    usual, still, mult, ntu = (0.5, 2, 0.05, ()), 1.0, (0.1, 20, 0.0, ()), (0.1, 70, 0.0, (5, 20))
-    assert found["mmlatch"] == found["mmlatch_mosei"] == found["mult"] == usual
-    assert {found[name] for name in ("mult_mosei", "mult_mosi", "mult_iemocap")} == {mult}
-    assert {found[name] for name in ("msaf_ntu", "i3d", "hcn")} == {ntu}
+        found[name] = recipe.schedule
+    assert found["mmlatch"] == found["mult"] == Schedule(floor=1 / 20)
+    assert found["mmlatch_mosei"] == Schedule(cooldown=2, floor=1 / 20)
+    for name in ("mult_mosei", "mult_mosi", "mult_iemocap"):
+        assert found[name] == Schedule(factor=0.1, patience=20)
+    for name in ("msaf_ntu", "i3d", "hcn"):
+        assert found[name] == Schedule(kind="step", at=(5, 20), factor=0.1)
     for name in ("msaf_mosei", "msaf_ravdess", "resnext3d", "sound_cnn"):
-        assert found[name][0] == still
+        assert found[name].kind == "constant"
 
 
 def test_streams_keep_their_own_steps_only_where_the_model_wants_no_common_ones():
@@ -162,11 +163,6 @@ def test_the_loss_follows_the_task():
         ({"epochs": True}, "epochs is True"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; wanted a number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"rate_factor": 1.5}, "rate_factor is 1.5; it is a share, at most 1"),
-        ({"rate_floor": -1}, "rate_floor is -1; wanted a number of at least 0"),
-        ({"rate_patience": 0.5}, "rate_patience is 0.5; wanted a whole number"),
-        ({"rate_drops": 5}, r"rate_drops is 5; wanted a list of epochs, such as \[5\]"),
-        ({"rate_drops": [0]}, r"rate_drops is \(0,\)"),
         ({"zero": 4}, "zero is 4; for this task it can be: 0, 1, 2, 3"),
         ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; for this task it can be: l1, mse"),
         ({"micro_batch": 0}, "micro_batch is 0"),

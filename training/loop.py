@@ -1,7 +1,6 @@
 """One run, from the first step to the best weights. Read `fit` from top to bottom."""
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from training.models import build
 from training.predict import decide
 from training.recipe import Recipe
 from training.recipes import check
+from training.schedule import LOSS, best_epoch, rate_share, waited
 from training.session import Session
 from training.start import begin
 
@@ -44,8 +44,9 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        best_epoch: The epoch with the lowest validation loss, from 0.
-        history: For each epoch: train_loss, valid_loss, valid_METRIC, learning_rate.
+        best_epoch: The epoch with the best value of what the recipe monitors, from 0.
+        history: For each epoch: train_loss, valid_loss, valid_METRIC, learning_rate (of its last
+            step).
         weights: The model's state after the best epoch, float32 in main memory; empty but on rank
             0.
         metrics: The best epoch's entry of the history.
@@ -69,9 +70,8 @@ class _State:
     history: tuple[Epoch, ...] = ()
     losses: tuple[float, ...] = ()
 
-    @property
-    def valid_losses(self) -> list[float]:
-        return [epoch["valid_loss"] for epoch in self.history]
+    def values(self, name: str) -> list[float]:
+        return [epoch[name] for epoch in self.history]
 
     @property
     def newest(self) -> int:
@@ -126,48 +126,25 @@ def fit(
     engine = Engine(model, recipe)
     work = _Work(recipe, data, session, run, engine)
     state, best = _start(work)
-    while not _finished(recipe, state.valid_losses):
-        rate = learning_rate(recipe, state.valid_losses)
-        engine.set_learning_rate(rate)
+    while not _finished(recipe, state):
         started = time.perf_counter()
         state = _train_epoch(work, state, best)
         seconds = time.perf_counter() - started
         epoch = {"train_loss": sum(state.losses) / len(data.train)} | _validate(work)
-        state = _State(state.position, (*state.history, {**epoch, "learning_rate": rate}))
-        if best_epoch(state.valid_losses) == state.newest:
+        epoch["learning_rate"] = _rate(work, state, state.position - 1)
+        state = _State(state.position, (*state.history, epoch))
+        if _best(recipe, state) == state.newest:
             best = engine.weights()
         if session.rank == 0:
             _tell(work, state, seconds, progress)
-        if not len(state.history) % recipe.checkpoint_every or _finished(
-            recipe, state.valid_losses
-        ):
+        if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
             _checkpoint(work, state, best)
     engine.close()
-    chosen = best_epoch(state.valid_losses)
+    chosen = _best(recipe, state)
     weights = best if session.rank == 0 else {}
     return Outcome(
         best_epoch=chosen, history=state.history, weights=weights, metrics=state.history[chosen]
     )
-
-
-def learning_rate(recipe: Recipe, valid_losses: Sequence[float]) -> float:
-    """The next epoch's rate: less after a plateau of the validation loss, and after some epochs.
-
-    A function of the past losses alone, so a resumed run needs no memory of its own for it.
-    """
-    base = recipe.learning_rate
-    rate, best, waited = base, math.inf, 0
-    for epoch, loss in enumerate(valid_losses, 1):
-        best, waited = (loss, 0) if loss < best else (best, waited + 1)
-        if waited > recipe.rate_patience or epoch in recipe.rate_drops:
-            rate, waited = max(rate * recipe.rate_factor, base * recipe.rate_floor), 0
-    return rate
-
-
-def best_epoch(valid_losses: Sequence[float]) -> int:
-    """The first epoch with the lowest loss; NaN is as bad as infinity."""
-    comparable = [math.inf if math.isnan(loss) else loss for loss in valid_losses]
-    return comparable.index(min(comparable))
 
 
 def step_seed(seed: int, position: int, rank: int) -> int:
@@ -176,11 +153,15 @@ def step_seed(seed: int, position: int, rank: int) -> int:
     return int(high) << 32 | int(low)
 
 
-def _finished(recipe: Recipe, valid_losses: Sequence[float]) -> bool:
-    if not valid_losses:
+def _finished(recipe: Recipe, state: _State) -> bool:
+    if not state.history:
         return False
-    waited = len(valid_losses) - 1 - best_epoch(valid_losses)
-    return len(valid_losses) >= recipe.epochs or waited >= recipe.patience
+    idle = waited(state.values(recipe.monitor), recipe.monitor, recipe.min_delta)
+    return len(state.history) >= recipe.epochs or idle >= recipe.patience
+
+
+def _best(recipe: Recipe, state: _State) -> int:
+    return best_epoch(state.values(recipe.monitor), recipe.monitor)
 
 
 def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
@@ -233,12 +214,25 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
     for position in range(state.position, first + len(batches)):
         batch = batches[position - first]
         torch.manual_seed(step_seed(seed, position, rank))
+        work.engine.set_learning_rate(_rate(work, state, position))
         share = _with_dropped(work, _share(work, train, batch), position)
         own = own + work.engine.step(share, _weight_sum(batch)).cpu()
         if work.session.preempted():
             done = replace(state, position=position + 1, losses=_by_rank(work, own))
             _checkpoint(work, done, best)
     return replace(state, position=first + len(batches), losses=_by_rank(work, own))
+
+
+def _rate(work: _Work, state: _State, position: int) -> float:
+    """The learning rate of a step of the epoch after those of the history."""
+    recipe, steps = work.recipe, -(-len(work.data.train) // work.recipe.global_batch)
+    return recipe.learning_rate * rate_share(
+        recipe.schedule,
+        position,
+        steps=steps,
+        epochs=recipe.epochs,
+        valid_losses=state.values(LOSS),
+    )
 
 
 def _share(work: _Work, samples: Samples, batch: GlobalBatch) -> list[FusionBatch]:
@@ -287,7 +281,11 @@ def _validate(work: _Work) -> dict[str, float]:
     truth = np.array(list(valid.targets.values()), dtype=np.float64)
     found = metrics(recipe.task, truth, decide(recipe.task, outputs_NK.numpy()))
     named = {f"valid_{name}": value for name, value in found.items()}
-    return {"valid_loss": engine.agree(loss), **named}
+    agreed = {LOSS: loss, **named}
+    # What decides must be the same on all ranks.
+    return agreed | {
+        name: engine.agree(agreed[name]) for name in dict.fromkeys((LOSS, recipe.monitor))
+    }
 
 
 def _tell(work: _Work, state: _State, seconds: float, progress: Progress | None) -> None:

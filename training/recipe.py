@@ -13,6 +13,8 @@ Scalar: TypeAlias = str | int | float | bool
 TaskKind: TypeAlias = Literal["regression", "classes", "labels"]
 Loss: TypeAlias = Literal["l1", "mse", "cross_entropy", "bce"]
 
+ScheduleKind: TypeAlias = Literal["plateau", "constant", "cosine", "linear", "step"]
+
 Target: TypeAlias = float | int | Sequence[float]
 """What is true or said of a clip: a number, the index of a class, or for each label 1 or 0."""
 
@@ -90,6 +92,39 @@ class EncoderSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the learning rate goes over a run.
+
+    "plateau": multiplied by `factor` when more than `patience` epochs in a row brought no better
+    validation loss; the `cooldown` epochs after that are not counted.
+    "constant": as it is.
+    "cosine": half a cosine, from the recipe's rate after the warm-up to `floor` of it at the end
+    (Loshchilov and Hutter, "SGDR", 2017, without restarts).
+    "linear": a straight line between the same.
+    "step": multiplied by `factor` after each of the epochs `at`, or after every `every` epochs
+    where `at` names none.
+
+    Attributes:
+        warmup: Steps at the beginning in which the rate rises in a straight line, the last of them
+            has all of it; below 1, their share of all steps.
+        floor: The lowest share of the rate.
+    """
+
+    kind: ScheduleKind = "plateau"
+    warmup: float = 0
+    factor: float = 0.5
+    patience: int = 2
+    cooldown: int = 0
+    floor: float = 0.0
+    at: tuple[int, ...] = ()
+    every: int = 10
+
+    def warmup_steps(self, total: int) -> int:
+        """The length of the warm-up of a run of so many steps."""
+        return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """Which model, over which streams (in this order), with which settings of its own.
 
@@ -109,13 +144,13 @@ class Recipe:
 
     Attributes:
         name: The named recipe that it came from.
-        rate_factor: What the learning rate is multiplied by after a plateau and at each of
-            `rate_drops`; with 1 it stays.
-        rate_patience: Epochs in a row without a better validation loss that are no plateau yet.
-        rate_floor: The share of the learning rate below which it does not fall.
-        rate_drops: Epochs after which the rate falls, whatever the validation loss.
+        learning_rate: What the schedule's shares are of.
+        schedule: How it goes over the run.
         clip_norm: Gradient norm above which gradients are scaled down; None for no clipping.
-        patience: Epochs without a better validation loss after which training stops.
+        patience: Epochs without a better value of `monitor` after which training stops.
+        monitor: By what the best epoch is chosen: "valid_loss", or "valid_" and a metric of the
+            task.
+        min_delta: How much better a value must be for patience to begin anew.
         zero: What is split over the ranks: nothing, the optimizer's state (1), gradients too (2),
             weights too (3).
         offload: What is kept in main memory, not on the device: nothing, the optimizer's state (at
@@ -138,13 +173,12 @@ class Recipe:
     global_batch: int = 32
     micro_batch: int | None = None
     learning_rate: float = 5e-4
-    rate_factor: float = 0.5
-    rate_patience: int = 2
-    rate_floor: float = 0.05
-    rate_drops: tuple[int, ...] = ()
+    schedule: Schedule = field(default_factory=lambda: Schedule(floor=1 / 20))
     weight_decay: float = 0.01
     clip_norm: float | None = 1.0
     patience: int = 10
+    monitor: str = "valid_loss"
+    min_delta: float = 0.0
     loss: Loss = "l1"
     zero: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
@@ -181,12 +215,14 @@ class Recipe:
         encoders = model.get("encoders", {})
         model["encoders"] = {name: EncoderSettings(**each) for name, each in encoders.items()}
         task["classes"] = tuple(task["classes"])
+        schedule = dict(plain.pop("schedule", None) or {"floor": 1 / 20})
+        schedule["at"] = tuple(schedule.get("at", ()))
         return Recipe(
             model=ModelSettings(**model),
             task=Task(**task),
             pooling=Pooling(**plain.pop("pooling")),
+            schedule=Schedule(**schedule),
             raw=tuple(plain.pop("raw", ())),
-            rate_drops=tuple(plain.pop("rate_drops", ())),
             **plain,
         )
 

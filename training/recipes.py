@@ -11,9 +11,22 @@ from dataclasses import fields, replace
 from typing import Protocol, TypeAlias
 
 from featurizers.align import HOWS
-from training.recipe import Loss, ModelSettings, Pooling, Recipe, Scalar, Task, TaskKind
+from training.metrics import METRICS
+from training.recipe import (
+    Loss,
+    ModelSettings,
+    Pooling,
+    Recipe,
+    Scalar,
+    Schedule,
+    Task,
+    TaskKind,
+)
+from training.schedule import LOSS, USUAL
 
-Setting: TypeAlias = Scalar | Pooling | Mapping[str, Scalar] | Sequence[str | int] | None
+Setting: TypeAlias = (
+    Scalar | Pooling | Schedule | Mapping[str, Scalar | Sequence[int]] | Sequence[str | int] | None
+)
 
 ONE_TIME_BASE = ("mmlatch", "late_fusion", "early_fusion")
 """Models that want several streams to have their steps at the same times."""
@@ -40,6 +53,7 @@ _MMLATCH_MOSEI: Mapping[str, Setting] = {
     "learning_rate": 5e-4,
     "weight_decay": 0.0,
     "clip_norm": None,
+    "schedule": Schedule(cooldown=2, floor=1 / 20),
 }
 _MMLATCH_SIZES: Mapping[str, Scalar] = {
     "hidden": 100,
@@ -66,8 +80,8 @@ _MSAF_MOSEI: Mapping[str, Setting] = {
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
     "clip_norm": None,
-    "rate_factor": 1.0,
     "loss": "mse",
+    "schedule": Schedule(kind="constant"),
     "pooling": Pooling(kind="steps", steps=50),
 }
 _MSAF_SIZES: Mapping[str, Scalar] = {
@@ -87,9 +101,7 @@ _MULT_STEPS: Mapping[str, Setting] = {"learning_rate": 2e-3, "global_batch": 8, 
 _MULT_TRAINING: Mapping[str, Setting] = {
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
-    "rate_factor": 0.1,
-    "rate_patience": 20,
-    "rate_floor": 0.0,
+    "schedule": Schedule(factor=0.1, patience=20),
 }
 _MULT_SIZES: Mapping[str, Scalar] = {"width": 40, "layers": 4, "output_dropout": 0.1}
 
@@ -102,8 +114,8 @@ _RAVDESS: Mapping[str, Setting] = {
     "global_batch": 4,
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
-    "rate_factor": 1.0,
     "clip_norm": None,
+    "schedule": Schedule(kind="constant"),
     "take_absent": False,
     # Longer streams are thinned; pictures must not be averaged.
     "pooling": Pooling(kind="own", most=30_000, how="first"),
@@ -114,10 +126,7 @@ _NTU: Mapping[str, Setting] = {
     "patience": 20,
     "learning_rate": 1e-4,
     "weight_decay": 1e-4,
-    "rate_factor": 0.1,
-    "rate_patience": 70,
-    "rate_floor": 0.0,
-    "rate_drops": (5, 20),
+    "schedule": Schedule(kind="step", at=(5, 20), factor=0.1),
 }
 
 
@@ -196,8 +205,8 @@ def mult_mosei(
     """MulT as its authors train it on CMU-MOSEI; the arguments are those of `mmlatch`.
 
     The paper's streams are GloVe words, COVAREP and FACET, in this order. As theirs, the
-    learning rate is divided by ten after 20 epochs without a better validation loss, and no run
-    stops early.
+    learning rate is divided by ten when more than 20 epochs brought no better validation loss, and
+    no run stops early.
     """
     sizes = {
         **_MULT_SIZES,
@@ -474,8 +483,8 @@ def msaf_ntu(
     Both branches are to start from weights that `i3d` and `hcn` were trained to: `start`
     {"video": FILE, "skeleton": FILE}. The release runs each batch twice, and updates first for the
     loss of one branch, then for that of the other; this adds the two losses, in one update a batch.
-    Weights decay apart from the gradient (AdamW). The learning rate is divided by ten after five
-    epochs.
+    The learning rate is divided by ten after 5 epochs, as there; weights decay apart from the
+    gradient (AdamW).
     """
     chosen = {"objective": "branches", **(settings or {})}
     return _network("msaf_ntu", task, streams, chosen, overrides, raw=streams, training=_NTU)
@@ -553,7 +562,6 @@ def check(recipe: Recipe) -> None:
     _check_number(recipe, "seed", whole=True, least=0)
     for name in ("learning_rate", "weight_decay"):
         _check_number(recipe, name, whole=False, least=0)
-    _check_rates(recipe)
     _check_number(recipe, "modality_dropout", whole=False, least=0)
     if recipe.modality_dropout >= 1:
         raise ValueError(
@@ -565,6 +573,8 @@ def check(recipe: Recipe) -> None:
         _check_number(recipe, "clip_norm", whole=False, least=0)
     _check_pooling(recipe.pooling, recipe.model)
     _check_raw(recipe)
+    _check_schedule(recipe.schedule)
+    _check_monitor(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     _check_choice("loss", recipe.loss, LOSSES[recipe.task.kind])
@@ -602,8 +612,10 @@ def _recipe(
     loss = usual or LOSSES[task.kind][0]
     chosen: dict[str, Setting] = {**training, "loss": loss, **overrides}
     chosen["pooling"] = _pooling(chosen.get("pooling", Pooling()))
+    chosen["schedule"] = _schedule(
+        chosen.get("schedule", "plateau"), training.get("schedule", USUAL["plateau"])
+    )
     chosen["raw"] = _listed(chosen.get("raw", ()))
-    chosen["rate_drops"] = _listed(chosen.get("rate_drops", ()))
     built = ModelSettings(
         kind=kind or name, streams=tuple(streams), settings={**model, **(settings or {})}
     )
@@ -664,6 +676,57 @@ def _pooling(given: Setting) -> Pooling:
     return replace(Pooling(), **settings)  # type: ignore[arg-type]
 
 
+def _schedule(given: Setting, usual: Setting) -> Setting:
+    """A schedule, given as one, by its kind alone, or by a kind and what differs from its usual."""
+    if isinstance(given, Schedule):
+        return given
+    settings = {"kind": given} if isinstance(given, str) else given
+    known = [each.name for each in fields(Schedule)]
+    if not isinstance(settings, Mapping) or not settings:
+        raise ValueError(
+            f"schedule is {given!r}; wanted one of {', '.join(USUAL)}, or some of "
+            f"{', '.join(known)}, each a value"
+        )
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"schedule has no setting {setting!r}; {_nearest(setting, known)}")
+    own: object = settings.get("kind", getattr(usual, "kind", None))
+    _check_choice("schedule.kind", own, tuple(USUAL))
+    base = usual if getattr(usual, "kind", None) == own else USUAL[own]  # type: ignore[index] # checked
+    changed = {**settings, "at": _listed(settings.get("at", getattr(base, "at", ())))}
+    return replace(base, **changed)  # type: ignore[type-var] # `check` looks at each value
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    _check_choice("schedule.kind", schedule.kind, tuple(USUAL))
+    for name in ("patience", "cooldown"):
+        _check_number(schedule, name, whole=True, least=0, among="schedule.")
+    for name in ("warmup", "factor", "floor"):
+        _check_number(schedule, name, whole=False, least=0, among="schedule.")
+    _check_number(schedule, "every", whole=True, least=1, among="schedule.")
+    for name in ("factor", "floor"):
+        if getattr(schedule, name) > 1:
+            raise ValueError(
+                f"schedule.{name} is {getattr(schedule, name)!r}; wanted a share, at most 1"
+            )
+    if schedule.warmup >= 1 and schedule.warmup != int(schedule.warmup):
+        raise ValueError(
+            f"schedule.warmup is {schedule.warmup!r}; wanted a whole number of steps, or a share "
+            f"of all steps below 1"
+        )
+    at: object = schedule.at
+    whole = isinstance(at, tuple) and all(type(each) is int and each > 0 for each in at)
+    if not whole:
+        raise ValueError(f"schedule.at is {at!r}; wanted a list of epochs, such as [10, 20]")
+
+
+def _check_monitor(recipe: Recipe) -> None:
+    known = (LOSS, *(f"valid_{name}" for name in METRICS[recipe.task.kind]))
+    if recipe.monitor not in known:
+        raise ValueError(f"monitor is {recipe.monitor!r}; {_nearest(str(recipe.monitor), known)}")
+    _check_number(recipe, "min_delta", whole=False, least=0)
+
+
 def _check_raw(recipe: Recipe) -> None:
     """Streams that are not normalised, and weights to start from."""
     streams = recipe.model.streams
@@ -678,20 +741,6 @@ def _check_raw(recipe: Recipe) -> None:
         raise ValueError(
             f"start is {start!r}; wanted for each part of the model that starts from weights their "
             f"file, such as {{video: runs/face.safetensors}}"
-        )
-
-
-def _check_rates(recipe: Recipe) -> None:
-    _check_number(recipe, "rate_patience", whole=True, least=0)
-    for name in ("rate_factor", "rate_floor"):
-        _check_number(recipe, name, whole=False, least=0)
-        if getattr(recipe, name) > 1:
-            raise ValueError(f"{name} is {getattr(recipe, name)}; it is a share, at most 1")
-    drops: object = recipe.rate_drops  # of any type, as above
-    if not isinstance(drops, tuple) or not all(type(epoch) is int and epoch > 0 for epoch in drops):
-        raise ValueError(
-            f"rate_drops is {drops!r}; wanted a list of epochs, such as [5] for a lower rate from "
-            f"the sixth on"
         )
 
 
@@ -730,7 +779,7 @@ def _wants_time_base(model: ModelSettings) -> str | None:
 
 
 def _check_number(
-    settings: Recipe | Pooling, name: str, *, whole: bool, least: float, among: str = ""
+    settings: Recipe | Pooling | Schedule, name: str, *, whole: bool, least: float, among: str = ""
 ) -> None:
     value = getattr(settings, name)
     kinds = (int,) if whole else (int, float)
