@@ -155,7 +155,7 @@ class _Clips:
     ) -> Iterator[Heard]:
         """As `media.decode` for the first span; the others are those that will be asked for next.
 
-        After an `Again` all begins anew. Clocks are measured where sound is decoded, or all alone.
+        After an `Again` all begins anew. Clocks are measured where sound is decoded, if any is.
         """
         pictures = {n: want for n, want in enumerate(wants) if isinstance(want, VideoWant)}
         going = self._going_on(path, spans, list(pictures.values()), limits)
@@ -176,6 +176,8 @@ class _Clips:
             heard = [wants[number] for number in sound]
             events = decode(path, *spans[0], heard, limits, clocks=clocks)
             yield from ((sound[index], event) for index, event in events)
+        elif clocks is not None:
+            clocks += going.clocks
 
     def _note_apart(self, path: Path) -> None:
         file, count = self._apart
@@ -204,7 +206,8 @@ class _Going:
         self.left = deque(spans)
         self._about = (path, list(wants), limits)
         self._file = _identity(path)
-        self._events = decode_all(path, spans, wants, limits)
+        self.clocks: list[Clocks] = []  # of the clip that came last
+        self._events = decode_all(path, spans, wants, limits, clocks=self.clocks)
 
     def goes_on(self, path: Path, span: Span, wants: Sequence[VideoWant], limits: Limits) -> bool:
         """Whether this is the next of them."""
@@ -213,6 +216,7 @@ class _Going:
 
     def next(self) -> Iterator[Event]:
         """The events of the next clip. Raises ApartError as `decode_all`."""
+        self.clocks.clear()
         for _, event in self._events:
             if event is None:
                 self.left.popleft()

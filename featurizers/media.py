@@ -468,12 +468,15 @@ class Reach:
             there = min(there, taker.reached())
         return Told(min(end, last) - span.start, max(0.0, there))
 
-    def clocks(self, takers: Sequence[Taker], *, is_read: bool) -> list[Clocks]:
+    def clocks(
+        self, takers: Sequence[Taker], *, is_read: bool, since: float = -math.inf
+    ) -> list[Clocks]:
         """How the clocks of sound and pictures lie to each other; nothing where one is not there.
 
         Args:
             takers: What took the streams that were wanted.
             is_read: Whether all packets were seen up to the file's end.
+            since: Seconds of the file; pictures before them do not count.
         """
         container = self._opened.container
         taken = {taker.kind: taker.stream for taker in takers}
@@ -489,7 +492,7 @@ class Reach:
                 start_s=_apart(*starts),
                 end_s=_apart(*ends),
                 sound_s=next(drifts, None),
-                pictures_s=self._drift_of(shown),
+                pictures_s=self._drift_of(shown, since),
             )
         ]
 
@@ -499,13 +502,14 @@ class Reach:
             return self._end(stream)
         return _told_end(self._opened, stream)
 
-    def _drift_of(self, stream: AvStream) -> float | None:
+    def _drift_of(self, stream: AvStream, since: float) -> float | None:
         rates = [getattr(stream.codec_context, "framerate", None)]  # by the pictures' own header
         if self._opened.container.format.name not in RATE_BY_TIMES:
             rates.append(stream.average_rate)
         base = stream.time_base
         shown = self._shown.get(stream.index, ())  # one that began on the way was not counted
         times = np.array(shown, dtype=np.int64) * (base.numerator / base.denominator)
+        times = times[times - self._opened.origin >= since]
         found = (drift_of_pictures(times, float(rate)) for rate in rates if rate)
         return next((drift for drift in found if drift is not None), None)
 

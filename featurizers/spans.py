@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from featurizers.clip import BadClipError
+from featurizers.clocks import Clocks
 from featurizers.damage import Damage, verdict
 from featurizers.limits import Limits, check_span, check_streams
 from featurizers.media import (
@@ -66,7 +67,12 @@ def follow(spans: Sequence[Span]) -> int:
 
 
 def decode_all(
-    path: Path, spans: Sequence[Span], wants: Sequence[VideoWant], limits: Limits
+    path: Path,
+    spans: Sequence[Span],
+    wants: Sequence[VideoWant],
+    limits: Limits,
+    *,
+    clocks: list[Clocks] | None = None,
 ) -> Iterator[tuple[int, Event | None]]:
     """Decode the pictures of spans that `follow` each other, in one go.
 
@@ -75,6 +81,8 @@ def decode_all(
         spans: In order of time.
         wants: What is wanted of each.
         limits: What each may cost.
+        clocks: Takes, before the None of each span, how the clocks of sound and pictures lie to
+            each other, where a file has both.
 
     Returns:
         The number of a span with an event of it, span after span, and None when a span is finished.
@@ -88,13 +96,17 @@ def decode_all(
         for start, end in spans:
             check_span(start, end)
         with Opened(path) as opened:
-            yield from _decoded(opened, spans, wants, limits)
+            yield from _decoded(opened, spans, wants, limits, [] if clocks is None else clocks)
     except BadClipError as bad:
         raise ApartError(str(bad)) from None
 
 
 def _decoded(
-    opened: Opened, spans: Sequence[Span], wants: Sequence[VideoWant], limits: Limits
+    opened: Opened,
+    spans: Sequence[Span],
+    wants: Sequence[VideoWant],
+    limits: Limits,
+    clocks: list[Clocks],
 ) -> Iterator[tuple[int, Event | None]]:
     check_streams(len(opened.container.streams), limits)
     if opened.container.format.name in REORDERED:
@@ -112,6 +124,7 @@ def _decoded(
             _Part(number, start, takers_of(opened, wants, start, end, limits))
             for number, (start, end) in enumerate(spans)
         ),
+        clocks,
     )
     for packet in opened.packets():
         row.feed(packet)
@@ -170,11 +183,13 @@ class _Row:
 
     Attributes:
         stream: The number of the stream of pictures.
+        clocks: Takes those of each span that is finished.
         last: The last picture: a span may begin in the middle of its time.
     """
 
     opened: Opened
     waiting: deque[_Part]
+    clocks: list[Clocks]
     stream: int = field(init=False)
     running: deque[_Part] = field(default_factory=deque)
     last: AvFrame | None = None
@@ -222,7 +237,7 @@ class _Row:
         while self.running:
             part = self.running[0]
             if part.is_full:
-                part.finish(self.opened, self.reach)
+                self._finish(part, is_read=False)
             while part.events:
                 yield part.number, part.events.popleft()
             if not part.is_full:
@@ -235,10 +250,16 @@ class _Row:
         self._begin(float("inf"))
         while self.running:
             part = self.running.popleft()
-            part.finish(self.opened, self.reach)
+            self._finish(part, is_read=True)
             while part.events:
                 yield part.number, part.events.popleft()
             yield part.number, None
+
+    def _finish(self, part: _Part, *, is_read: bool) -> None:
+        part.finish(self.opened, self.reach)
+        takers = list(part.takers.values())
+        since = part.start - SEEK_MARGIN_S
+        self.clocks += self.reach.clocks(takers, is_read=is_read, since=since)
 
     def _begin(self, time: float) -> None:
         while self.waiting and self.waiting[0].start <= time:

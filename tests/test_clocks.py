@@ -141,6 +141,25 @@ def test_every_clip_of_a_film_is_measured_also_where_they_are_decoded_in_one_go(
     assert [each.start_s for _, each in found] == pytest.approx([0.5] * 4, abs=0.003)
 
 
+def test_clips_whose_pictures_alone_are_decoded_in_one_go_have_their_own_drift(tmp_path):
+    path = film(tmp_path / "a.mkv", late=0.5, length=20, seconds=20.0, picture_step=1.01)
+    spans = [(0.0, 4.0), (4.0, 8.0), (12.0, 16.0), (16.0, None)]
+    clips = [
+        Clip(key=f"c{n}", id="", media=str(path), media_digest="", start=a, end=b, seconds=4)
+        for n, (a, b) in enumerate(spans)
+    ]
+    found, built = [], [catalog.build("face-motion", fps=5)]
+    with Decoder() as decoder:
+        assert list(extract_all(clips, lambda _: path, built, decoder, Stages(), clocks=found))
+    assert [key for key, _ in found] == ["c0", "c1", "c2", "c3"]
+    for clip, (_, one) in zip(clips, found, strict=True):
+        [alone] = clocks_of(path, (clip.start, clip.end), [PICTURES])
+        assert one.sound_s is None
+        assert one.start_s == alone.start_s == pytest.approx(0.5, abs=0.003)
+        # A hundredth of the four seconds, and of up to two that are read around them.
+        assert 0.035 <= one.pictures_s <= 0.065
+
+
 # Pictures against their rate.
 
 

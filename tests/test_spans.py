@@ -283,7 +283,8 @@ def test_avi_is_decoded_clip_by_clip_and_tried_no_more_than_twice(tmp_path, monk
     tries = []
     begin = spans_module.decode_all
     monkeypatch.setattr(
-        "featurizers.decoder_child.decode_all", lambda *a: tries.append(a) or begin(*a)
+        "featurizers.decoder_child.decode_all",
+        lambda *a, **clocks: tries.append(a) or begin(*a, **clocks),
     )
     spans = [(number, number + 1.0) for number in range(6)]
     clips = _Clips()
@@ -315,7 +316,8 @@ def test_a_file_that_was_only_touched_is_gone_on_with(tmp_path, monkeypatch):
     tries = []
     begin = spans_module.decode_all
     monkeypatch.setattr(
-        "featurizers.decoder_child.decode_all", lambda *a: tries.append(a) or begin(*a)
+        "featurizers.decoder_child.decode_all",
+        lambda *a, **clocks: tries.append(a) or begin(*a, **clocks),
     )
     spans = [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
     clips = _Clips()
