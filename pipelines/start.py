@@ -40,7 +40,8 @@ source:
 {features}
 {recipes}
 model: {{recipe: mmlatch}}
-train: {{epochs: 30, global_batch: 32, learning_rate: 5.0e-4, seeds: 1}}
+# epochs, global_batch, learning_rate and so on are the recipe's own where nothing is said here
+train: {{seeds: 1}}
 # featurize: speed only, 0 goes without Ray; train: also the dropout, so numbers differ a little
 workers: {{featurize: 2, train: 2}}
 max_dropped: 0.05               # more quarantined clips than this share: no manifest

@@ -20,6 +20,7 @@ from training.evaluate import predictions, scorecard
 from training.loop import fit
 from training.predict import Predictor, load_model
 from training.recipe import Task
+from training.recipes import named
 from training.session import LocalSession
 
 pytestmark = pytest.mark.media
@@ -97,6 +98,16 @@ def test_a_registered_model_of_several_labels_promises_text(project):
     task = task_of(experiment, read_clips(experiment.root))
     assert ("prediction", "string") in _outputs(task)
     assert ("scores", "string") in _outputs(task)
+
+
+@pytest.mark.parametrize("name", ["mmlatch", "mult", "msaf"])
+def test_a_recipe_keeps_its_own_rates_in_a_file_that_init_wrote(tmp_path, name):
+    table = tmp_path / "clips.csv"
+    table.write_text("id,media,score\na,a.mp4,1\nb,b.mp4,2\n")
+    init(table, "score", tmp_path / "experiment.yaml")
+    experiment = load(tmp_path / "experiment.yaml", [f"model.recipe={name}"])
+    task = Task(kind="regression", label="score")
+    assert experiment.recipe(task) == named(name, task, list(experiment.features))
 
 
 def test_init_asks_for_the_task_that_it_is_told(tmp_path):
