@@ -101,13 +101,17 @@ def ds_config(recipe: Recipe, world: int, micro: int) -> DeepSpeedSettings:
     }
 
 
-def clip_losses(outputs: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
+def clip_losses(
+    outputs: Tensor, target: Tensor, recipe: Recipe, positive: Sequence[float] = ()
+) -> Tensor:
     """The loss of each clip, unweighted, in float32: [B].
 
     Args:
         outputs: [B, K].
         target: Float [B] for a regression, int64 [B] for classes, float [B, K] for labels.
         recipe: Says which loss.
+        positive: For labels, how much a clip that has one counts beside a clip that does not; all
+            alike where none are given.
     """
     outputs = outputs.float()
     match recipe.loss:
@@ -118,7 +122,12 @@ def clip_losses(outputs: Tensor, target: Tensor, recipe: Recipe) -> Tensor:
         case "cross_entropy":
             return functional.cross_entropy(outputs, target, reduction="none")
         case "bce":
-            each = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+            each = functional.binary_cross_entropy_with_logits(
+                outputs,
+                target,
+                pos_weight=outputs.new_tensor(positive) if positive else None,
+                reduction="none",
+            )
             return each.mean(dim=1)
         case unknown:
             assert_never(unknown)
@@ -131,10 +140,10 @@ class Engine:
         micro: Clips that this rank takes at a time.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, positive: Sequence[float] = ()) -> None:
         deepspeed = _deepspeed()
         _join()
-        self._recipe = recipe
+        self._recipe, self._positive = recipe, positive
         self._rank, self._world = distributed.get_rank(), distributed.get_world_size()
         self.micro = micro_batch(recipe.global_batch, self._world, recipe.micro_batch)
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -180,7 +189,9 @@ class Engine:
         return total
 
     def _losses(self, batch: FusionBatch) -> Tensor:
-        criterion = partial(clip_losses, target=_target(batch), recipe=self._recipe)
+        criterion = partial(
+            clip_losses, target=_target(batch), recipe=self._recipe, positive=self._positive
+        )
         if self._own_losses:
             losses: Tensor = self._engine(batch, criterion)
             return losses

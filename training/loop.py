@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracking.run import Run
 from training.batch import FusionBatch
+from training.class_weights import class_weights, weighed
 from training.data import (
     Data,
     GlobalBatch,
@@ -80,13 +81,18 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What all parts of the loop need."""
+    """What all parts of the loop need.
+
+    Attributes:
+        weights: Of classes or labels, by name; none where all count alike.
+    """
 
     recipe: Recipe
     data: Data
     session: Session
     run: Run
     engine: Engine
+    weights: Mapping[str, float]
 
 
 def fit(
@@ -123,14 +129,16 @@ def fit(
     torch.manual_seed(recipe.seed)
     model = build(recipe.model, data.train.widths, recipe.task.outputs)
     begin(model, recipe.start)
-    engine = Engine(model, recipe)
-    work = _Work(recipe, data, session, run, engine)
+    counted = class_weights(recipe, data.train.targets.values())
+    positive = tuple(counted.values()) if recipe.task.kind == "labels" else ()
+    engine = Engine(model, recipe, positive)
+    work = _Work(recipe, data, session, run, engine, counted)
     state, best = _start(work)
     while not _finished(recipe, state):
         started = time.perf_counter()
         state = _train_epoch(work, state, best)
         seconds = time.perf_counter() - started
-        epoch = {"train_loss": sum(state.losses) / len(data.train)} | _validate(work)
+        epoch = {"train_loss": sum(state.losses) / _total_weight(work)} | _validate(work)
         epoch["learning_rate"] = _rate(work, state, state.position - 1)
         state = _State(state.position, (*state.history, epoch))
         if _best(recipe, state) == state.newest:
@@ -167,6 +175,7 @@ def _best(recipe: Recipe, state: _State) -> int:
 def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
     if work.session.rank == 0:
         _describe(work.run, work.recipe, work.data)
+        work.run.log_settings({f"class_weight.{name}": n for name, n in work.weights.items()})
     folder = work.session.restore()
     if folder is None:
         return _State(), {}
@@ -212,7 +221,7 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
     first = epoch * len(batches)
     own = torch.tensor(state.losses[rank] if state.losses else 0.0, dtype=torch.float64)
     for position in range(state.position, first + len(batches)):
-        batch = batches[position - first]
+        batch = _weighed(work, batches[position - first])
         torch.manual_seed(step_seed(seed, position, rank))
         work.engine.set_learning_rate(_rate(work, state, position))
         share = _with_dropped(work, _share(work, train, batch), position)
@@ -221,6 +230,17 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
             done = replace(state, position=position + 1, losses=_by_rank(work, own))
             _checkpoint(work, done, best)
     return replace(state, position=first + len(batches), losses=_by_rank(work, own))
+
+
+def _weighed(work: _Work, batch: GlobalBatch) -> GlobalBatch:
+    if not work.weights or work.recipe.task.kind != "classes":
+        return batch
+    return weighed(batch, work.weights, work.data.train.targets)
+
+
+def _total_weight(work: _Work) -> float:
+    """Of all training clips together."""
+    return _weight_sum(_weighed(work, tuple((key, 1.0) for key in work.data.train.keys)))
 
 
 def _rate(work: _Work, state: _State, position: int) -> float:

@@ -151,6 +151,8 @@ class Recipe:
         monitor: By what the best epoch is chosen: "valid_loss", or "valid_" and a metric of the
             task.
         min_delta: How much better a value must be for patience to begin anew.
+        class_weights: How much each class counts in training, or for labels each clip that has it:
+            all alike, by how rare it is, or as given; see `training.class_weights`.
         zero: What is split over the ranks: nothing, the optimizer's state (1), gradients too (2),
             weights too (3).
         offload: What is kept in main memory, not on the device: nothing, the optimizer's state (at
@@ -180,6 +182,7 @@ class Recipe:
     monitor: str = "valid_loss"
     min_delta: float = 0.0
     loss: Loss = "l1"
+    class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
     zero: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"

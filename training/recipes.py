@@ -579,6 +579,7 @@ def check(recipe: Recipe) -> None:
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     _check_choice("loss", recipe.loss, LOSSES[recipe.task.kind])
     _check_classes(recipe.task)
+    _check_class_weights(recipe)
 
 
 def _recipe(
@@ -753,6 +754,24 @@ def _check_classes(task: Task) -> None:
         )
     if len(set(known)) < len(known):
         raise ValueError(f"label {task.label!r}: {list(known)} names one of them twice")
+
+
+def _check_class_weights(recipe: Recipe) -> None:
+    # What an experiment file gives is of any type, whatever the field says.
+    weights: object = recipe.class_weights
+    if not isinstance(weights, Mapping):
+        _check_choice("class_weights", weights, ("none", "balanced"))
+    if weights != "none" and recipe.task.kind == "regression":
+        raise ValueError(
+            f"class_weights is {weights!r}; label {recipe.task.label!r} is a regression, which has "
+            f"no classes: leave it out"
+        )
+    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+        if name not in recipe.task.classes:
+            raise ValueError(f"class_weights: {name!r}; {_nearest(name, recipe.task.classes)}")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 < weight < math.inf:
+            raise ValueError(f"class_weights.{name} is {weight!r}; wanted a number above 0")
 
 
 def _check_pooling(pooling: Pooling, model: ModelSettings) -> None:
