@@ -1,7 +1,8 @@
-"""`transcribe`: words with times for clips without any; one item a file, run again it goes on."""
+"""`transcribe`: words with times for clips without any; run again, it goes on where it was."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from featurizers.intake import digest as file_digest
 from featurizers.listening import pieces, twice, voice_in
 from featurizers.spec import canonical_json
 from featurizers.voice import cut
-from featurizers.whisper import Recogniser, Spoken
+from featurizers.whisper import VOTERS, Recogniser, Spoken
 from pipelines.executors import Executor, Need
 from pipelines.experiment import Experiment
 from pipelines.films import (
@@ -41,14 +42,22 @@ VERSION = 1
 TOGETHER = 32
 """Pieces of sound that are held at once."""
 
+SPANS = 128
+"""Spans of a file that are kept together: minutes of speech, of which a kill costs no more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unheard:
-    """A media file, and spans of it that lack words: in order, none of them overlapping."""
+    """A media file, and spans of it that lack words: in order, none of them overlapping.
+
+    Attributes:
+        lead: The first ones of the file, which say its language, where these are later ones.
+    """
 
     media: str
     stream: str
     spans: tuple[Span, ...]
+    lead: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +95,10 @@ def transcribe(
     rows = clip_rows(experiment, experiment.cut_table)
     silent = [row for row in rows if not {"transcript", "transcript_file"} & set(row)]
     films = [
-        Unheard(*sound, tuple(spans))
+        film
         for sound, some in by_sound(silent)
         for spans in apart(sorted({span_of(experiment.given, row) for row in some}, key=order))
+        for film in in_pieces(*sound, tuple(spans))
     ]
     worker = partial(_Hearer, stage_of(experiment), settings)
     need = Need(gpus=experiment.workers.gpus)
@@ -105,6 +115,13 @@ def transcribe(
     clips = [_with_words(experiment, row, files) for row in rows]
     write_table(experiment.spoken_table, clips)
     return Transcribed(clips=clips, heard=len(silent), lost=lost)
+
+
+def in_pieces(media: str, stream: str, spans: tuple[Span, ...]) -> Iterator[Unheard]:
+    """A file's spans, `SPANS` of them at a time: each piece is heard and kept by itself."""
+    yield Unheard(media, stream, spans[:SPANS])
+    for first in range(SPANS, len(spans), SPANS):
+        yield Unheard(media, stream, spans[first : first + SPANS], lead=spans[:SPANS])
 
 
 def _with_words(
@@ -135,28 +152,30 @@ class _Hearer:
             raise BadClipError("missing", "there is no such file")
         # Where the weights lie is no part of what they say.
         decide = {name: self._settings[name] for name in ("weights", "language", "dtype")}
-        about = canonical_json(["transcribe", VERSION, media, film.stream, film.spans, decide])
+        lead = () if self._settings["language"] else film.lead
+        of = [media, film.stream, film.spans, *([lead] if lead else [])]
+        about = canonical_json(["transcribe", VERSION, *of, decide])
         name = f"{hashlib.sha256(about).hexdigest()[:32]}.json"
         if name in self._there:
             return Made(name)
         recogniser = self._recogniser = self._recogniser or Recogniser(**self._settings)
         seconds = self._decoder.probe(path).seconds
-        parts = self._parts(film, path, recogniser.window_s, seconds)
-        language, segments = twice(lambda: self._segments(film, path, parts, recogniser))
+        hears = partial(self._parts, film.stream, path, recogniser.window_s, seconds)
+        parts, voters = list(hears(film.spans)), list(itertools.islice(hears(lead), VOTERS))
+        language, segments = twice(lambda: self._segments(film, path, parts, voters, recogniser))
         plain = {"language": language, "model": recogniser.checkpoint.digest, "segments": segments}
         return Made(name, canonical_json(plain))
 
     def _parts(
-        self, film: Unheard, path: Path, window_s: float, seconds: float
-    ) -> list[tuple[float, float]]:
+        self, stream: str, path: Path, window_s: float, seconds: float, spans: Sequence[Span]
+    ) -> Iterator[tuple[float, float]]:
         """What is heard at once: spans, and of those that are too long the voice in them."""
-        parts: list[tuple[float, float]] = []
-        for start, told in film.spans:
+        for start, told in spans:
             end = seconds if told is None else told
             if end - start <= window_s:
-                parts += [(start, end)] if end > start else []
+                yield from [(start, end)] if end > start else []
                 continue
-            voiced = voice_in(path, start, told, self._decoder, film.stream)
+            voiced = voice_in(path, start, told, self._decoder, stream)
             some = cut(
                 voiced,
                 least_s=0.1,
@@ -165,22 +184,28 @@ class _Hearer:
                 margin_s=0.1,
                 end_s=max(end - start, float(voiced.max(initial=0.0))),
             )
-            parts += [(start + a, start + b) for a, b in some]
-        return parts
+            yield from ((start + a, start + b) for a, b in some)
 
     def _segments(
         self,
         film: Unheard,
         path: Path,
         parts: Sequence[tuple[float, float]],
+        voters: Sequence[tuple[float, float]],
         recogniser: Recogniser,
     ) -> tuple[str, list[dict[str, Any]]]:
-        """The language, and what Whisper's own JSON calls segments."""
+        """The language, and what Whisper's own JSON calls segments.
+
+        Without voters, the first of the parts say which language it is.
+        """
         language, segments = "", list[dict[str, Any]]()
+        if voters and parts:
+            first_ones = list(pieces(path, voters, self._decoder, film.stream))
+            language = recogniser.language_of(first_ones)
         for first in range(0, len(parts), TOGETHER):
             some = parts[first : first + TOGETHER]
             sounds = list(pieces(path, some, self._decoder, film.stream))
-            if not first:
+            if not first and not voters:
                 language = recogniser.language_of(sounds)
             said = recogniser.words_of(sounds, language)
             segments += [_segment(part, words) for part, words in zip(some, said, strict=True)]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +116,50 @@ def test_running_again_hears_only_what_is_missing_and_writes_the_same(films, mod
     assert kept(made) == after
     hear_all(experiment(films, model, transcribe={"language": "de"}))
     assert len(kept(made)) == 4
+
+
+def words_of(made):
+    table = csv.DictReader(made.table.read_text().splitlines())
+    found = {}
+    for row in table:
+        span = float(row["start"]), float(row["end"])
+        parts = json.loads(Path(row["transcript_file"]).read_text())
+        inside = [part for part in parts["segments"] if span[0] <= part["start"] < span[1]]
+        found[row["id"]] = (parts["language"], inside)
+    return found
+
+
+def test_a_long_film_is_kept_in_pieces_and_a_kill_costs_the_last_one_alone(
+    films, model, monkeypatch
+):
+    starts = [0.5, 1.5, 2.5, 3.5, 4.5]
+    rows = [f"c{at},a.wav,{start},{start + 1},1" for at, start in enumerate(starts)]
+    (films / "clips.csv").write_text("\n".join(["id,media,start,end,mood", *rows]) + "\n")
+    monkeypatch.setattr(  # so that each clip would say another one
+        "featurizers.whisper.Recogniser.language_of",
+        lambda self, sounds: ("en", "de", "ja")[sum(sounds[0].tobytes()) % 3],
+    )
+    made = experiment(films, model, table="clips.csv", segment=None)
+    hear_all(made)
+    whole = words_of(made)
+    shutil.rmtree(made.raw)
+    monkeypatch.setattr("pipelines.transcribe.SPANS", 2)
+    heard = []
+
+    def killed(count):
+        heard.append(count)
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hear_all(made, done=killed)
+    before = kept(made)
+    assert len(before) == 2
+    hear_all(made)
+    after = kept(made)
+    assert len(after) == 3
+    assert {path: after[path] for path in before} == before
+    assert words_of(made) == whole  # their language too: the film's first clips say it
 
 
 def test_a_bad_file_costs_its_own_words_and_is_told(films, model):
