@@ -24,9 +24,9 @@ from featurizers.manifest import Column
 from pipelines.demo import FULL_SIZE
 from pipelines.executors import executor
 from pipelines.experiment import Experiment, parse, recipe_of
+from pipelines.plans import Trained, score_test
 from pipelines.run import demo_settings, featurize_all, ingest_all, train_all, write_corpus
 from pipelines.show import Show
-from pipelines.train import Trained, score_test
 from tracking.provenance import git_commit, versions
 from training.recipe import Recipe, Task
 

@@ -382,6 +382,12 @@ def train_command(
     file: File,
     settings: Set = None,
     seeds: Annotated[int | None, typer.Option(help="How many runs, with other seeds.")] = None,
+    *,
+    check_resume: Annotated[
+        bool,
+        typer.Option("--check-resume", help="Kill a short run, resume it, compare; train nothing."),
+    ] = False,
+    steps: Annotated[int, typer.Option(help="With --check-resume: how many steps.", min=3)] = 8,
     as_json: Json = False,
 ) -> None:
     """Train the experiment's recipe, and register the best run where a name is given."""
@@ -397,6 +403,15 @@ def train_command(
     columns, clips = finished(experiment), read_clips(experiment.root)
     recipes = recipes_of(experiment, task_of(experiment, clips))
     save(experiment)
+    if check_resume:
+        from pipelines.run import check_resuming
+
+        found = check_resuming(experiment, recipes[0], columns, clips, show, steps=steps)
+        if as_json:
+            print(json.dumps({**_plain(found), "identical": found.identical}))
+        if not found.identical:
+            raise typer.Exit(1)
+        return
     trained = train_all(experiment, recipes, columns, clips, show)
     registered = register_best(experiment, trained, columns, clips, show)
     if as_json:

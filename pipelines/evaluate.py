@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from featurizers.dataset import read_clips
 from pipelines.experiment import Experiment, InputError
 from pipelines.featurize import finished
+from pipelines.plans import plan_run, read, score_test
 from pipelines.run import recipes_of
 from pipelines.show import with_interval
 from pipelines.sources import task_of
-from pipelines.train import plan_run, read, score_test
 from tracking.scorecard import Part, Scorecard
 
 Row = dict[str, object]

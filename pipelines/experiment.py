@@ -25,7 +25,7 @@ from featurizers.store import Root, StorageError, is_remote, store_at
 from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
-from training.recipe import Recipe, Task, TaskKind, micro_batch
+from training.recipe import Recipe, Task, TaskKind, fitting_ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,11 +137,17 @@ class ModelSection(BaseModel):
 
 
 class Train(BaseModel):
-    """How often and how long; other keys are fields of the recipe."""
+    """How often and how long; other keys are fields of the recipe.
+
+    Three decide no number: `max_failures`, how often failed workers are started again; `keep`, how
+    many checkpoints of a run stay; `hang_s`, seconds without a step after which a rank is ended.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     max_failures: Annotated[int, Field(ge=0)] = 2
+    keep: Annotated[int, Field(ge=1)] = 2
+    hang_s: Annotated[float, Field(gt=0)] = 300.0
 
 
 class Workers(Section):
@@ -503,7 +509,7 @@ def check_model(experiment: Experiment, task: Task) -> "nn.Module":
     widths = {stream: each.spec.width for stream, each in experiment.featurizers().items()}
     recipe = experiment.recipe(task)
     ranks = experiment.workers.train
-    _at("train.global_batch", micro_batch, recipe.global_batch, ranks, recipe.micro_batch)
+    _at("train.global_batch", fitting_ranks, recipe.global_batch, ranks, recipe.micro_batch)
     with torch.device("meta"):
         return _at("model", build, recipe.model, widths, task.outputs)
 

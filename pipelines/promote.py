@@ -18,10 +18,10 @@ from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines import HOME
 from pipelines.experiment import FailedError, InputError
+from pipelines.plans import Trained, score_test
 from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
-from pipelines.train import Trained, score_test
 from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
 from tracking.mlflow_store import (
     MlflowRegistry,

@@ -20,15 +20,17 @@ from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
 from pipelines.ingest import ingest
+from pipelines.plans import Plan, Trained, plan_run, score_test
 from pipelines.promote import Promotion, Registered, consider, register_model
+from pipelines.resume import Resumed, check_resume
 from pipelines.score import row_of, score
 from pipelines.segment import Segmented, segment
 from pipelines.show import Show
 from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
-from pipelines.train import Plan, Trained, plan_run, score_test, train
+from pipelines.train import Care, train
 from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
-from tracking.mlflow_store import tracking_uri
+from tracking.mlflow_store import initialise, tracking_uri
 from tracking.scorecard import Scorecard
 from training.bootstrap import paired_bound
 from training.data import target_of
@@ -168,8 +170,9 @@ def train_all(
             store=experiment.folder,
             experiment=experiment.name,
             workers=experiment.workers.train,
-            max_failures=experiment.train.max_failures,
+            care=care_of(experiment),
             told=told,
+            say=show.say,
         )
     for each in trained:
         show.say(
@@ -177,6 +180,45 @@ def train_all(
             f"valid loss {each.valid_loss:.4f}, run {each.run_id}"
         )
     return trained
+
+
+def check_resuming(
+    experiment: Experiment,
+    recipe: Recipe,
+    columns: Mapping[str, Column],
+    clips: Sequence[Clip],
+    show: Show,
+    *,
+    steps: int,
+) -> Resumed:
+    """Whether a run that is killed after some steps goes on to the same bits; see `resume`."""
+    show.head("check of resuming")
+    check_usable(recipe, clips, columns)
+    plan = plan_run(experiment.root, experiment.work, columns, recipe, clips)
+    uri = store_uri(experiment)
+    initialise(uri, experiment.folder / "mlartifacts")
+    found = check_resume(
+        plan,
+        steps=steps,
+        uri=uri,
+        experiment=experiment.name,
+        workers=experiment.workers.train,
+        care=care_of(experiment),
+        say=show.say,
+    )
+    same = "the same, to the last bit" if found.identical else "NOT the same"
+    show.say(
+        f"{found.run}: {found.steps} steps on {found.ranks} ranks, all of them killed after "
+        f"{found.killed_at}: weights and moments are {same} as undisturbed "
+        f"({found.resumed[:12]}, {found.undisturbed[:12]})"
+    )
+    return found
+
+
+def care_of(experiment: Experiment) -> Care:
+    """How the experiment's runs are looked after."""
+    train = experiment.train
+    return Care(max_failures=train.max_failures, keep=train.keep, hang_s=train.hang_s)
 
 
 def check_usable(recipe: Recipe, clips: Sequence[Clip], columns: Mapping[str, Column]) -> None:

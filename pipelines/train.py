@@ -1,12 +1,8 @@
-"""Columns to trained models: one group of workers trains one run after the other, each resumable.
-
-A run's folder is named by all that decides its numbers (recipe, columns, labels, splits, words,
-code), so nothing resumes by accident, and a finished run is taken as it is.
-"""
+"""Columns to trained models: a group of workers trains one run after the other, each resumable."""
 
 import hashlib
 import json
-import signal
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,26 +12,34 @@ from types import TracebackType
 from typing import Any
 
 from featurizers.clip import Clip
-from featurizers.manifest import Column
 from featurizers.spec import canonical_json
-from featurizers.store import Root, publish
+from featurizers.store import publish
 from pipelines import HOME
 from pipelines.executors import start_ray
 from pipelines.experiment import FailedError, InputError
+from pipelines.plans import (
+    FINISHED,
+    PROGRESS,
+    SETTLED,
+    Plan,
+    Trained,
+    bundled_code_digest,
+    read,
+    score_test,
+)
+from pipelines.ranks import sent, train_each
 from tracking.mlflow_store import MlflowRun, StoreError, find_run, initialise, start_run
-from tracking.provenance import code_digest, environment, git_commit, versions
-from tracking.scorecard import Scorecard
-from training.evaluate import scorecard
-from training.recipe import Recipe, Target
+from tracking.provenance import environment, git_commit, versions
+from training.recipe import Recipe, fitting_ranks
 
-FOLDER = "training"
-FINISHED = "finished.json"
-SETTLED = "settled.json"
-PROGRESS = "progress.jsonl"
 POLL_S = 0.5
+ENDING_S = 60.0  # for ranks that were told to end: a step, and a checkpoint
 
 Told = Callable[[str, int, Mapping[str, float]], None]
 """Told run name, epoch and metrics."""
+
+Say = Callable[[str], None]
+"""Tells people a sentence."""
 
 
 class TrainingFailedError(FailedError):
@@ -43,92 +47,31 @@ class TrainingFailedError(FailedError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One run to be trained.
+class Care:
+    """How a run is looked after; none of it decides a number.
 
     Attributes:
-        name: For people: recipe, streams and seed.
-        folder: Where its results go, named by its digest.
-        columns: The fingerprint of each stream's column.
+        max_failures: How often a failed group of workers is started again.
+        keep: How many checkpoints of a run stay.
+        hang_s: Seconds without a step after which a rank is given up.
     """
 
-    name: str
-    recipe: Recipe
-    root: Root
-    folder: Path
-    columns: Mapping[str, str]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the results are there."""
-        return (self.folder / FINISHED).is_file()
+    max_failures: int = 2
+    keep: int = 2
+    hang_s: float = 300.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A finished run.
-
-    Attributes:
-        history: Metrics by epoch.
-        predictions: For each labelled test clip.
-        lacking: The streams that each of them lacks.
-        without: By stream, the predictions when no clip has it.
-    """
-
-    plan: Plan
-    run_id: str
-    best_epoch: int
-    history: Sequence[Mapping[str, float]]
-    predictions: Mapping[str, Target]
-    lacking: Mapping[str, Sequence[str]]
-    without: Mapping[str, Mapping[str, Target]]
-
-    @property
-    def predictor(self) -> Path:
-        """The folder of the predictor."""
-        return self.plan.folder / "predictor"
-
-    @property
-    def valid_loss(self) -> float:
-        """Of the best epoch."""
-        return float(self.history[self.best_epoch]["valid_loss"])
-
-
-def plan_run(
-    root: Root, work: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
-) -> Plan:
-    """The plan of one run, named by a digest of all that decides its numbers.
-
-    Args:
-        root: Where the dataset lies.
-        work: The local folder of runs.
-        columns: The column of each stream.
-        recipe: What is trained.
-        clips: All clips of the dataset.
-    """
-    used = {stream: columns[stream] for stream in recipe.model.streams}
-    seen = [
-        [
-            clip.key,
-            clip.split,
-            clip.labels.get(recipe.task.label),
-            clip.seconds,
-            [[word.start, word.end] for word in clip.words or ()],
-        ]
-        for clip in clips
-    ]
-    identity = [recipe.digest, {n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
-    digest = hashlib.sha256(canonical_json(identity)).hexdigest()
-    streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
-    name = f"{streams} seed {recipe.seed}"
-    folder = work / FOLDER / f"{recipe.name}-{digest[:16]}"
-    fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
-    return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
-
-
-def bundled_code_digest() -> str:
-    """sha256 of the code that a registered model carries."""
-    return code_digest([HOME / "featurizers", HOME / "training"])
+def ranks(recipes: Sequence[Recipe], workers: int, say: Say) -> int:
+    """The most ranks up to `workers` that all global batches can be dealt to evenly; says so."""
+    fitting = workers
+    for recipe in [*recipes, *recipes]:  # what fits the last one may not fit the first one any more
+        fitting = fitting_ranks(recipe.global_batch, fitting, recipe.micro_batch)
+    if fitting < workers:
+        say(
+            f"warning: {workers} workers do not divide the global batch of "
+            f"{recipes[0].global_batch} clips; {fitting} train"
+        )
+    return fitting
 
 
 def train(
@@ -139,8 +82,9 @@ def train(
     store: Path,
     experiment: str,
     workers: int,
-    max_failures: int,
+    care: Care,
     told: Told,
+    say: Say,
 ) -> list[Trained]:
     """Train what is not finished, on Ray Train; one group of workers for all of it.
 
@@ -150,24 +94,28 @@ def train(
         uri: The tracking server.
         store: Where a local server keeps files.
         experiment: The experiment's name on the server.
-        workers: Ranks of each run.
-        max_failures: How often a failed group is started again.
+        workers: Ranks of each run; rounded down where they do not divide a global batch.
+        care: How the runs are looked after.
         told: Told of each epoch, for a progress bar.
+        say: Told what people should know.
 
     Raises:
         TrainingFailedError: Workers failed more often than permitted.
         InputError: A run stands already at another tracking server.
     """
     initialise(uri, store / "mlartifacts")
-    group = plans[0].folder.parent / "ray" / group_name(plans, workers)
-    runs = [_mlflow_run(plan, uri, experiment, group) for plan in plans]
+    runs = [mlflow_run(plan, uri, experiment) for plan in plans]
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
-        with _settled(todo), _Watch([plan for plan, _ in todo], told):
+        workers = ranks([plan.recipe for plan, _ in todo], workers, say)
+        with _settled(todo), Follow([plan for plan, _ in todo], told, say):
             for _, run in todo:
                 # A tag, not a setting: a resumed run may have another number.
                 run.set_tags({"fuseline.world": str(workers)})
-            _fit(todo, group, uri=uri, workers=workers, max_failures=max_failures)
+            group = plans[0].folder.parent / "ray" / group_name(plans)
+            runs_sent = [sent(plan, run.run_id) for plan, run in todo]
+            config = {"uri": uri, "runs": runs_sent}
+            fit(train_each, config, group=group, workers=workers, care=care, say=say)
     for plan, run in zip(plans, runs, strict=True):
         if not (plan.folder / SETTLED).is_file():
             _settle(plan, run, clips)
@@ -198,43 +146,15 @@ def _settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
         raise
 
 
-def group_name(plans: Sequence[Plan], workers: int) -> str:
-    """The name of a group of runs for Ray Train, finished ones included.
+def group_name(plans: Sequence[Plan]) -> str:
+    """The name of a group of runs for Ray Train, finished ones included: a digest of their names.
 
-    A name that stands already is resumed whatever its settings, so it is a digest; and it is the
-    same after a crash, when some of the runs are finished. With ZeRO 1 or more it depends on the
-    number of workers too: such a checkpoint is split over them and does not load on another
-    number, so those runs begin anew.
+    It does not depend on the number of workers: checkpoints load on any.
     """
-    names = [plan.folder.name for plan in plans]
-    if any(plan.recipe.zero > 0 for plan in plans):
-        names.append(f"{workers} workers")
-    return hashlib.sha256("".join(names).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()[:16]
 
 
-def read(plan: Plan) -> Trained:
-    """A finished run's results."""
-    plain = json.loads((plan.folder / FINISHED).read_bytes())
-    run = json.loads((plan.folder / "run.json").read_bytes())
-    return Trained(plan=plan, run_id=run["run_id"], **plain)
-
-
-def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> Scorecard:
-    """The scorecard of a finished run on the labelled test clips."""
-    task = trained.plan.recipe.task
-    labelled = [clip for clip in clips if task.label in clip.labels]
-    return scorecard(
-        [clip for clip in labelled if clip.split == "test"],
-        trained.predictions,
-        task,
-        [clip for clip in labelled if clip.split == "train"],
-        parity=parity,
-        missing=trained.lacking,
-        without=trained.without,
-    )
-
-
-def _mlflow_run(plan: Plan, uri: str, experiment: str, group: Path) -> MlflowRun:
+def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     """The run that belongs to this folder: made once, the same after a failure."""
     file = plan.folder / "run.json"
     if file.is_file():
@@ -242,7 +162,7 @@ def _mlflow_run(plan: Plan, uri: str, experiment: str, group: Path) -> MlflowRun
         if standing["uri"] != uri:
             raise InputError(
                 f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
-                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} and {group} to train it anew"
+                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
             )
         return MlflowRun(uri=uri, run_id=standing["run_id"])
     # A crash between the server and the file leaves a run that no file names.
@@ -264,55 +184,103 @@ def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     return start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
 
 
-def _fit(
-    todo: Sequence[tuple[Plan, MlflowRun]],
-    group: Path,
+def fit(
+    work: Callable[[dict[str, Any]], None],
+    config: Mapping[str, Any],
     *,
-    uri: str,
+    group: Path,
     workers: int,
-    max_failures: int,
+    care: Care,
+    say: Say,
 ) -> None:
-    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    """Run something on a group of Ray Train's workers, until it is done or stopped.
+
+    When this process is told to end (SIGINT, SIGTERM), the ranks are: they finish their step and
+    save; then what told it goes on.
+
+    Args:
+        work: What each rank does, given the config.
+        config: As `ranks.train_each` wants it; what it says of care and of stopping is added here.
+        group: Ray Train's own folder; emptied.
+        workers: The number of ranks.
+        care: How they are looked after.
+        say: Told what people should know.
+
+    Raises:
+        TrainingFailedError: Workers failed more often than permitted.
+    """
+    # Ray Train (2.60.0) goes on from whatever stands under a name, and never again when a file of
+    # its own there was cut short. All that matters is in the runs' folders.
+    # Held by test_what_ray_train_left_behind_is_not_in_the_way; may go when it writes whole files.
+    shutil.rmtree(group, ignore_errors=True)
+    group.mkdir(parents=True)
+    stop = group / "stop"
+    start_ray(workers)
+    told = {"stop": str(stop.resolve()), "keep": care.keep, "hang_s": care.hang_s, "check": {}}
+    trainer = _trainer(work, {**told, **config}, group, workers, care)
+    failure: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            failure.append(error)
+
+    # In a thread of its own, Ray Train (2.60.0) leaves SIGINT alone, which it answers by ending the
+    # process with code 0, as if all were done; and it never puts back what stood there before.
+    # Held by test_ctrl_c_while_ranks_train_is_no_success and
+    # test_after_training_ctrl_c_is_answered_as_before; may go when Ray Train raises.
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_S)
+    except BaseException:
+        stop.touch()
+        say("stopping: the ranks finish their step and save")
+        thread.join(ENDING_S)
+        raise
+    if failure:
+        raise _told(failure[0], care.max_failures) from failure[0]
+
+
+def _told(error: Exception, max_failures: int) -> Exception:
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
-    start_ray(workers)
-    gpus = _gpus() >= workers
-    trainer = TorchTrainer(
-        _rank,
-        train_loop_config={
-            "uri": uri,
-            "plans": [_sent(plan, run) for plan, run in todo],
-        },
+    if not isinstance(error, RayTrainingFailedError):
+        return error
+    return TrainingFailedError(
+        f"training failed more than {max_failures} times; run again to resume. {last_words(error)}"
+    )
+
+
+def _trainer(
+    work: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    group: Path,
+    workers: int,
+    care: Care,
+) -> Any:  # noqa: ANN401 - of Ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    return TorchTrainer(
+        work,
+        train_loop_config=config,
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=_gpus() >= workers),
+        # Checkpoints are our own: Ray Train's are split by ranks, and each report costs seconds.
         run_config=RunConfig(
             name=group.name,
             storage_path=str(group.parent.resolve()),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(
+                max_failures=care.max_failures, controller_failure_limit=3
+            ),
         ),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except RayTrainingFailedError as error:
-        raise TrainingFailedError(
-            f"training failed more than {max_failures} times; run again to resume. "
-            f"{last_words(error)}"
-        ) from error
-    except SystemExit:
-        # Ray Train (2.60.0) answers Ctrl-C by ending the process with code 0, as if all were done.
-        # Held by test_ctrl_c_while_ranks_train_is_no_success.
-        raise KeyboardInterrupt from None
-    finally:
-        # And it never puts back what stood there before (2.60.0).
-        # Held by test_after_training_ctrl_c_is_answered_as_before.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
 
 
 def last_words(error: Exception) -> str:
@@ -330,137 +298,17 @@ def _gpus() -> float:
     return found.get("GPU", 0.0)
 
 
-def _sent(plan: Plan, run: MlflowRun) -> dict[str, Any]:
-    """A plan as plain data: what crosses to the workers is small and readable."""
-    return {
-        "name": plan.name,
-        "recipe": plan.recipe.to_json(),
-        "root": str(plan.root),
-        "folder": str(plan.folder),
-        "columns": dict(plan.columns),
-        "run_id": run.run_id,
-    }
-
-
-def _rank(config: Mapping[str, Any]) -> None:
-    """What each worker does: every plan in turn."""
-    import os
-
-    import ray.train
-    import torch
-
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    for plain in config["plans"]:
-        plan = Plan(
-            name=plain["name"],
-            recipe=Recipe.from_json(plain["recipe"]),
-            root=plain["root"],
-            folder=Path(plain["folder"]),
-            columns=plain["columns"],
-        )
-        session = RaySession(plan.folder.name, context.get_world_rank(), context.get_world_size())
-        # Every rank must take the same way here, also when rank 0 finished just before a failure.
-        if not session.agreed(plan.finished):
-            _train_one(plan, session, MlflowRun(uri=config["uri"], run_id=plain["run_id"]))
-
-
-def _train_one(plan: Plan, session: "RaySession", run: MlflowRun) -> None:
-    from training.data import load
-    from training.evaluate import lacking, predictions, without_each
-    from training.loop import fit
-    from training.predict import Predictor, load_model
-
-    data = load(plan.root, plan.columns, plan.recipe)
-
-    def progress(epoch: int, metrics: Mapping[str, float]) -> None:
-        line = json.dumps({"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
-        with (plan.folder / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    outcome = fit(plan.recipe, data, session, run, progress)
-    if session.rank:
-        return
-    Predictor.save(
-        plan.folder / "predictor",
-        recipe=plan.recipe,
-        specs=data.specs,
-        normaliser=data.normaliser,
-        fallback=data.fallback,
-        weights=outcome.weights,
-    )
-    model = load_model(plan.folder / "predictor")
-    finished = {
-        "best_epoch": outcome.best_epoch,
-        "history": list(outcome.history),
-        "predictions": predictions(model, data.test, plan.recipe.task, data.fallback),
-        "lacking": lacking(data.test),
-        "without": without_each(model, data.test, plan.recipe.task, data.fallback),
-    }
-    publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
-
-
-class RaySession:
-    """A rank of Ray Train; see `training.session.Session`.
-
-    Args:
-        plan: Marks checkpoints, since several runs share one group of workers.
-        rank: This process.
-        world: How many there are.
-    """
-
-    def __init__(self, plan: str, rank: int, world: int) -> None:
-        self._plan, self.rank, self.world = plan, rank, world
-
-    def restore(self) -> Path | None:
-        """The newest checkpoint, when it is of this plan."""
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        folder = Path(checkpoint.path)
-        return folder if (folder / f"{self._plan}.plan").is_file() else None
-
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Hand a checkpoint to Ray Train, which merges the ranks' files into one folder."""
-        import ray.train
-
-        if checkpoint is None:
-            ray.train.report(dict(metrics))
-            return
-        (checkpoint / f"{self._plan}.plan").touch()
-        kept = ray.train.Checkpoint.from_directory(str(checkpoint))
-        ray.train.report(dict(metrics), checkpoint=kept)
-
-    def preempted(self) -> bool:
-        """Never: a node that is lost costs the epochs since the last checkpoint."""
-        return False
-
-    def agreed(self, finished: bool) -> bool:
-        """What rank 0 says."""
-        import torch
-        from torch import distributed
-
-        answer = torch.tensor([int(finished)])
-        if distributed.is_initialized():
-            device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-            answer = answer.to(device)
-            distributed.broadcast(answer, src=0)
-        return bool(answer.item())
-
-
-class _Watch(AbstractContextManager["_Watch"]):
+class Follow(AbstractContextManager["Follow"]):
     """Follows the progress files of running plans, while Ray Train blocks this thread."""
 
-    def __init__(self, plans: Sequence[Plan], told: Told) -> None:
+    def __init__(self, plans: Sequence[Plan], told: Told, say: Say) -> None:
         self._files = [plan.folder / PROGRESS for plan in plans]
         self._read = {file: file.stat().st_size if file.exists() else 0 for file in self._files}
-        self._told = told
+        self._told, self._say = told, say
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "Follow":
         self._thread.start()
         return self
 
@@ -489,4 +337,7 @@ class _Watch(AbstractContextManager["_Watch"]):
                         break
                     self._read[file] += len(line)
                     entry = json.loads(line)
-                    self._told(entry["name"], entry["epoch"], entry["metrics"])
+                    if "say" in entry:
+                        self._say(entry["say"])
+                    else:
+                        self._told(entry["name"], entry["epoch"], entry["metrics"])

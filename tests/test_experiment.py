@@ -222,13 +222,9 @@ def test_resolved_settings_are_saved_whole_and_load_again(tmp_path):
         ("features", {"a b": {"featurizer": "logmel"}}, "found a stream 'a b', wanted a name of"),
         ("features", {"../a": {"featurizer": "logmel"}}, "found a stream '../a', wanted a name of"),
         ("features", {"a\n": {"featurizer": "logmel"}}, "found a stream 'a\\n', wanted a name of"),
-        (
-            "workers",
-            {"train": 3},
-            "train.global_batch: global batch 32 is not divisible by 3 ranks",
-        ),
-        ("train", {"global_batch": 7}, "the next smaller one that fits is 6"),
-        ("train", {"micro_batch": 5}, "by 2 ranks x micro batch 5; the next smaller one that fits"),
+        ("train", {"micro_batch": 5}, "by 1 ranks x micro batch 5; the next smaller one that fits"),
+        ("train", {"zero": 0, "offload": "optimizer"}, "stage 1, 2 or 3"),
+        ("train", {"zero": 2, "offload": "all"}, "the weights too ('all') at stage 3"),
         (3, "x", "3"),
     ],
 )

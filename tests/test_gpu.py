@@ -16,6 +16,7 @@ from featurizers.catalog import build as featurizer
 from featurizers.spec import AudioChunk
 from featurizers.torch_encoder import ATOL, TorchEncoder
 from tests import checkpoints, test_engine, test_insert_msaf, test_models, test_video_networks
+from training import checkpoint
 from training.engine import Engine
 from training.models import build
 from training.models.attention import Sight, attend
@@ -327,13 +328,13 @@ def test_a_loaded_checkpoint_goes_on_to_the_same_bits(zero, precision, tmp_path)
     test_engine.steps(engine, test_engine.BATCHES[:2])
     kept = engine.weights()
     assert 0 < test_engine.furthest(kept, before) < 0.1
-    engine.save(tmp_path, {"position": 2}, kept)
+    engine.save(tmp_path, 2, {"position": 2}, kept)
     test_engine.steps(engine, test_engine.BATCHES[2:])
     last = engine.weights()
     engine.close()
     torch.manual_seed(99)
     again = Engine(build(test_engine.MODEL, test_engine.WIDTHS, 1), recipe)
-    state, best = again.load(tmp_path)
+    state, best = again.load(checkpoint.standing(tmp_path)[0])
     assert state == {"position": 2}
     assert test_engine.furthest(best, kept) == 0
     assert test_engine.furthest(again.weights(), kept) == 0

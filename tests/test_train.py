@@ -1,27 +1,38 @@
 """Around the workers: names, and what becomes of runs that do not end."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipelines import train
 from pipelines.executors import stop_ray
 from pipelines.experiment import InputError
+from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
+from pipelines.ranks import RaySession, note, watched
 from pipelines.stopping import GO_ON
 from pipelines.train import (
-    FINISHED,
-    Plan,
+    Care,
+    Follow,
     TrainingFailedError,
-    _mlflow_run,
     _settled,
+    fit,
     group_name,
     last_words,
+    mlflow_run,
+    ranks,
 )
 from tests.test_stopping import Script
 from tracking import mlflow_store
 from tracking.run import MemoryRun
 from training.recipe import ModelSettings, Recipe, Task
+from training.session import Wish
 
 # Trains with ranks that only wait; tells when they are there.
 WAITING = """
@@ -33,11 +44,14 @@ from pipelines.stopping import stoppable
 
 def rank(config):
     Path("FOLDER/begun").touch()
-    time.sleep(600)
+    while not Path(config["stop"]).exists():
+        time.sleep(0.05)
+    Path("FOLDER/saved").touch()
 
 def work():
-    train._rank = rank
-    train._fit([], Path("FOLDER/group"), uri="", workers=1, max_failures=0)
+    train.fit(
+        rank, {}, group=Path("FOLDER/group"), workers=1, care=train.Care(max_failures=0), say=print
+    )
     return 0
 
 sys.exit(stoppable(work, stop_ray))
@@ -57,12 +71,107 @@ def plan(root, name="late_fusion-0", **changes):
     return Plan(name=name, recipe=recipe, root=root, folder=folder, columns={})
 
 
-def test_a_split_checkpoint_is_never_offered_to_another_number_of_workers(tmp_path):
-    whole = [plan(tmp_path, zero=0), plan(tmp_path, "b", zero=0)]
-    assert group_name(whole, 2) == group_name(whole, 4)
-    split = [plan(tmp_path, zero=0), plan(tmp_path, "b", zero=1)]
-    assert group_name(split, 2) != group_name(split, 4)
-    assert group_name(split, 2) == group_name(list(split), 2)
+def test_a_group_is_named_by_its_runs_and_resumes_on_any_number_of_workers(tmp_path):
+    runs = [plan(tmp_path), plan(tmp_path, "b", zero=3)]
+    assert group_name(runs) == group_name(list(runs))
+    assert group_name(runs) != group_name(runs[:1])
+
+
+def test_workers_that_do_not_divide_the_global_batch_are_rounded_down_and_it_is_said():
+    said = []
+    recipe = replace(RECIPE, global_batch=32)
+    assert ranks([recipe], 4, said.append) == 4
+    assert said == []
+    assert ranks([recipe], 3, said.append) == 2
+    assert said == ["warning: 3 workers do not divide the global batch of 32 clips; 2 train"]
+    assert ranks([recipe, replace(recipe, global_batch=9)], 3, said.append) == 1
+    assert ranks([replace(recipe, micro_batch=8)], 8, said.append) == 4
+    with pytest.raises(ValueError, match="not divisible by 1 ranks x micro batch 5"):
+        ranks([replace(recipe, micro_batch=5)], 2, said.append)
+
+
+def test_what_ranks_say_is_passed_on_beside_the_epochs(tmp_path):
+    one, told, said = plan(tmp_path), [], []
+    note(one.folder, {"say": "of a run before"})
+    with Follow([one], lambda *each: told.append(each), said.append):
+        note(one.folder, {"name": "a", "epoch": 0, "metrics": {"x": 1.0}})
+        note(one.folder, {"say": "a checkpoint is damaged"})
+    assert (told, said) == ([("a", 0, {"x": 1.0})], ["a checkpoint is damaged"])
+
+
+class Still:
+    """A watch that saw no signal."""
+
+    def __init__(self):
+        self.signal = False
+
+    def beat(self):
+        pass
+
+    def warned(self):
+        return self.signal
+
+
+def test_a_rank_ends_at_a_signal_or_when_the_driver_says_so(tmp_path):
+    watch = Still()
+    stop = tmp_path / "stop"
+    session = RaySession(tmp_path, 0, 2, keep=3, watch=watch, stop=stop)
+    other = RaySession(tmp_path, 1, 2, keep=3, watch=watch, stop=stop)
+    assert (session.folder, session.keep) == (tmp_path / CHECKPOINTS, 3)
+    assert session.wish(1) == other.wish(1) == Wish.GO_ON
+    stop.touch()
+    # The file lies on a disk that is asked only now and then, and by one rank.
+    until = time.monotonic() + 5
+    while session.wish(2) == Wish.GO_ON and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (session.wish(3), other.wish(3)) == (Wish.GO_ON, Wish.GO_ON)
+    watch.signal = True
+    assert other.wish(4) == Wish.END
+
+
+def test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death(tmp_path):
+    """In a thread, as Ray Train runs it."""
+    seen = []
+
+    def rank():
+        with watched(tmp_path, 1, hang_s=100) as watch:
+            seen.append(watch.warned())
+            os.kill(os.getpid(), signal.SIGTERM)
+            until = time.monotonic() + 5
+            while not watch.warned() and time.monotonic() < until:
+                time.sleep(0.01)
+            seen.append(watch.warned())
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=rank)
+    thread.start()
+    thread.join()
+    assert seen == [False, True]
+    [file] = (tmp_path / "stacks").iterdir()
+    assert file.name.startswith("rank-1-sigterm-")
+    assert "in rank" in file.read_text()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from pipelines import ranks
+ranks.GRACE_S = 0.1
+with ranks.watched(Path(sys.argv[1]), 0, hang_s=0.5) as watch:
+    watch.beat()
+    time.sleep(600)
+"""
+
+
+def test_a_rank_that_hangs_leaves_its_stacks_says_so_and_ends(tmp_path):
+    command = [sys.executable, "-c", HANGING, str(tmp_path)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 1
+    [file] = (tmp_path / "stacks").glob("rank-0-hang-*.txt")
+    assert 'File "<string>", line 8' in file.read_text()
+    entry = json.loads((tmp_path / PROGRESS).read_text())
+    assert "rank 0 has taken no step" in entry["say"]
+    assert str(file) in entry["say"]
 
 
 @pytest.mark.parametrize(
@@ -106,24 +215,30 @@ def test_what_ended_the_workers_is_one_line():
 def test_a_run_that_no_file_names_is_found_again(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mlflow_store.initialise(uri, tmp_path / "mlartifacts")
-    one, group = plan(tmp_path), tmp_path / "training" / "ray" / "0123"
-    first = _mlflow_run(one, uri, "toys", group)
-    assert _mlflow_run(one, uri, "toys", group) == first
+    one = plan(tmp_path)
+    first = mlflow_run(one, uri, "toys")
+    assert mlflow_run(one, uri, "toys") == first
     (one.folder / "run.json").unlink()
-    assert _mlflow_run(one, uri, "toys", group) == first
+    assert mlflow_run(one, uri, "toys") == first
     with pytest.raises(InputError, match="to train it anew") as raised:
-        _mlflow_run(one, "http://elsewhere", "toys", group)
+        mlflow_run(one, "http://elsewhere", "toys")
     assert str(one.folder) in str(raised.value)
-    assert str(group) in str(raised.value)
 
 
 @pytest.fixture
-def fitted(tmp_path, monkeypatch):
+def fitted(tmp_path):
     """Runs a function of a folder on a rank, as training does."""
 
     def run(rank):
-        monkeypatch.setattr(train, "_rank", lambda config: rank(tmp_path))
-        train._fit([], tmp_path / "group", uri="", workers=1, max_failures=0)
+        where = str(tmp_path)
+        fit(
+            lambda config: rank(config["where"]),
+            {"where": Path(where)},
+            group=tmp_path / "group",
+            workers=1,
+            care=Care(max_failures=0),
+            say=lambda sentence: None,
+        )
         return tmp_path
 
     yield run
@@ -159,4 +274,14 @@ def test_ctrl_c_while_ranks_train_is_no_success(tmp_path):
     script.wait_for("begun")
     script.process.send_signal(signal.SIGINT)
     code, _, err = script.end()
-    assert (code, err.splitlines()[-1]) == (130, GO_ON)
+    assert (code, err.splitlines()[-1]) == (130, GO_ON), err
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_ray_train_left_behind_is_not_in_the_way(fitted, tmp_path):
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2')
+    fitted(lambda folder: (folder / "done").touch())
+    assert (tmp_path / "done").exists()

@@ -1,24 +1,123 @@
 """A checkpoint is a folder with a marker, written last, that names every file: whole, or refused.
 
-DeepSpeed's own files are unpickled when they are loaded, so nothing of a folder is opened before
-its marker has been checked. The marker guards against damage, not against somebody who can write to
-the folder.
+It is written under a hidden name and renamed when all of it lies on the disk, so that a folder
+called `step-NUMBER` was whole once; the marker tells whether it still is. Tensors are full and
+named, in safetensors files: nothing is unpickled, and nothing depends on the number of ranks.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from featurizers.spec import canonical_json
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "checkpoint.json"
+UNFINISHED = ".unfinished"
+PIECE_BYTES = 256 << 20
+_NAME = re.compile(r"step-\d{9}")
 
 
 class CheckpointError(Exception):
-    """A checkpoint is incomplete, damaged, or of another run."""
+    """A checkpoint cannot be written, or is of another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is incomplete or not what was written."""
+
+
+def standing(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first; whether they are whole says `problem_of`."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)
+
+
+@contextmanager
+def draft(folder: Path, position: int) -> Iterator[Path]:
+    """A folder to write a checkpoint into, which is then given its name; or is removed.
+
+    Args:
+        folder: Where the checkpoints of a run lie.
+        position: Steps that were taken.
+    """
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in unfinished.iterdir():
+            _sync(path)
+        _sync(unfinished)
+        final = folder / f"step-{position:09d}"
+        shutil.rmtree(
+            final, ignore_errors=True
+        )  # one of this name was damaged, or we were not here
+        unfinished.rename(final)
+        _sync(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, at least one."""
+    for path in standing(folder)[max(1, keep) :]:
+        # A folder that is half removed must not look like one that is damaged.
+        gone = folder / UNFINISHED
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Pieces:
+    """Writes named tensors into files of about 256 MB, so that few are held at one time.
+
+    Args:
+        folder: Where `tensors-NUMBER.safetensors` go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._written = folder, 0
+        self._held: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor in main memory that nobody changes or shares."""
+        self._held[name] = tensor
+        self._bytes += tensor.nbytes
+        if self._bytes >= PIECE_BYTES:
+            self.end()
+
+    def end(self) -> None:
+        """Write what is held."""
+        if self._held:
+            save_file(self._held, self._folder / f"tensors-{self._written:05d}.safetensors")
+        self._written += 1
+        self._held, self._bytes = {}, 0
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that `Pieces` wrote, one at a time."""
+    for path in sorted(folder.glob("tensors-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no dictionary
+                yield name, file.get_tensor(name)
 
 
 def digests(folder: Path) -> dict[str, tuple[int, str]]:
@@ -33,15 +132,14 @@ def digests(folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def seal(folder: Path, files: Mapping[str, tuple[int, str]], about: Mapping[str, Any]) -> None:
+def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the marker: the last file of a checkpoint.
 
     Args:
         folder: The checkpoint.
-        files: What `digests` found, on every machine that has a part of the checkpoint.
         about: Plain data to be kept in the marker.
     """
-    body = {"format": FORMAT, "about": dict(about), "files": dict(files)}
+    body = {"format": FORMAT, "about": dict(about), "files": digests(folder)}
     digest = hashlib.sha256(canonical_json(body)).hexdigest()
     (folder / MARKER).write_bytes(canonical_json({"body": body, "sha256": digest}))
 
@@ -50,13 +148,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """The marker's content: "about" and "files".
 
     Raises:
-        CheckpointError: There is no marker, or it is not what was written.
+        DamagedCheckpointError: There is no marker, or it is not what was written.
     """
     path = folder / MARKER
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing: the checkpoint was not finished; use an earlier one"
-        )
+        raise DamagedCheckpointError(f"{path} is missing: the checkpoint was not finished")
     try:
         marker = json.loads(path.read_bytes())
         body: dict[str, Any] = marker["body"]
@@ -64,7 +160,7 @@ def read_marker(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         whole, body = False, {}
     if not whole:
-        raise CheckpointError(f"{path} is damaged; use an earlier checkpoint")
+        raise DamagedCheckpointError(f"{path} is damaged")
     if body["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {body['format']}, this code reads {FORMAT}; train anew"
@@ -81,12 +177,9 @@ def problem_of(folder: Path) -> str:
     found = digests(folder)
     for name, (size, sha256) in sorted(expected.items()):
         if name not in found:
-            return f"{folder / name} is missing; use an earlier checkpoint"
+            return f"{folder / name} is missing"
         if found[name][0] != size:
-            return (
-                f"{folder / name} has {found[name][0]} bytes, {size} were written; "
-                f"use an earlier checkpoint"
-            )
+            return f"{folder / name} has {found[name][0]} bytes, {size} were written"
         if found[name][1] != sha256:
-            return f"{folder / name} is not what was written; use an earlier checkpoint"
+            return f"{folder / name} is not what was written"
     return ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tracking.run import Run
+from training import checkpoint
 from training.batch import FusionBatch
 from training.class_weights import class_weights, weighed
 from training.data import (
@@ -32,7 +33,7 @@ from training.predict import decide
 from training.recipe import Recipe
 from training.recipes import check
 from training.schedule import LOSS, best_epoch, rate_share, waited
-from training.session import Session
+from training.session import PreemptedError, Session, Wish
 from training.start import begin
 
 Epoch: TypeAlias = Mapping[str, float]
@@ -118,7 +119,8 @@ def fit(
     Raises:
         ValueError: A setting is out of range, the global batch does not fit the ranks, there is
             nothing to validate on, or a file of weights to start from does not fit.
-        CheckpointError: The checkpoint to resume from is damaged or of another recipe.
+        CheckpointError: A checkpoint is of another recipe, or could not be written.
+        PreemptedError: The session asked to end; all steps that were taken are saved.
     """
     check(recipe)
     if not len(data.valid):
@@ -176,15 +178,27 @@ def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
     if work.session.rank == 0:
         _describe(work.run, work.recipe, work.data)
         work.run.log_settings({f"class_weight.{name}": n for name, n in work.weights.items()})
-    folder = work.session.restore()
-    if folder is None:
+    found = _load(work)
+    if found is None:
         return _State(), {}
-    plain, best = work.engine.load(folder)
+    plain, best = found
     losses = tuple(plain["losses"])
     if losses and len(losses) != work.session.world:
         # On another number of ranks one of them carries the sum on.
         losses = (sum(losses), *[0.0] * (work.session.world - 1))
     return _State(plain["position"], tuple(plain["history"]), losses), best
+
+
+def _load(work: _Work) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest checkpoint that is whole; None when there is none."""
+    session, engine = work.session, work.engine
+    for folder in engine.tell(checkpoint.standing(session.folder) if session.rank == 0 else None):
+        try:
+            return engine.load(folder)
+        except checkpoint.DamagedCheckpointError as error:
+            if session.rank == 0:
+                session.say(f"{error}; the checkpoint before it is taken, or the run begins anew")
+    return None
 
 
 def _describe(run: Run, recipe: Recipe, data: Data) -> None:
@@ -226,9 +240,12 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
         work.engine.set_learning_rate(_rate(work, state, position))
         share = _with_dropped(work, _share(work, train, batch), position)
         own = own + work.engine.step(share, _weight_sum(batch)).cpu()
-        if work.session.preempted():
-            done = replace(state, position=position + 1, losses=_by_rank(work, own))
-            _checkpoint(work, done, best)
+        if wish := work.engine.most(work.session.wish(position + 1)):
+            _checkpoint(
+                work, replace(state, position=position + 1, losses=_by_rank(work, own)), best
+            )
+        if wish == Wish.END:
+            raise PreemptedError(f"ended after step {position + 1}; run again to go on from there")
     return replace(state, position=first + len(batches), losses=_by_rank(work, own))
 
 
@@ -292,7 +309,10 @@ def _validate(work: _Work) -> dict[str, float]:
     """Loss and metrics over the whole split, each clip counted once."""
     recipe, valid, engine = work.recipe, work.data.valid, work.engine
     batches = global_batches(valid.keys, recipe.global_batch)
-    own = [engine.predict(each) for batch in batches for each in _share(work, valid, batch)]
+    own = []
+    for batch in batches:
+        own += [engine.predict(each) for each in _share(work, valid, batch)]
+        work.session.alive()
     # Ranks take turns, micro-batch by micro-batch; what pads the last global batch comes last.
     turns_TRMK = torch.stack(engine.gather(torch.stack(own)), dim=1)
     outputs_NK = turns_TRMK.flatten(0, 2)[: len(valid)]
@@ -316,8 +336,9 @@ def _tell(work: _Work, state: _State, seconds: float, progress: Progress | None)
 
 
 def _checkpoint(work: _Work, state: _State, best: Mapping[str, Tensor]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        work.engine.save(Path(folder), asdict(state), best)
-        if work.session.rank == 0:
-            work.run.flush()
-        work.session.report(state.history[-1] if state.history else {}, Path(folder))
+    session = work.session
+    if session.rank == 0:
+        work.run.flush()
+    work.engine.save(session.folder, state.position, asdict(state), best)
+    if session.rank == 0:
+        checkpoint.prune(session.folder, session.keep)

@@ -230,6 +230,24 @@ class Recipe:
         )
 
 
+def fitting_ranks(global_batch: int, workers: int, asked: int | None) -> int:
+    """The most ranks up to `workers` to which a global batch can be dealt evenly.
+
+    Args:
+        global_batch: Clips of a step.
+        workers: How many there are, at least 1.
+        asked: Clips that a rank takes at a time, where that is settled.
+
+    Raises:
+        ValueError: It does not even fit one, since `asked` does not divide the global batch.
+    """
+    unit = asked or 1
+    fitting = [ranks for ranks in range(workers, 0, -1) if global_batch % (ranks * unit) == 0]
+    if not fitting:
+        micro_batch(global_batch, 1, asked)  # says what would fit
+    return fitting[0]
+
+
 def micro_batch(global_batch: int, world: int, asked: int | None) -> int:
     """Clips that a rank takes at a time: as asked, or the most up to 64 that divide evenly.
 

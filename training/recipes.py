@@ -576,6 +576,12 @@ def check(recipe: Recipe) -> None:
     _check_schedule(recipe.schedule)
     _check_monitor(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
+    _check_choice("offload", recipe.offload, ("none", "optimizer", "all"))
+    if recipe.zero < {"none": 0, "optimizer": 1, "all": 3}[recipe.offload]:
+        raise ValueError(
+            f"offload is {recipe.offload!r} at zero: {recipe.zero}; the optimizer's state can be "
+            f"kept in main memory at stage 1, 2 or 3, and the weights too ('all') at stage 3"
+        )
     _check_choice("precision", recipe.precision, ("fp32", "bf16"))
     _check_choice("loss", recipe.loss, LOSSES[recipe.task.kind])
     _check_classes(recipe.task)

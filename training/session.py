@@ -1,13 +1,25 @@
-"""What a run is told by whoever started it: which rank it is, where to resume, where results go."""
+"""What a run is told by whoever started it: which rank it is, where it is kept, when to end."""
 
-import shutil
-from collections.abc import Mapping
+import logging
+from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
 
+class Wish(IntEnum):
+    """What shall happen after a step; of several ranks the strongest wish counts for all."""
+
+    GO_ON = 0
+    SAVE = 1
+    END = 2
+
+
+class PreemptedError(Exception):
+    """Training was asked to end: all steps that were taken are saved, and running again goes on."""
+
+
 class Session(Protocol):
-    """One rank's ties to the world outside. All ranks call the same methods in the same order."""
+    """One rank's ties to the world outside."""
 
     @property
     def rank(self) -> int:
@@ -17,56 +29,50 @@ class Session(Protocol):
     def world(self) -> int:
         """The number of ranks."""
 
-    def restore(self) -> Path | None:
-        """The folder of the checkpoint to resume from; None for a fresh run. Asked once."""
+    @property
+    def folder(self) -> Path:
+        """Where this run's checkpoints lie, and nothing else; rank 0 alone reads and writes it."""
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Take metrics and a checkpoint: a barrier, called seldom.
+    @property
+    def keep(self) -> int:
+        """How many checkpoints stay, the newest; one is too few when the newest gets damaged."""
+
+    def wish(self, position: int) -> Wish:
+        """Asked of every rank after every step, and seldom slow.
 
         Args:
-            metrics: Of the newest epoch.
-            checkpoint: This rank's folder, with its part of the checkpoint; it is deleted after the
-                call.
+            position: Steps that were taken, through all epochs.
         """
 
-    def preempted(self) -> bool:
-        """Whether to checkpoint now, because the machine will be taken away.
+    def alive(self) -> None:
+        """Told between steps, too, that something was done."""
 
-        Asked after every step; answers the same on all ranks. Training goes on until it is ended.
-        """
+    def say(self, sentence: str) -> None:
+        """Tell people; called on rank 0."""
 
 
 class LocalSession:
-    """One process on one machine: checkpoints lie in a folder, the newest is kept.
+    """One process on one machine.
 
     Args:
         folder: Of this run alone; a run that is started again with the same folder resumes.
+        keep: How many checkpoints stay.
     """
 
     rank = 0
     world = 1
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
 
-    def restore(self) -> Path | None:
-        """The newest checkpoint, by number."""
-        return max(self._folder.glob("checkpoint-*"), default=None)
+    def wish(self, position: int) -> Wish:
+        """To go on: nobody takes the machine away."""
+        del position
+        return Wish.GO_ON
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Keep the checkpoint instead of the one before."""
-        if checkpoint is None:
-            return
-        before = self.restore()
-        number = 0 if before is None else int(before.name.removeprefix("checkpoint-")) + 1
-        self._folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._folder / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(checkpoint, unfinished)
-        unfinished.rename(self._folder / f"checkpoint-{number:06d}")
-        if before is not None:
-            shutil.rmtree(before)
+    def alive(self) -> None:
+        """Nobody waits for it."""
 
-    def preempted(self) -> bool:
-        """Never: nobody takes the machine away."""
-        return False
+    def say(self, sentence: str) -> None:
+        """As a warning of this module's logger."""
+        logging.getLogger(__name__).warning("%s", sentence)

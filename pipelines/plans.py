@@ -1,0 +1,138 @@
+"""Runs to be trained, and what came of them: each in a folder named by what decides its numbers.
+
+Recipe, columns, labels, splits, words and code are in that name, so nothing resumes by accident,
+and a finished run is taken as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurizers.clip import Clip
+from featurizers.manifest import Column
+from featurizers.spec import canonical_json
+from featurizers.store import Root
+from pipelines import HOME
+from tracking.provenance import code_digest
+from tracking.scorecard import Scorecard
+from training.evaluate import scorecard
+from training.recipe import Recipe, Target
+
+FOLDER = "training"
+FINISHED = "finished.json"
+SETTLED = "settled.json"
+PROGRESS = "progress.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run to be trained.
+
+    Attributes:
+        name: For people: recipe, streams and seed.
+        folder: Where its results go, named by its digest.
+        columns: The fingerprint of each stream's column.
+    """
+
+    name: str
+    recipe: Recipe
+    root: Root
+    folder: Path
+    columns: Mapping[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there."""
+        return (self.folder / FINISHED).is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        history: Metrics by epoch.
+        predictions: For each labelled test clip.
+        lacking: The streams that each of them lacks.
+        without: By stream, the predictions when no clip has it.
+    """
+
+    plan: Plan
+    run_id: str
+    best_epoch: int
+    history: Sequence[Mapping[str, float]]
+    predictions: Mapping[str, Target]
+    lacking: Mapping[str, Sequence[str]]
+    without: Mapping[str, Mapping[str, Target]]
+
+    @property
+    def predictor(self) -> Path:
+        """The folder of the predictor."""
+        return self.plan.folder / "predictor"
+
+    @property
+    def valid_loss(self) -> float:
+        """Of the best epoch."""
+        return float(self.history[self.best_epoch]["valid_loss"])
+
+
+def plan_run(
+    root: Root, work: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
+) -> Plan:
+    """The plan of one run, named by a digest of all that decides its numbers.
+
+    Args:
+        root: Where the dataset lies.
+        work: The local folder of runs.
+        columns: The column of each stream.
+        recipe: What is trained.
+        clips: All clips of the dataset.
+    """
+    used = {stream: columns[stream] for stream in recipe.model.streams}
+    seen = [
+        [
+            clip.key,
+            clip.split,
+            clip.labels.get(recipe.task.label),
+            clip.seconds,
+            [[word.start, word.end] for word in clip.words or ()],
+        ]
+        for clip in clips
+    ]
+    identity = [recipe.digest, {n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
+    digest = hashlib.sha256(canonical_json(identity)).hexdigest()
+    streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
+    name = f"{streams} seed {recipe.seed}"
+    folder = work / FOLDER / f"{recipe.name}-{digest[:16]}"
+    fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
+    return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
+
+
+def bundled_code_digest() -> str:
+    """sha256 of the code that a registered model carries."""
+    return code_digest([HOME / "featurizers", HOME / "training"])
+
+
+def read(plan: Plan) -> Trained:
+    """A finished run's results."""
+    plain = json.loads((plan.folder / FINISHED).read_bytes())
+    run = json.loads((plan.folder / "run.json").read_bytes())
+    return Trained(plan=plan, run_id=run["run_id"], **plain)
+
+
+def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> Scorecard:
+    """The scorecard of a finished run on the labelled test clips."""
+    task = trained.plan.recipe.task
+    labelled = [clip for clip in clips if task.label in clip.labels]
+    return scorecard(
+        [clip for clip in labelled if clip.split == "test"],
+        trained.predictions,
+        task,
+        [clip for clip in labelled if clip.split == "train"],
+        parity=parity,
+        missing=trained.lacking,
+        without=trained.without,
+    )

@@ -1,0 +1,291 @@
+"""What each worker of Ray Train does: one run after the other, told when to save, to end, to die.
+
+A rank is told to end by SIGTERM, and all of them by a file that the driver writes. It then finishes
+its step, all of them save, and nothing is lost.
+"""
+
+import faulthandler
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from featurizers.store import publish
+from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
+from tracking.mlflow_store import MlflowRun
+from tracking.run import MemoryRun, Run
+from training.recipe import Recipe
+from training.session import PreemptedError, Wish
+
+STACKS = "stacks"
+LOOK_S = 0.2  # the driver's file may lie on a network
+GRACE_S = 10.0  # between the stacks of one rank and its end: the others save theirs meanwhile
+
+
+def train_each(config: Mapping[str, Any]) -> None:
+    """What a worker does: every run in turn.
+
+    Args:
+        config: "runs", each as `sent` gives it; "uri" of the tracking server; "stop", the file that
+            tells all ranks to end; "keep", how many checkpoints stay; "hang_s", after how many
+            seconds without a step a rank is given up; "check", empty or as `pipelines.resume` wants
+            it.
+    """
+    import ray.train
+    import torch
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    stop = Path(config["stop"])
+    for plain in config["runs"]:
+        plan = received(plain)
+        # Every rank must take the same way here, also when rank 0 finished just before a failure.
+        if agreed(plan.finished or stop.is_file()):
+            continue
+        with watched(plan.folder, rank, config["hang_s"]) as watch:
+            session = RaySession(
+                plan.folder, rank, world, keep=config["keep"], watch=watch, stop=stop
+            )
+            try:
+                _train_one(plan, _checked(session, config["check"]), config["uri"], plain["run_id"])
+            except PreemptedError:
+                # Ray begins a group anew when one of its ranks fails, and not when all return.
+                if not agreed(stop.is_file() or bool(config["check"])):
+                    raise
+
+
+def sent(plan: Plan, run_id: str) -> dict[str, Any]:
+    """A plan as plain data: what crosses to the workers is small and readable."""
+    return {
+        "name": plan.name,
+        "recipe": plan.recipe.to_json(),
+        "root": str(plan.root),
+        "folder": str(plan.folder),
+        "columns": dict(plan.columns),
+        "run_id": run_id,
+    }
+
+
+def received(plain: Mapping[str, Any]) -> Plan:
+    """The plan that `sent` was given."""
+    return Plan(
+        name=plain["name"],
+        recipe=Recipe.from_json(plain["recipe"]),
+        root=plain["root"],
+        folder=Path(plain["folder"]),
+        columns=plain["columns"],
+    )
+
+
+def agreed(answer: bool) -> bool:
+    """What rank 0 says."""
+    import torch
+    from torch import distributed
+
+    shared = torch.tensor([int(answer)])
+    if distributed.is_initialized():
+        shared = shared.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        distributed.broadcast(shared, src=0)
+    return bool(shared.item())
+
+
+def _train_one(plan: Plan, session: "RaySession", uri: str, run_id: str) -> None:
+    from training.data import load
+    from training.evaluate import lacking, predictions, without_each
+    from training.loop import fit
+    from training.predict import Predictor, load_model
+
+    data = load(plan.root, plan.columns, plan.recipe)
+
+    def progress(epoch: int, metrics: Mapping[str, float]) -> None:
+        note(plan.folder, {"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
+
+    # A check of resuming has no run of its own.
+    run: Run = MlflowRun(uri=uri, run_id=run_id) if run_id else MemoryRun()
+    outcome = fit(plan.recipe, data, session, run, progress)
+    if session.rank:
+        return
+    Predictor.save(
+        plan.folder / "predictor",
+        recipe=plan.recipe,
+        specs=data.specs,
+        normaliser=data.normaliser,
+        fallback=data.fallback,
+        weights=outcome.weights,
+    )
+    model = load_model(plan.folder / "predictor")
+    finished = {
+        "best_epoch": outcome.best_epoch,
+        "history": list(outcome.history),
+        "predictions": predictions(model, data.test, plan.recipe.task, data.fallback),
+        "lacking": lacking(data.test),
+        "without": without_each(model, data.test, plan.recipe.task, data.fallback),
+    }
+    publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
+
+
+def note(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Write a line for the driver, who follows the file."""
+    line = json.dumps(dict(entry)).encode() + b"\n"
+    handle = os.open(folder / PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line)  # one call: lines of several ranks do not mix
+    finally:
+        os.close(handle)
+
+
+class Watch(Protocol):
+    """What a rank's watch tells its session."""
+
+    def beat(self) -> None:
+        """Something was done."""
+
+    def warned(self) -> bool:
+        """Whether SIGTERM came."""
+
+
+class RaySession:
+    """A rank of Ray Train; see `training.session.Session`.
+
+    Args:
+        folder: The run's.
+        rank: This process.
+        world: How many there are.
+        keep: How many checkpoints stay.
+        watch: Of this process.
+        stop: The file that tells all ranks to end.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int, world: int, *, keep: int, watch: Watch, stop: Path
+    ) -> None:
+        self.rank, self.world, self.keep = rank, world, keep
+        self.folder = folder / CHECKPOINTS
+        self._run, self._watch, self._stop = folder, watch, stop
+        self._looked = 0.0
+
+    def wish(self, position: int) -> Wish:
+        """To end when SIGTERM came, or rank 0 saw the driver's file."""
+        del position
+        self._watch.beat()
+        if self._watch.warned():
+            return Wish.END
+        now = time.monotonic()
+        if self.rank or now - self._looked < LOOK_S:
+            return Wish.GO_ON
+        self._looked = now
+        return Wish.END if self._stop.exists() else Wish.GO_ON
+
+    def alive(self) -> None:
+        """See `training.session.Session`."""
+        self._watch.beat()
+
+    def say(self, sentence: str) -> None:
+        """See `training.session.Session`."""
+        note(self._run, {"say": sentence})
+
+
+class CheckedSession(RaySession):
+    """Saves after one step, is killed after the next, and ends after some more; for a check.
+
+    Args:
+        session: The usual one.
+        ends: Steps after which it ends.
+        killed: Steps after which its process is killed, once; 0 for never.
+    """
+
+    def __init__(self, session: RaySession, ends: int, killed: int) -> None:
+        vars(self).update(vars(session))
+        self._ends, self._killed = ends, killed
+
+    def wish(self, position: int) -> Wish:
+        """See `RaySession`."""
+        if position == self._ends:
+            return Wish.END
+        if self._killed and position == self._killed - 1:
+            return Wish.SAVE
+        if self._killed and position == self._killed:
+            self._die_once()
+        return super().wish(position)
+
+    def _die_once(self) -> None:
+        died = self._run / f"killed-{self.rank}"
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _checked(session: RaySession, check: Mapping[str, int]) -> RaySession:
+    return CheckedSession(session, check["ends"], check["killed"]) if check else session
+
+
+@contextmanager
+def watched(folder: Path, rank: int, hang_s: float) -> Iterator[Watch]:
+    """Save what all threads of this process are doing, at SIGTERM and when it hangs; then end it.
+
+    Training runs beside the main thread of a worker of Ray Train (2.60.0), which answers to SIGTERM
+    by dying, seconds later. Only `faulthandler` can answer from here: what it writes is the sign.
+    Held by test_sigterm_to_a_rank_saves_first; may go when Ray tells its workers of the signal.
+
+    Args:
+        folder: The run's; stacks go into a folder of it.
+        rank: Of this process.
+        hang_s: Seconds without a step after which it is given up.
+    """
+    stacks = folder / STACKS
+    stacks.mkdir(parents=True, exist_ok=True)
+    ending, hanging = (
+        stacks / f"rank-{rank}-{why}-{os.getpid()}.txt" for why in ("sigterm", "hang")
+    )
+    with ending.open("wb", buffering=0) as signs:
+        faulthandler.register(signal.SIGTERM, file=signs, all_threads=True, chain=False)
+        watch = _Watch(signs.fileno(), hanging, folder, rank, hang_s)
+        try:
+            yield watch
+        finally:
+            watch.end()
+            faulthandler.unregister(signal.SIGTERM)
+    if not ending.stat().st_size:
+        ending.unlink()
+
+
+class _Watch:
+    def __init__(self, signs: int, hanging: Path, folder: Path, rank: int, hang_s: float) -> None:
+        self._signs, self._hanging, self._folder, self._rank = signs, hanging, folder, rank
+        self._hang_s, self._beaten = hang_s, 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def beat(self) -> None:
+        first, self._beaten = not self._beaten, time.monotonic()
+        if first:  # before the first step there is data to be read, and all to be built
+            self._thread.start()
+
+    def warned(self) -> bool:
+        return os.fstat(self._signs).st_size > 0
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _wait(self) -> None:
+        while not self._ended.wait(min(1.0, self._hang_s / 4)):
+            still = time.monotonic() - self._beaten
+            if still > self._hang_s:
+                self._give_up(still)
+
+    def _give_up(self, still: float) -> None:
+        with self._hanging.open("wb", buffering=0) as file:
+            faulthandler.dump_traceback(file=file, all_threads=True)
+        sentence = (
+            f"rank {self._rank} has taken no step for {still:.0f} s and is ended; what it was "
+            f"doing is in {self._hanging}; training goes on from the last checkpoint"
+        )
+        note(self._folder, {"say": sentence})
+        if not self._ended.wait(GRACE_S):
+            os._exit(1)
