@@ -59,6 +59,10 @@ Store = Annotated[
     Path, typer.Option(help="Folder of mlflow.db, where MLFLOW_TRACKING_URI is not set.")
 ]
 
+Seeds = Annotated[int | None, typer.Option(help="How many runs, with other seeds.")]
+Folds = Annotated[int | None, typer.Option(help="Train on each of so many folds by groups.")]
+Fold = Annotated[str | None, typer.Option(help="Train on one fold alone, as in --fold 2/5.")]
+
 DATA, MODELS, FLOWS = "Data", "Models", "Flows"
 
 
@@ -381,8 +385,10 @@ def fetch_command(
 def train_command(
     file: File,
     settings: Set = None,
-    seeds: Annotated[int | None, typer.Option(help="How many runs, with other seeds.")] = None,
     *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
     check_resume: Annotated[
         bool,
         typer.Option("--check-resume", help="Kill a short run, resume it, compare; train nothing."),
@@ -393,15 +399,16 @@ def train_command(
     """Train the experiment's recipe, and register the best run where a name is given."""
     from featurizers.dataset import read_clips
     from pipelines.featurize import finished
-    from pipelines.run import recipes_of, register_best, train_all
+    from pipelines.folds import with_folds
+    from pipelines.run import recipes_of, register_best, runs_table, train_all
     from pipelines.show import Show
     from pipelines.sources import task_of
 
-    more = [] if seeds is None else [f"train.seeds={seeds}"]
-    experiment = load(file, [*(settings or ()), *more])
+    experiment = load(file, [*(settings or ()), *_runs(seeds, folds, fold)])
     show = Show(quiet=as_json)
-    columns, clips = finished(experiment), read_clips(experiment.root)
-    recipes = recipes_of(experiment, task_of(experiment, clips))
+    columns, standing = finished(experiment), read_clips(experiment.root)
+    task = task_of(experiment, standing)
+    recipes, clips = recipes_of(experiment, task), with_folds(experiment, standing, task)
     save(experiment)
     if check_resume:
         from pipelines.run import check_resuming
@@ -417,22 +424,25 @@ def train_command(
     if as_json:
         version = None if registered is None else registered.version
         runs = [{"run_id": each.run_id, "valid_loss": each.valid_loss} for each in trained]
-        print(json.dumps({"runs": runs, "version": version}))
+        rows = runs_table(trained, clips) if len(trained) > 1 else []
+        print(json.dumps({"runs": runs, "version": version, "table": rows}))
 
 
 @app.command("evaluate", rich_help_panel=MODELS)
 def evaluate_command(
     file: File,
     settings: Set = None,
-    seeds: Annotated[int | None, typer.Option(help="How many runs, with other seeds.")] = None,
+    *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
     as_json: Json = False,
 ) -> None:
     """Test metrics of trained runs: with intervals, by class, and when streams are missing."""
     from pipelines.evaluate import evaluate, tables
     from pipelines.show import Show
 
-    more = [] if seeds is None else [f"train.seeds={seeds}"]
-    cards = evaluate(load(file, [*(settings or ()), *more]))
+    cards = evaluate(load(file, [*(settings or ()), *_runs(seeds, folds, fold)]))
     if as_json:
         plain = {name: card.to_json() for name, card in cards.items()}
         for each in plain.values():
@@ -549,12 +559,20 @@ def _transcript(text: str | None) -> str | None:
 
 
 @app.command("run", rich_help_panel=FLOWS)
-def run_command(file: File, settings: Set = None, as_json: Json = False) -> None:
+def run_command(
+    file: File,
+    settings: Set = None,
+    *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    as_json: Json = False,
+) -> None:
     """Everything: ingest, featurize, train, register, promote. Run again, it goes on."""
     from pipelines.run import run
     from pipelines.show import Show
 
-    experiment = load(file, settings or ())
+    experiment = load(file, [*(settings or ()), *_runs(seeds, folds, fold)])
     summary = run(experiment, Show(quiet=as_json))
     if as_json:
         metrics = {name: dict(card.metrics) for name, card in summary.cards.items()}
@@ -632,6 +650,14 @@ def doctor_command(
         print(json.dumps([_plain(each) for each in found]))
     if any(each.state == "failed" for each in found):
         raise typer.Exit(1)
+
+
+def _runs(seeds: int | None, folds: int | None, fold: str | None) -> list[str]:
+    """The settings that options of several runs stand for."""
+    if folds is not None and fold is not None:
+        raise InputError("--folds trains on all folds, --fold on one; give one of them")
+    given = {"seeds": seeds, "folds": folds, "fold": fold}
+    return [f"train.{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen dataclass

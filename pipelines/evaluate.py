@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from featurizers.dataset import read_clips
 from pipelines.experiment import Experiment, InputError
 from pipelines.featurize import finished
+from pipelines.folds import with_folds
 from pipelines.plans import plan_run, read, score_test
 from pipelines.run import recipes_of
 from pipelines.show import with_interval
@@ -20,8 +21,10 @@ def evaluate(experiment: Experiment) -> dict[str, Scorecard]:
     Raises:
         InputError: A run is not trained as the experiment stands.
     """
-    columns, clips = finished(experiment), read_clips(experiment.root)
-    recipes = recipes_of(experiment, task_of(experiment, clips))
+    columns, standing = finished(experiment), read_clips(experiment.root)
+    task = task_of(experiment, standing)
+    recipes = recipes_of(experiment, task)
+    clips = with_folds(experiment, standing, task, write=False)
     plans = [plan_run(experiment.root, experiment.work, columns, each, clips) for each in recipes]
     if missing := [plan.name for plan in plans if not plan.finished]:
         raise InputError(

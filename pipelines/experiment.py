@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 RESOLVED = "experiment.resolved.yaml"
 
-# Fields of a recipe that follow from other sections, or from --seeds.
-_NOT_SET_HERE = ("name", "model", "task", "seed")
+# Fields of a recipe that follow from other sections, or from --seeds and --folds.
+_NOT_SET_HERE = ("name", "model", "task", "seed", "fold")
 
 
 class InputError(Exception):
@@ -145,6 +145,8 @@ class Train(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+    fold: str = ""
     max_failures: Annotated[int, Field(ge=0)] = 2
     keep: Annotated[int, Field(ge=1)] = 2
     hang_s: Annotated[float, Field(gt=0)] = 300.0

@@ -18,7 +18,9 @@ from pipelines import HOME
 from tracking.provenance import code_digest
 from tracking.scorecard import Scorecard
 from training.evaluate import scorecard
+from training.folds import in_fold
 from training.recipe import Recipe, Target
+from training.schedule import losses_like
 
 FOLDER = "training"
 FINISHED = "finished.json"
@@ -78,6 +80,12 @@ class Trained:
         """Of the best epoch."""
         return float(self.history[self.best_epoch]["valid_loss"])
 
+    @property
+    def standing(self) -> float:
+        """What the recipe monitors, of the best epoch, such that less is better."""
+        monitor = self.plan.recipe.monitor
+        return losses_like([self.history[self.best_epoch][monitor]], monitor)[0]
+
 
 def plan_run(
     root: Root, work: Path, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
@@ -100,12 +108,12 @@ def plan_run(
             clip.seconds,
             [[word.start, word.end] for word in clip.words or ()],
         ]
-        for clip in clips
+        for clip in in_fold(clips, recipe.fold)
     ]
     identity = [recipe.digest, {n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
     digest = hashlib.sha256(canonical_json(identity)).hexdigest()
     streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
-    name = f"{streams} seed {recipe.seed}"
+    name = f"{streams} seed {recipe.seed}" + (f" fold {recipe.fold}" if recipe.fold else "")
     folder = work / FOLDER / f"{recipe.name}-{digest[:16]}"
     fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
     return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
@@ -126,7 +134,8 @@ def read(plan: Plan) -> Trained:
 def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> Scorecard:
     """The scorecard of a finished run on the labelled test clips."""
     task = trained.plan.recipe.task
-    labelled = [clip for clip in clips if task.label in clip.labels]
+    dealt = in_fold(clips, trained.plan.recipe.fold)
+    labelled = [clip for clip in dealt if task.label in clip.labels]
     return scorecard(
         [clip for clip in labelled if clip.split == "test"],
         trained.predictions,

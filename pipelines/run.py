@@ -16,9 +16,11 @@ from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, check_model, check_start, parse, save
+from pipelines.family import keep, parent_of, table
 from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
+from pipelines.folds import folds_of, with_folds
 from pipelines.ingest import ingest
 from pipelines.plans import Plan, Trained, plan_run, score_test
 from pipelines.promote import Promotion, Registered, consider, register_model
@@ -30,11 +32,12 @@ from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
 from pipelines.train import Care, train
 from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
-from tracking.mlflow_store import initialise, tracking_uri
+from tracking.mlflow_store import MlflowRun, initialise, tracking_uri
 from tracking.scorecard import Scorecard
 from training.bootstrap import paired_bound
 from training.data import target_of
 from training.evaluate import scorecard
+from training.folds import in_fold
 from training.recipe import Recipe, Task
 
 MODEL = "demo-sentiment"
@@ -162,6 +165,7 @@ def train_all(
     if finished := sum(plan.finished for plan in plans):
         show.say(f"{finished} of {len(plans)} runs are finished already")
     left = sum(not plan.finished for plan in plans)
+    parent = _parent(experiment, plans)
     with show.training(left, max(recipe.epochs for recipe in recipes)) as told:
         trained = train(
             plans,
@@ -173,12 +177,17 @@ def train_all(
             care=care_of(experiment),
             told=told,
             say=show.say,
+            parent=None if parent is None else parent.run_id,
         )
     for each in trained:
         show.say(
             f"{each.plan.name}: best epoch {each.best_epoch + 1} of {len(each.history)}, "
             f"valid loss {each.valid_loss:.4f}, run {each.run_id}"
         )
+    if parent is not None:
+        rows = runs_table(trained, clips)
+        keep(parent, rows)
+        show.rows(f"{len(trained)} runs of run {parent.run_id}", rows)
     return trained
 
 
@@ -221,10 +230,26 @@ def care_of(experiment: Experiment) -> Care:
     return Care(max_failures=train.max_failures, keep=train.keep, hang_s=train.hang_s)
 
 
+def runs_table(trained: Sequence[Trained], clips: Sequence[Clip]) -> list[dict[str, object]]:
+    """A row for each run, with its test metrics; then mean and deviation, where they are alike."""
+    return table(trained, {each.plan.name: score_test(each, clips, None) for each in trained})
+
+
+def _parent(experiment: Experiment, plans: Sequence[Plan]) -> MlflowRun | None:
+    """The parent of runs of one recipe that differ by seed and fold alone; None of other runs."""
+    alike = {replace(plan.recipe, seed=0, fold="").digest for plan in plans}
+    if len(plans) < 2 or len(alike) > 1:
+        return None
+    uri = store_uri(experiment)
+    initialise(uri, experiment.folder / "mlartifacts")
+    return parent_of(plans, uri, experiment.name, f"{plans[0].recipe.name}, {len(plans)} runs")
+
+
 def check_usable(recipe: Recipe, clips: Sequence[Clip], columns: Mapping[str, Column]) -> None:
     """Raise InputError, before workers start, when a split has nothing to work on."""
+    dealt = in_fold(clips, recipe.fold)
     for name in ("train", "valid", "test"):
-        labelled = [c for c in clips if c.split == name and recipe.task.label in c.labels]
+        labelled = [c for c in dealt if c.split == name and recipe.task.label in c.labels]
         # Testing takes every clip that has anything; see `training.data.load`.
         enough = any if recipe.take_absent or name == "test" else all
         usable = [
@@ -246,14 +271,19 @@ def store_uri(experiment: Experiment) -> str:
 
 
 def recipes_of(experiment: Experiment, task: Task) -> list[Recipe]:
-    """The experiment's recipe, once for each seed.
+    """The experiment's recipe, once for each fold and seed.
 
     Raises:
         InputError: The model is for other tasks, or weights to start from do not fit it.
     """
     check_model(experiment, task)
     check_start(experiment, task)
-    return [experiment.recipe(task, seed) for seed in range(experiment.train.seeds)]
+    seeds = range(experiment.train.seeds)
+    return [
+        replace(experiment.recipe(task, seed), fold=fold)
+        for fold in folds_of(experiment)
+        for seed in seeds
+    ]
 
 
 def register_best(
@@ -266,8 +296,11 @@ def register_best(
     """Register the run with the lowest validation loss; None when no name is given."""
     if experiment.register_ is None:
         return None
+    if trained[0].plan.recipe.fold:
+        show.say("folds measure a recipe: nothing is registered; train without them for a model")
+        return None
     show.head("register")
-    best = min(trained, key=lambda each: (_comparable(each.valid_loss), each.plan.recipe.seed))
+    best = min(trained, key=lambda each: (each.standing, each.plan.recipe.seed))
     asked, _ = ask(experiment, rows_of(experiment))
     registered = register_model(
         best,
@@ -306,9 +339,11 @@ def run(experiment: Experiment, show: Show) -> Summary:
         show.say("no source.transcribe: clips without a transcript have no words")
     if experiment.source.align is not None:
         align_all(experiment, show)
-    clips = ingest_all(experiment, show)
-    recipes = recipes_of(experiment, task_of(experiment, clips))
+    clips: Sequence[Clip] = ingest_all(experiment, show)
+    task = task_of(experiment, clips)
+    recipes = recipes_of(experiment, task)
     columns = featurize_all(experiment, show)
+    clips = with_folds(experiment, clips, task)
     trained = train_all(experiment, recipes, columns, clips, show)
     cards = {each.plan.name: score_test(each, clips, parity=None) for each in trained}
     show.scores("test", cards, list(next(iter(cards.values())).metrics))

@@ -36,6 +36,7 @@ KNOWN = (
     "speaker",
     "group",
     "split",
+    "fold",
 )
 CHUNK = 16
 
@@ -240,6 +241,7 @@ def _asked(
                 "speaker": _text(row.get("speaker")),
                 "group": _text(row.get("group")),
                 "split": split,
+                "fold": _fold(row.get("fold"), partial(wrong, "fold")),
                 "labels": labels,
             },
         ),
@@ -324,6 +326,15 @@ def _seconds(value: object, wrong: Callable[[str], InputError]) -> float | None:
     if number is None or number < 0:
         raise wrong(f"found {value!r}, wanted seconds")
     return number
+
+
+def _fold(value: object, wrong: Callable[[str], InputError]) -> int | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or number < 1 or number != int(number):
+        raise wrong(f"found {value!r}, wanted the number of a fold, from 1")
+    return int(number)
 
 
 def stream_of(value: object) -> str:
@@ -489,7 +500,7 @@ def _dealt(
     counts = Counter({**dict.fromkeys(SPLITS, 0), **Counter(settled.values())})
     order = sorted(
         (name for name, members in groups.items() if members[0].key not in settled),
-        key=lambda name: (_stratum(groups[name], task), _hash(seed, name)),
+        key=lambda name: (stratum(groups[name], task), hashed(seed, name)),
     )
     dealt: dict[str, str] = {}
     for left, name in zip(range(len(order), 0, -1), order, strict=True):
@@ -503,7 +514,8 @@ def _dealt(
     return dealt
 
 
-def _stratum(clips: Sequence[Clip], task: Task) -> str:
+def stratum(clips: Sequence[Clip], task: Task) -> str:
+    """What a group is dealt as: its commonest label, or its mean; empty where it has none."""
     labels = [clip.labels[task.label] for clip in clips if task.label in clip.labels]
     if not labels:
         return ""
@@ -517,7 +529,8 @@ def _stratum(clips: Sequence[Clip], task: Task) -> str:
     return f"{round(mean):+05d}"
 
 
-def _hash(seed: int, name: str) -> str:
+def hashed(seed: int, name: str) -> str:
+    """A place in an order that follows from a name and a seed."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 

@@ -85,6 +85,7 @@ def train(
     care: Care,
     told: Told,
     say: Say,
+    parent: str | None = None,
 ) -> list[Trained]:
     """Train what is not finished, on Ray Train; one group of workers for all of it.
 
@@ -98,6 +99,7 @@ def train(
         care: How the runs are looked after.
         told: Told of each epoch, for a progress bar.
         say: Told what people should know.
+        parent: The id of the run that these are parts of.
 
     Raises:
         TrainingFailedError: Workers failed more often than permitted.
@@ -105,6 +107,8 @@ def train(
     """
     initialise(uri, store / "mlartifacts")
     runs = [mlflow_run(plan, uri, experiment) for plan in plans]
+    for run in runs if parent is not None else ():
+        run.set_tags({"mlflow.parentRunId": parent or ""})
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
         workers = ranks([plan.recipe for plan, _ in todo], workers, say)

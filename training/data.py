@@ -21,6 +21,7 @@ from featurizers.clip import Clip
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Root
 from training.batch import FusionBatch, Sample, collate
+from training.folds import in_fold
 from training.recipe import Pooling, Recipe, Target, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
 
@@ -443,11 +444,11 @@ def load(
 
     Raises:
         ValueError: A stream has no column, a clip is in no shard of a column, a label is not of the
-            task's kind, or no training clip is usable.
+            task's kind, no training clip is usable, or the dataset has not the recipe's folds.
     """
     opened = _open(root, columns, recipe)
     splits: dict[str, list[Clip]] = {"train": [], "valid": [], "test": []}
-    for clip in dataset.read_clips(root):
+    for clip in in_fold(dataset.read_clips(root), recipe.fold):
         if clip.split in splits:
             splits[clip.split].append(clip)
     strict = not recipe.take_absent

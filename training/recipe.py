@@ -164,6 +164,7 @@ class Recipe:
             models scale by themselves.
         start: Weights that parts of the model begin with, by part: "FILE#SHA256"; see
             `training.start`.
+        fold: Such as "2/5", in place of the dataset's splits; see `training.folds`.
         checkpoint_every: Epochs between checkpoints.
     """
 
@@ -191,6 +192,7 @@ class Recipe:
     raw: tuple[str, ...] = ()
     start: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    fold: str = ""
     checkpoint_every: int = 5
 
     @property
