@@ -7,8 +7,8 @@ the card's peak is of floating-point operations that torch's FlopCounterMode cou
 without DeepSpeed, recomputed activations left out; the peak is what its maker states for dense
 bf16. Losses must be finite and fall, or the benchmark fails.
 
-    python -m benchmarks.finetune --device cuda --size base --zero 0 2 3 --offload
-    python -m benchmarks.finetune --device cpu --size toy --ranks 2
+    python benchmarks/finetune.py --device cuda --size base --zero 0 2 3 --offload
+    python benchmarks/finetune.py --device cpu --size toy --ranks 2
 """
 
 import argparse

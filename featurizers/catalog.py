@@ -25,6 +25,7 @@ from featurizers.track import Track
 from featurizers.video_encoder import VideoEncoder
 from featurizers.visual import FaceMotion
 from featurizers.waveform import Waveform
+from featurizers.word_pieces import WordPieces
 from featurizers.word_vectors import WordVectors
 
 KINDS: Mapping[str, type[Featurizer]] = {
@@ -47,6 +48,7 @@ KINDS: Mapping[str, type[Featurizer]] = {
     "image-encoder": ImageEncoder,
     "video-encoder": VideoEncoder,
     "word-vectors": WordVectors,
+    "word-pieces": WordPieces,
 }
 NAMES = tuple(KINDS)
 

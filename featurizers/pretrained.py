@@ -277,6 +277,42 @@ def model_file(model: str, weights: str, suffix: str, advice: str) -> Path:
     )
 
 
+def tokenizer_of(
+    model: str, revision: str, weights: str, *, kinds: Sequence[str]
+) -> tuple[Path, str]:
+    """A tokenizer's file, and the licence of its checkpoint.
+
+    Args:
+        model: A name of the hub with its revision, a folder that has the file, or the file; may be
+            empty when `weights` is given.
+        revision: The commit of the hub, 40 hex digits.
+        weights: The sha256 that the file must have. One that is not there is looked for by it in
+            the folders that FUSELINE_WEIGHTS lists, and in their direct subfolders.
+        kinds: The kinds of models whose tokenizers will do.
+
+    Raises:
+        MissingWeightsError: It is not on this machine, and cannot be fetched.
+        ValueError: It has another digest, or the checkpoint will not do.
+    """
+    if revision:
+        checkpoint = find(model, revision, files=WORDS, kinds=kinds)
+        file, name = checkpoint.folder / WORDS[0], checkpoint.name
+    else:
+        folder, name = Path(model).expanduser(), ""
+        if model and (folder / WORDS[0]).is_file():
+            model = str(folder / WORDS[0])
+        for other in _listed() if weights and not Path(model).is_file() else ():
+            found = other / WORDS[0]
+            if found.is_file() and digest_of_file(found) == weights:
+                model = str(found)
+                break
+        file = model_file(
+            model, weights, ".json", f"give a folder with {WORDS[0]}, or a name of the hub"
+        )
+    check_digest(file, weights)
+    return file, _licence(file.parent, name)
+
+
 def check_digest(path: Path, weights: str) -> None:
     """Raise ValueError when a file has another sha256 than this one; empty admits all."""
     digest = digest_of_file(path)

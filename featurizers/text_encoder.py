@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip, Word
-from featurizers.pretrained import WORDS, Checkpoint, Config, Model, find, load, settings_of
+from featurizers.pretrained import WORDS, Config, Model, find, load, settings_of
 from featurizers.spec import Chunk, Feature, FeatureSpec, Pending, names
 from featurizers.speech_encoder import cuts
 from featurizers.torch_encoder import (
@@ -113,7 +114,8 @@ class TextEncoder:
             atol=ATOL[dtype],
             source=checkpoint.source,
         )
-        self._pieces = Pieces(checkpoint, min(window, places_of(config)))
+        self._pieces = Pieces(checkpoint.folder / WORDS[0])
+        self._window = min(window, places_of(config))
         self._unit, self._pool = unit, pool
         make = functools.partial(load, checkpoint, ARCHITECTURES[checkpoint.kind], dtype)
         if checkpoint.kind in POOLER:
@@ -123,7 +125,7 @@ class TextEncoder:
 
     def begin(self, clip: Clip) -> "_Text":
         """Start on a clip."""
-        return _Text(clip, self._pieces, self._unit, self._pool)
+        return _Text(clip, self._pieces, self._window, self._unit, self._pool)
 
 
 def places_of(config: Config) -> int:
@@ -158,12 +160,11 @@ class Pieces:
     """A checkpoint's tokenizer, read when it is first needed.
 
     Args:
-        checkpoint: Whose.
-        window: The most pieces that its model takes at once.
+        file: Where it lies.
     """
 
-    def __init__(self, checkpoint: Checkpoint, window: int) -> None:
-        self._file, self.window = checkpoint.folder / WORDS[0], window
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -196,8 +197,9 @@ class Pieces:
 
 
 class _Text:
-    def __init__(self, clip: Clip, pieces: Pieces, unit: str, pool: str) -> None:
-        self._clip, self._pieces, self._unit, self._pool = clip, pieces, unit, pool
+    def __init__(self, clip: Clip, pieces: Pieces, window: int, unit: str, pool: str) -> None:
+        self._clip, self._pieces, self._window = clip, pieces, window
+        self._unit, self._pool = unit, pool
 
     def add(self, chunk: Chunk) -> None:
         raise TypeError(f"{NAME} reads no media")
@@ -208,7 +210,7 @@ class _Text:
         if not text.ids:
             raise BadClipError("empty", "the transcript has no words that the tokenizer knows")
         before, after = self._pieces.around
-        window = self._pieces.window - len(before) - len(after)
+        window = self._window - len(before) - len(after)
         chosen = cuts(len(text.ids), window, window // CONTEXT)
         items = [
             np.array([*before, *text.ids[cut.first : cut.first + window], *after], dtype=np.int64)

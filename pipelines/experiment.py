@@ -25,7 +25,7 @@ from featurizers.store import Root, StorageError, is_remote, store_at
 from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
-from training.recipe import Recipe, Task, TaskKind, fitting_ranks
+from training.recipe import EncoderSettings, Recipe, Task, TaskKind, fitting_ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -337,19 +337,39 @@ class Experiment(Section):
         Raises:
             InputError: Unknown recipe or setting, or a file of weights is not there.
         """
+        model = _extra(self.model)
+        encoders = model.pop("encoders", {})
         recipe = recipe_of(
             self.model.recipe,
             task,
             tuple(self.features),
             seed=seed,
-            model=_extra(self.model),
+            model=model,
             train=_extra(self.train),
         )
+        if encoders:
+            recipe = _at("model", recipes.fine_tuned, recipe, self._encoders(encoders))
         if not recipe.start:
             return recipe
         from training.start import pinned
 
         return replace(recipe, start=_at("train", pinned, recipe.start, self.folder))
+
+    def _encoders(self, given: object) -> dict[str, EncoderSettings]:
+        """What `model.encoders` says. Raises InputError."""
+        from training.pretrained import encoder_settings
+
+        if not isinstance(given, Mapping) or not all(
+            isinstance(each, Mapping) for each in given.values()
+        ):
+            raise InputError(
+                f"model.encoders is {given!r}; wanted for each stream that has an encoder its "
+                f"settings, such as {{text: {{model: weights/bert}}}}"
+            )
+        return {
+            name: _at(f"model.encoders.{name}", encoder_settings, each, self.folder)
+            for name, each in given.items()
+        }
 
     def rules(self) -> list[Rule]:
         """The promotion rules.
@@ -507,9 +527,12 @@ def check_model(experiment: Experiment, task: Task) -> "nn.Module":
     import torch
 
     from training.models import build
+    from training.pretrained import check_streams
 
-    widths = {stream: each.spec.width for stream, each in experiment.featurizers().items()}
+    specs = {stream: each.spec for stream, each in experiment.featurizers().items()}
+    widths = {stream: spec.width for stream, spec in specs.items()}
     recipe = experiment.recipe(task)
+    _at("model", check_streams, recipe, specs)
     ranks = experiment.workers.train
     _at("train.global_batch", fitting_ranks, recipe.global_batch, ranks, recipe.micro_batch)
     with torch.device("meta"):

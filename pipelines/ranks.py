@@ -100,6 +100,7 @@ def _train_one(plan: Plan, session: "RaySession", uri: str, run_id: str) -> None
     from training.evaluate import lacking, predictions, without_each
     from training.loop import fit
     from training.predict import Predictor, load_model
+    from training.pretrained import tokenizers
 
     data = load(plan.root, plan.columns, plan.recipe)
 
@@ -118,6 +119,7 @@ def _train_one(plan: Plan, session: "RaySession", uri: str, run_id: str) -> None
         normaliser=data.normaliser,
         fallback=data.fallback,
         weights=outcome.weights,
+        tokenizers=tokenizers(plan.recipe, data.specs),
     )
     model = load_model(plan.folder / "predictor")
     finished = {

@@ -37,6 +37,7 @@ OTHERS = {
     "image-encoder": {"model": "@/image", "fps": 10.0},
     "video-encoder": {"model": "@/video", "hop": 2},
     "word-vectors": {"file": "@/other.txt"},
+    "word-pieces": {"model": "@/bytes"},
 }
 WANTED = {  # settings that have no default
     "face-track": {"detector": "cascade"},
@@ -49,9 +50,10 @@ WANTED = {  # settings that have no default
     "image-encoder": {"model": "@/image"},
     "video-encoder": {"model": "@/video", "hop": 4},
     "word-vectors": {"file": "@/words.txt"},
+    "word-pieces": {"model": "@/text"},
 }
 WEIGHED = {name for name, settings in WANTED.items() if "@" in str(settings)} | {"face-track"}
-EXACT = {"word-vectors", "face-track"}  # though weights decide their numbers
+EXACT = {"word-vectors", "word-pieces", "face-track"}  # though weights decide their numbers
 PACKAGES = {"egemaps": "opensmile"}  # extras that are not installed for the tests
 UNMADE = {"landmarks"}  # their model files cannot be made by a test
 BUILT = [(name, WANTED.get(name, {})) for name in NAMES] + list(OTHERS.items())
@@ -63,6 +65,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     checkpoints.speech(folder / "speech", "wav2vec2")
     checkpoints.text(folder / "text", "bert")
+    checkpoints.byte_pieces(folder / "bytes", "roberta")
     checkpoints.image(folder / "image", "dinov2")
     checkpoints.video(folder / "video")
     (folder / "face.task").write_bytes(b"stands for a model that nobody can make here")

@@ -251,6 +251,7 @@ def test_every_featurizer_of_the_catalog_can_be_named(tmp_path):
         "image-encoder": {"model": "weights/image"},
         "video-encoder": {"model": "weights/video", "hop": 4},
         "word-vectors": {"file": "words.txt"},
+        "word-pieces": {"model": "weights/text"},
     }
     for name in catalog.NAMES:
         some = {"featurizer": name, **needed.get(name, {})}

@@ -9,6 +9,7 @@ import torch
 
 from featurizers.align import pool
 from featurizers.spec import Feature
+from training import checkpoint
 from training.batch import Sample, Stream, collate
 from training.engine import Engine
 from training.missing import without
@@ -272,6 +273,35 @@ def test_all_stages_take_the_same_steps(zero):
     # A key's bias changes nothing, so its gradient is rounding, which Adam makes steps of.
     apart = {name: by for name, by in moved(plain, split, "").items() if "bias" not in name}
     assert max(apart.values()) < 2e-5, apart
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_checkpoint_of_several_groups_goes_on_as_if_nothing_had_been(tmp_path, zero, precision):
+    chosen = encoders(learning_rate=1e-3, layer_decay=0.5)
+    chosen["text"] = replace(chosen["text"], freeze=1)
+    recipe = replace(RECIPE, model=settings(chosen=chosen), zero=zero, precision=precision)
+    halves = [collate(SAMPLES[:2], WIDTHS), collate(SAMPLES[2:], WIDTHS)]
+
+    def engine():
+        made = Engine(model(recipe.model), recipe)
+        made.set_learning_rate(1e-2)
+        return made
+
+    first = engine()
+    for step in range(4):
+        if step == 2:
+            first.save(tmp_path, 2, {}, {})
+        first.step(halves, 4.0)
+    wanted = first.weights()
+    first.close()
+    second = engine()
+    second.load(checkpoint.standing(tmp_path)[0])
+    for _ in range(2):
+        second.step(halves, 4.0)
+    found = second.weights()
+    second.close()
+    assert max(moved(wanted, found, "").values()) == 0
 
 
 def test_the_recipe_is_named_by_weights_and_not_by_where_they_lie():

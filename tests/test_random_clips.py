@@ -47,6 +47,7 @@ SAID = {
     "hashed-words": {},
     "text-encoder": {"model": "@/text"},
     "word-vectors": {"file": "@/words.txt"},
+    "word-pieces": {"model": "@/text"},
 }
 MEASURED = {
     "numbers": {"stream": "pose", "dims": 3},
@@ -270,7 +271,10 @@ def test_any_pictures_give_what_the_spec_declares(made, name, make):
 @settings(max_examples=25, deadline=None)
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=5), length=st.floats(0, 3))
 def test_any_words_give_what_the_spec_declares(made, name, texts, length):
-    if name == "text-encoder":  # a clip of which its tokenizer knows nothing is empty
+    if name in {
+        "text-encoder",
+        "word-pieces",
+    }:  # a clip of which its tokenizer knows nothing is empty
         texts = ["so", *texts]
     edges = np.linspace(0.0, length, len(texts) + 1)
     words = tuple(
@@ -278,7 +282,7 @@ def test_any_words_give_what_the_spec_declares(made, name, texts, length):
         for text, start, end in zip(texts, edges[:-1], edges[1:], strict=True)
     )
     found = check(made[name], clip(words=words), [], 0.0, length)
-    assert len(found.values) == len(words)
+    assert name == "word-pieces" or len(found.values) == len(words)
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracking.run import Run
-from training import checkpoint
+from training import checkpoint, pretrained
 from training.batch import FusionBatch
 from training.class_weights import class_weights, weighed
 from training.data import (
@@ -130,6 +130,7 @@ def fit(
         )
     torch.manual_seed(recipe.seed)
     model = build(recipe.model, data.train.widths, recipe.task.outputs)
+    pretrained.begin(model, recipe.model)
     begin(model, recipe.start)
     counted = class_weights(recipe, data.train.targets.values())
     positive = tuple(counted.values()) if recipe.task.kind == "labels" else ()

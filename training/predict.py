@@ -3,14 +3,16 @@
     predictor.json           recipe, specs of the features, what to say when nothing can be read
     weights.safetensors      the model
     normaliser.safetensors   mean and standard deviation of each dimension
+    STREAM.tokenizer.json    the tokenizer of a stream of word pieces
 
 Loading it needs neither deepspeed nor ray nor mlflow, and unpickles nothing.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from training.recipe import Recipe, Target, Task
 FORMAT = 1
 NAME = "training.predict:Predictor"
 MICRO = 64
+_TOKENIZER = ".tokenizer.json"
 
 
 def outputs(
@@ -129,9 +132,15 @@ class Predictor:
         normaliser: Normaliser,
         fallback: Target,
         weights: Mapping[str, Tensor],
+        tokenizers: Mapping[str, Path] | None = None,
     ) -> None:
-        """Write a predictor to a folder, which is made when it is not there."""
+        """Write a predictor to a folder, which is made when it is not there.
+
+        `tokenizers` are the files of streams of word pieces, as `training.pretrained` finds them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        for name, file in (tokenizers or {}).items():
+            shutil.copyfile(file, folder / f"{name}{_TOKENIZER}")
         save_file(dict(weights), folder / "weights.safetensors")
         normaliser.save(folder / "normaliser.safetensors")
         about = {
@@ -152,7 +161,12 @@ class Predictor:
                 the weights of an encoder are not to be had.
         """
         about = _about(folder)
-        specs = _specs(about)
+        specs = {
+            name: replace(spec, source=str(file))
+            if (file := folder / f"{name}{_TOKENIZER}").is_file()
+            else spec
+            for name, spec in _specs(about).items()
+        }
         return Predictor(
             recipe=Recipe.from_json(about["recipe"]),
             specs=specs,

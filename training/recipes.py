@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 from featurizers.align import HOWS
 from training.metrics import METRICS
 from training.recipe import (
+    EncoderSettings,
     Loss,
     ModelSettings,
     Pooling,
@@ -555,6 +556,19 @@ def named(
     return RECIPES[name](task, streams, settings, **overrides)
 
 
+def fine_tuned(recipe: Recipe, encoders: Mapping[str, EncoderSettings]) -> Recipe:
+    """The same with encoders that are trained too, each on a raw stream of the model.
+
+    Raises:
+        ValueError: A value is out of range, or the model takes no encoders.
+    """
+    model = replace(recipe.model, encoders=dict(encoders))
+    raw = tuple(name for name in model.streams if name in {*recipe.raw, *encoders})
+    tuned = replace(recipe, model=model, raw=raw)
+    check(tuned)
+    return tuned
+
+
 def check(recipe: Recipe) -> None:
     """Raise ValueError where settings are out of range or do not go together."""
     for name in ("epochs", "global_batch", "patience", "checkpoint_every"):
@@ -575,6 +589,7 @@ def check(recipe: Recipe) -> None:
     _check_raw(recipe)
     _check_schedule(recipe.schedule)
     _check_monitor(recipe)
+    _check_encoders(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("offload", recipe.offload, ("none", "optimizer", "all"))
     if recipe.zero < {"none": 0, "optimizer": 1, "all": 3}[recipe.offload]:
@@ -751,6 +766,32 @@ def _check_raw(recipe: Recipe) -> None:
         )
 
 
+def _check_encoders(recipe: Recipe) -> None:
+    for name, encoder in recipe.model.encoders.items():
+        among = f"encoders.{name}."
+        if name not in recipe.raw:
+            raise ValueError(
+                f"encoders: {name!r} is no raw stream of the model; its streams are "
+                f"{', '.join(recipe.model.streams)}"
+            )
+        for setting in ("learning_rate", "layer_decay"):
+            _check_number(encoder, setting, whole=False, least=0, among=among)
+        for setting in ("width", "most"):
+            _check_number(encoder, setting, whole=True, least=0, among=among)
+        if encoder.layer_decay > 1:
+            raise ValueError(
+                f"{among}layer_decay is {encoder.layer_decay}; wanted 0 to 1: lower layers learn "
+                f"more slowly"
+            )
+    if recipe.model.encoders and recipe.pooling.kind != "own":
+        # Behind an encoder, states are pooled by their overlap alone.
+        _check_choice("pooling.how", recipe.pooling.how, ("mean", "overlap"))
+    if recipe.model.encoders and not recipe.learning_rate:
+        raise ValueError(
+            "learning_rate is 0; the rates of encoders follow it: freeze parts instead"
+        )
+
+
 def _check_classes(task: Task) -> None:
     known, least = task.classes, {"regression": 0, "classes": 2, "labels": 1}[task.kind]
     if len(set(known)) < least:
@@ -804,7 +845,12 @@ def _wants_time_base(model: ModelSettings) -> str | None:
 
 
 def _check_number(
-    settings: Recipe | Pooling | Schedule, name: str, *, whole: bool, least: float, among: str = ""
+    settings: Recipe | Pooling | Schedule | EncoderSettings,
+    name: str,
+    *,
+    whole: bool,
+    least: float,
+    among: str = "",
 ) -> None:
     value = getattr(settings, name)
     kinds = (int,) if whole else (int, float)

@@ -1,6 +1,7 @@
 """Features of words and of streams of numbers: what they cost. Nobody would write another way."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,23 @@ def said(size: Size) -> Iterator[Race | Skipped]:
     vectors.write_text("".join(f"{word} {' '.join(map(str, each))}\n" for word, each in pairs))
     yield _race(build("hashed-words"), clips, count * WORD_S)
     yield _race(build("word-vectors", file=str(vectors)), clips, count * WORD_S)
+    pieces = build("word-pieces", model=str(_tokenizer(size, letters.tolist())))
+    yield _race(pieces, clips, count * WORD_S)
+
+
+def _tokenizer(size: Size, letters: Sequence[str]) -> Path:
+    """Word pieces of one letter and of two."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    inner = [*letters, *(a + b for a in letters for b in letters)]
+    known = ["[CLS]", "[SEP]", "[UNK]", *inner, *(f"##{each}" for each in inner)]
+    numbers = {piece: at for at, piece in enumerate(known)}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))  # noqa: S106 - no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
+    file = size.folder / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
 
 
 def spaced(spoken: Sequence[str]) -> tuple[Word, ...]:

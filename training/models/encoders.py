@@ -44,8 +44,8 @@ ARCHITECTURES: Mapping[str, str] = {**SPEECH, **PICTURES, **TEXT}
 # Two draws of their own: one from numpy, which no seed of a step reaches, and one that is another
 # on every rank, while ZeRO 3 gathers weights on all ranks together.
 _NEVER: Mapping[str, Any] = {"apply_spec_augment": False, "layerdrop": 0.0}
-# What nothing reads once masked training is over.
-_UNREAD = ("masked_spec_embed", "mask_token")
+UNREAD = ("masked_spec_embed", "mask_token")
+"""Weights that nothing reads: they are not trained, and a checkpoint may lack them."""
 # Parts of names that lie above the layers; all else that is in no layer lies below them.
 _ABOVE = {"post_layernorm", "head", "pooler", "final_norm", "layernorm"}
 
@@ -181,7 +181,7 @@ class Encoder(nn.Module):
                 f"freeze is {freeze!r}; wanted none, all, features, or a number of layers"
             )
         for name, parameter, depth in self.depths():
-            if depth <= last or any(part in _UNREAD for part in name.split(".")):
+            if depth <= last or any(part in UNREAD for part in name.split(".")):
                 parameter.requires_grad_(False)
 
     @property
