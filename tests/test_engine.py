@@ -134,6 +134,19 @@ def test_a_model_with_losses_of_its_own_is_trained_by_their_sum(tmp_path, zero):
     again.close()
 
 
+@pytest.mark.parametrize("kind", ["mmlatch", "mult", "msaf"])
+def test_models_take_the_same_steps_with_their_weights_split(kind):
+    found = []
+    for zero in (0, 3):
+        torch.manual_seed(0)
+        recipe = replace(RECIPE, model=ModelSettings(kind=kind, streams=tuple(WIDTHS)), zero=zero)
+        engine = Engine(build(recipe.model, WIDTHS, 1), recipe)
+        steps(engine, BATCHES[:1])
+        found.append(engine.weights())
+        engine.close()
+    assert furthest(*found) < 1e-6
+
+
 def test_the_loss_of_several_labels_is_their_mean_cross_entropy():
     outputs = torch.tensor([[0.0, 2.0], [-1.0, 3.0]])
     target = torch.tensor([[1.0, 0.0], [1.0, 1.0]])

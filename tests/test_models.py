@@ -171,7 +171,7 @@ def test_the_released_form_gives_the_numbers_of_the_authors_code(name, lengths):
         for row, stream in enumerate(("text", "audio", "visual")):
             close(encoded[row], wanted[f"mid/{stage}{stream}"])
             if name != "late_fusion":
-                close(heard["masks"][row], wanted[f"mid/mask_{stream}"])
+                close(heard["masks"][stream], wanted[f"mid/mask_{stream}"])
     close(heard["att_fuser"], wanted["mid/att_fuser"])
     close(heard["pooled"], wanted["mid/pooled"])
     for stream in batch.streams:

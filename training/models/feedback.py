@@ -86,12 +86,14 @@ class Latch(nn.Module):
             )
         self.nets = nn.ModuleList(_mask_net(settings, hidden, widths[m]) for m, _ in self.links)
 
-    def forward(self, encoded_MBTH: Tensor, padding_BT1: Tensor) -> dict[int, Tensor]:
-        """Masks [B, T, D] by the receiving stream's position: the mean of what the others say."""
-        said: dict[int, list[Tensor]] = {}
+    def forward(self, encoded_MBTH: Tensor, padding_BT1: Tensor) -> dict[str, Tensor]:
+        """Masks [B, T, D] by the receiving stream: the mean of what the others say."""
+        # By name: what a module gives by number, ZeRO 3 of DeepSpeed (0.19.8) stumbles over.
+        # Held by test_models_take_the_same_steps_with_their_weights_split.
+        said: dict[str, list[Tensor]] = {}
         for net, (m, p) in zip(self.nets, self.links, strict=True):
-            said.setdefault(m, []).append(net(encoded_MBTH[p], padding_BT1))
-        return {m: torch.stack(masks).mean(0) for m, masks in said.items()}
+            said.setdefault(self.streams[m], []).append(net(encoded_MBTH[p], padding_BT1))
+        return {name: torch.stack(masks).mean(0) for name, masks in said.items()}
 
     def feed_back(
         self, values: Sequence[Tensor], padding_BT1: Tensor, encode: Encode
@@ -104,22 +106,25 @@ class Latch(nn.Module):
             encode: Stage I.
         """
         masks = self._masks(values, padding_BT1, encode)
-        return [self._masked(x, masks.get(m)) for m, x in enumerate(values)]
+        return [
+            self._masked(x, masks.get(name)) for name, x in zip(self.streams, values, strict=True)
+        ]
 
     def explain(
         self, values: Sequence[Tensor], padding_BT1: Tensor, encode: Encode, valid_MBT: Tensor
     ) -> Explanation:
         """The masks before their dropout, at the steps that are valid."""
         found = self._masks(values, padding_BT1, encode)
-        masks = {self.streams[m]: mask * valid_MBT[m].unsqueeze(2) for m, mask in found.items()}
+        valid = dict(zip(self.streams, valid_MBT, strict=True))
+        masks = {name: mask * valid[name].unsqueeze(2) for name, mask in found.items()}
         return Explanation(masks, {name: mask.mean(2) for name, mask in masks.items()})
 
     def _masks(
         self, values: Sequence[Tensor], padding_BT1: Tensor, encode: Encode
-    ) -> dict[int, Tensor]:
+    ) -> dict[str, Tensor]:
         with torch.set_grad_enabled(self.settings.stage1_grad and torch.is_grad_enabled()):
             encoded_MBTH = encode(values)
-        masks: dict[int, Tensor] = self(encoded_MBTH, padding_BT1)
+        masks: dict[str, Tensor] = self(encoded_MBTH, padding_BT1)
         return masks
 
     def _masked(self, x_BTD: Tensor, mask_BTD: Tensor | None) -> Tensor:
