@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import distributed, multiprocessing
 
-from pipelines import HOME
 from tracking.provenance import git_commit, versions
 from training.batch import FusionBatch, Sample, collate
 from training.engine import Engine, clip_losses
 from training.models import build
 from training.recipe import EncoderSettings, ModelSettings, Recipe, Task
 
+HOME = Path(__file__).resolve().parent.parent
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 """Dense bf16, as NVIDIA's data sheets say; by a part of the card's name."""
 FALL = 0.9
