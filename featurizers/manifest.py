@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.dataset import COLUMNS, DatasetError
-from featurizers.shards import Member, Record, Row, column_folder, column_of, read_index
+from featurizers.node_cache import NodeCache, SpoiltCopyError
+from featurizers.shards import Member, Part, Record, Row, column_folder, column_of, read_index
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Opened, Root, Store, store_at
 
 FORMAT = 2
-OPEN_FILES = 32
+OPEN_FILES = 16
+"""Shards that a column holds open: those that are shuffled together, and as many of the next."""
+
 APART = 1 << 12
 """Bytes between two members that are rather read with them than asked for anew."""
 
@@ -44,6 +47,7 @@ class Column:
         digest: sha256 of the manifest.
         plan: sha256 of the plan that it was made by.
         records: Its shards, in order.
+        cache: Where copies of its shards are kept on this machine; None reads them where they lie.
     """
 
     store: Store
@@ -52,6 +56,7 @@ class Column:
     digest: str
     plan: str
     records: tuple[Record, ...]
+    cache: NodeCache | None = None
     _found: tuple[dict[str, Row], dict[str, int]] | None = None
     _by_shard: dict[int, Record] = field(default_factory=dict)
     _files: OrderedDict[str, Opened] = field(default_factory=OrderedDict)
@@ -119,36 +124,62 @@ class Column:
 
     def _payloads(self, record: Record, row: Row, members: Sequence[str]) -> list[memoryview]:
         """Members of a clip, held against the index; what lies close together is read at once."""
-        places: list[Member] = [row.members[member] for member in members]
+        places = [row.members[member] for member in members]
+        pieces = self._pieces(record, places)
+        if self.cache is not None and _damaged(places, pieces):
+            # Where the shard lies it may be whole: the copy is made anew.
+            if (opened := self._files.pop(record.tar.file, None)) is not None:
+                opened.close()
+            self.cache.drop(record.tar.sha256)
+            pieces = self._pieces(record, places)
+        if damaged := _damaged(places, pieces):
+            raise CorruptShardError(
+                f"{self.where(record.tar.file)}: {members[damaged[0]]} of clip {row.key} are "
+                f"damaged; delete the file and featurize again"
+            )
+        return pieces
+
+    def _pieces(self, record: Record, places: Sequence[Member]) -> list[memoryview]:
         first = min(place.offset for place in places)
         last = max(place.offset + place.size for place in places)
         if last - first <= sum(place.size for place in places) + APART:
             whole = memoryview(self._read(record, first, last - first))
-            pieces = [whole[place.offset - first :][: place.size] for place in places]
-        else:
-            pieces = [memoryview(self._read(record, each.offset, each.size)) for each in places]
-        for member, place, piece in zip(members, places, pieces, strict=True):
-            if len(piece) != place.size or zlib.crc32(piece) != place.crc32:
-                raise CorruptShardError(
-                    f"{self.where(record.tar.file)}: {member} of clip {row.key} are damaged; "
-                    f"delete the file and featurize again"
-                )
-        return pieces
+            return [whole[place.offset - first :][: place.size] for place in places]
+        return [memoryview(self._read(record, each.offset, each.size)) for each in places]
 
     def _read(self, record: Record, offset: int, size: int) -> bytes:
         try:
-            return self._open(record.tar.file).read_at(offset, size)
+            return self._open(record).read_at(offset, size)
         except FileNotFoundError:
             return b""
 
-    def _open(self, name: str) -> Opened:
+    def _open(self, record: Record) -> Opened:
+        name = record.tar.file
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
         if len(self._files) >= OPEN_FILES:
             self._files.popitem(last=False)[1].close()
-        self._files[name] = self.store.open(f"{self.folder}/{name}")
+        self._files[name] = self._opened(record.tar)
         return self._files[name]
+
+    def _opened(self, part: Part) -> Opened:
+        name = f"{self.folder}/{part.file}"
+        if self.cache is None:
+            return self.store.open(name)
+        try:
+            return self.cache.open(self.store, name, part.size, part.sha256)
+        except SpoiltCopyError as error:
+            raise CorruptShardError(f"{error}; delete the file and featurize again") from None
+
+
+def _damaged(places: Sequence[Member], pieces: Sequence[memoryview]) -> list[int]:
+    """Which of the pieces are not what the index says."""
+    return [
+        number
+        for number, (place, piece) in enumerate(zip(places, pieces, strict=True))
+        if len(piece) != place.size or zlib.crc32(piece) != place.crc32
+    ]
 
 
 # What `np.lib.format` writes of plain numbers; its own reader takes ten times as long for it.
@@ -233,8 +264,13 @@ def committed(root: Root) -> list[str]:
     )
 
 
-def open_column(root: Root, fingerprint: str) -> Column:
+def open_column(root: Root, fingerprint: str, cache: NodeCache | None = None) -> Column:
     """Open the newest manifest of a column; its indexes are read when they are asked for.
+
+    Args:
+        root: Where the dataset lies.
+        fingerprint: The column's name.
+        cache: See `Column`.
 
     Raises:
         DatasetError: Nothing is committed under that name.
@@ -247,10 +283,12 @@ def open_column(root: Root, fingerprint: str) -> Column:
         raise DatasetError(
             f"{store.where(folder)} has no manifest: the column is not finished; featurize first"
         )
-    return _opened(store, folder, digest, store.sizes(folder))
+    return _opened(store, folder, digest, store.sizes(folder), cache)
 
 
-def _opened(store: Store, folder: str, digest: str, sizes: Mapping[str, int]) -> Column:
+def _opened(
+    store: Store, folder: str, digest: str, sizes: Mapping[str, int], cache: NodeCache | None
+) -> Column:
     manifest = read_manifest(store, folder, digest)
     for record in manifest.records:
         for part in (record.tar, record.index):
@@ -262,6 +300,7 @@ def _opened(store: Store, folder: str, digest: str, sizes: Mapping[str, int]) ->
         digest=digest,
         plan=manifest.plan,
         records=manifest.records,
+        cache=cache,
     )
 
 
