@@ -23,10 +23,10 @@ from torch import distributed, nn
 from tracking.provenance import git_commit, versions
 from training import checkpoint
 from training.batch import FusionBatch, Sample, collate
-from training.data import GlobalBatch, global_batches, rank_view
 from training.engine import Engine
 from training.loop import step_seed
 from training.models import KINDS, build
+from training.order import GlobalBatch, global_batches, rank_view
 from training.recipe import ModelSettings, Recipe, Scalar, Task
 
 HOME = Path(__file__).resolve().parent.parent

@@ -39,10 +39,11 @@ from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from tracking.provenance import git_commit, versions
 from training.batch import FusionBatch
-from training.data import GlobalBatch, Samples, global_batches, load, order, rank_view
+from training.data import Samples, load
 from training.engine import Engine, clip_losses
 from training.loop import step_seed
 from training.models import build
+from training.order import GlobalBatch, global_batches, order, rank_view
 from training.recipe import Recipe, Task
 from training.recipes import named
 

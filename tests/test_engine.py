@@ -16,10 +16,10 @@ from torch import distributed
 from training import checkpoint
 from training.batch import Sample, collate
 from training.checkpoint import CheckpointError, DamagedCheckpointError
-from training.data import global_batches, rank_view
 from training.deepspeed_json import ds_config
 from training.engine import BEST, Engine, check_settings, clip_losses
 from training.models import build
+from training.order import global_batches, rank_view
 from training.recipe import ModelSettings, Recipe, Task
 
 WIDTHS = {"text": 5, "audio": 3}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.test_models import MODELS, WIDTHS, make, random_batch
 from training.batch import Sample, collate
-from training.data import rank_view
 from training.missing import draw, dropped, without
+from training.order import rank_view
 
 SEVERAL = [name for name, chosen in MODELS.items() if len(chosen.streams) > 1]
 

@@ -5,7 +5,7 @@ Shapes: B clips, T steps (differs between streams unless pooled), D dimensions o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -98,6 +98,10 @@ class Sample:
     times: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     base: NDArray[np.float64] | None = None
 
+    def weighing(self, weight: float) -> "Sample":
+        """The same with another weight."""
+        return self if weight == self.weight else replace(self, weight=weight)
+
 
 class FusionModel(Protocol):
     """What the loop and the predictor ask of a model: an `nn.Module` with this `forward`.
@@ -160,7 +164,8 @@ def _pad(samples: Sequence[Sample], name: str, width: int) -> Stream:
         valid = sample.valid.get(name)
         mask[row, : len(array)] = True if valid is None else valid
         values[row, : len(array)] = array
-    values[~mask] = 0.0
+        if valid is not None:
+            values[row, : len(array)][~valid] = 0.0
     times = _times(samples, name, values.shape[1]) if timed else None
     return Stream(torch.from_numpy(values), torch.from_numpy(mask), times)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data import GlobalBatch
+from training.order import GlobalBatch
 from training.recipe import Recipe, Target
 
 

@@ -1,189 +1,28 @@
-"""From manifests and clips to batches: the same global batches on every number of ranks.
-
-Position in the data is one integer, the index of a global batch counted through all epochs. Nothing
-about ranks, workers or micro-batches decides which clips are in it.
-"""
+"""From manifests and clips to samples: columns joined by key, with labels and splits."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from featurizers import dataset, manifest
 from featurizers.align import How, cells, parts, pool, word_times
 from featurizers.clip import Clip
+from featurizers.node_cache import NodeCache
 from featurizers.spec import Feature, FeatureSpec, canonical_json
-from featurizers.store import Root
+from featurizers.store import Root, is_remote
 from training.batch import FusionBatch, Sample, collate
 from training.folds import in_fold
+from training.normaliser import Normaliser, measured_once
+from training.order import Buckets, Slot, order
 from training.recipe import Pooling, Recipe, Target, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
-
-WINDOW = 8
-"""Shards whose clips are shuffled together: bounds the files that are open at one time."""
-
-LIMIT = 5.0
-"""Normalised values end here, in standard deviations: one broken sensor must not drown a batch."""
-
-Slot: TypeAlias = tuple[str, float]
-"""A clip's key and its weight: 1, or 0 where it only pads the last global batch."""
-
-GlobalBatch: TypeAlias = tuple[Slot, ...]
-
-Item = TypeVar("Item")
-
-
-def order(
-    keys_by_shard: Mapping[int, Sequence[str]], *, seed: int, epoch: int, window: int = WINDOW
-) -> list[str]:
-    """Every key once, in the order of an epoch.
-
-    Shards are permuted; then the keys of `window` shards at a time are shuffled together. Decided
-    by the arguments
-    alone: not by the order in which shards or keys are given.
-    """
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    shards = sorted(keys_by_shard)
-    permuted = [shards[i] for i in generator.permutation(len(shards))]
-    ordered: list[str] = []
-    for first in range(0, len(permuted), window):
-        together = permuted[first : first + window]
-        keys = [key for shard in together for key in sorted(keys_by_shard[shard])]
-        ordered += [keys[i] for i in generator.permutation(len(keys))]
-    return ordered
-
-
-def order_digest(keys_by_shard: Mapping[int, Sequence[str]], *, seed: int, epochs: int) -> str:
-    """sha256 in hex of the orders of all epochs: equal digests mean equal global batches."""
-    digest = hashlib.sha256()
-    for epoch in range(epochs):
-        digest.update(canonical_json(order(keys_by_shard, seed=seed, epoch=epoch)))
-    return digest.hexdigest()
-
-
-def global_batches(ordered: Sequence[str], size: int) -> list[GlobalBatch]:
-    """Cut an order into batches of `size`; repeated keys of weight 0 fill the last one."""
-    batches = []
-    for first in range(0, len(ordered), size):
-        own = [(key, 1.0) for key in ordered[first : first + size]]
-        padding = [(ordered[i % len(ordered)], 0.0) for i in range(size - len(own))]
-        batches.append(tuple(own + padding))
-    return batches
-
-
-def rank_view(
-    batch: tuple[Item, ...], *, rank: int, world: int, micro: int
-) -> list[tuple[Item, ...]]:
-    """What one rank takes of a global batch: its micro-batches, in order of accumulation.
-
-    The global batch, of slots or of what there is one of for each slot, is seen as
-    [accumulation, rank, micro].
-    """
-    step = world * micro
-    starts = range(rank * micro, len(batch), step)
-    return [batch[start : start + micro] for start in starts]
-
-
-@dataclass(frozen=True, slots=True)
-class Normaliser:
-    """Mean and standard deviation of each dimension of each stream: float32 [D] by stream.
-
-    Streams that a recipe takes raw have none.
-    """
-
-    mean: Mapping[str, NDArray[np.float32]]
-    std: Mapping[str, NDArray[np.float32]]
-
-    @staticmethod
-    def identity(widths: Mapping[str, int]) -> "Normaliser":
-        """One that changes nothing within the limit, for data that are normalised already."""
-        return Normaliser(
-            mean={name: np.zeros(width, np.float32) for name, width in widths.items()},
-            std={name: np.ones(width, np.float32) for name, width in widths.items()},
-        )
-
-    @staticmethod
-    def measure(samples: Iterable[Sample], widths: Mapping[str, int]) -> "Normaliser":
-        """Statistics over all valid steps of unnormalised samples.
-
-        Sums are float64 and merged sample by sample (Chan, Golub and LeVeque, "Updating formulae
-        and a pairwise algorithm for computing sample variances", 1979), so a large mean costs no
-        digits. A dimension that does not vary has standard deviation 1; a stream without any step
-        has mean 0. Streams without a width are left out.
-        """
-        moments = {name: _Moments.empty(width) for name, width in widths.items()}
-        for sample in samples:
-            for name, values in sample.values.items():
-                if values is not None and name in moments:
-                    valid = sample.valid.get(name)
-                    moments[name] = moments[name].plus(values if valid is None else values[valid])
-        return Normaliser(
-            mean={name: each.mean.astype(np.float32) for name, each in moments.items()},
-            std={name: each.std().astype(np.float32) for name, each in moments.items()},
-        )
-
-    def apply(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalise steps [T, D] of a stream, and cut what lies beyond 5 standard deviations.
-
-        A raw stream stays as it is.
-        """
-        if name not in self.mean:
-            return values
-        scaled: NDArray[np.float32] = values - self.mean[name]
-        scaled /= self.std[name]
-        return np.clip(scaled, -LIMIT, LIMIT, out=scaled)
-
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
-        arrays = {f"{name}.mean": values for name, values in self.mean.items()}
-        arrays.update({f"{name}.std": values for name, values in self.std.items()})
-        save_file(arrays, path)
-
-    @staticmethod
-    def load(path: Path) -> "Normaliser":
-        """Read what `save` wrote."""
-        arrays = load_file(path)
-        return Normaliser(
-            mean={n.removesuffix(".mean"): a for n, a in arrays.items() if n.endswith(".mean")},
-            std={n.removesuffix(".std"): a for n, a in arrays.items() if n.endswith(".std")},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    count: int
-    mean: NDArray[np.float64]
-    squares: NDArray[np.float64]  # sum of squared distances from the mean
-
-    @staticmethod
-    def empty(width: int) -> "_Moments":
-        return _Moments(0, np.zeros(width), np.zeros(width))
-
-    def plus(self, values: NDArray[np.float32]) -> "_Moments":
-        if not len(values):
-            return self
-        steps = values.astype(np.float64)
-        mean = steps.mean(axis=0)
-        squares = ((steps - mean) ** 2).sum(axis=0)
-        total = self.count + len(steps)
-        gap = mean - self.mean
-        return _Moments(
-            total,
-            self.mean + gap * (len(steps) / total),
-            self.squares + squares + gap**2 * (self.count * len(steps) / total),
-        )
-
-    def std(self) -> NDArray[np.float64]:
-        std = np.sqrt(self.squares / max(self.count, 1))
-        # Below this, what varies is rounding of float32 features.
-        still = std <= 1e-6 * np.maximum(1.0, np.abs(self.mean))
-        return np.where(still, 1.0, std)
+from training.stream import whole
 
 
 def to_sample(
@@ -286,6 +125,13 @@ def _time_base(
     return cells(seconds, pooling.cell_s)
 
 
+def _steps(clip: Clip, stored: Sequence[int], pooling: Pooling) -> int:
+    """Steps of the longest stream of a clip's sample, of which so many are stored for each."""
+    if pooling.kind == "own":
+        return min(max(stored), pooling.most)
+    return len(_time_base(clip, {}, pooling))
+
+
 def target_of(clip: Clip, task: Task) -> Target:
     """What is to be predicted of a labelled clip: a number, an index, or a 0 or 1 for each label.
 
@@ -342,6 +188,7 @@ class Samples:
         clips: All clips of the split that have a label, usable or not, sorted by key.
         keys_by_shard: The usable keys, by the shard that holds them.
         widths: Dimensions of each stream, in the model's order.
+        columns: The column of each stream.
         digest: sha256 in hex of the columns, the usable keys and their targets.
     """
 
@@ -357,7 +204,7 @@ class Samples:
     ) -> None:
         self.clips = [clip for clip in clips if recipe.task.label in clip.labels]
         self.widths = {name: column.spec.width for name, column in columns.items()}
-        self._columns = columns
+        self.columns = columns
         self._spoken = spoken_of({name: column.spec for name, column in columns.items()})
         self._recipe = recipe
         self._normaliser = normaliser
@@ -383,12 +230,35 @@ class Samples:
         """The usable keys, sorted."""
         return list(self.targets)
 
+    def order(self, epoch: int) -> list[str]:
+        """The usable keys in the recipe's order of an epoch."""
+        return order(self.keys_by_shard, seed=self._recipe.seed, epoch=epoch, buckets=self._buckets)
+
+    @cached_property
+    def _buckets(self) -> Buckets | None:
+        if not self._recipe.bucketed:
+            return None
+        pooling = self._recipe.pooling
+        lengths = {
+            key: _steps(clip, [column.rows[key].steps for column in self.columns.values()], pooling)
+            for key, clip in self._usable.items()
+        }
+        return Buckets(lengths, self._recipe.global_batch)
+
     def sample(self, key: str) -> Sample:
         """The sample of a usable clip."""
         if key in self._cache:
             return self._cache[key]
-        features = {name: column.read(key) for name, column in self._columns.items()}
-        sample = to_sample(
+        sample = self.made(key, {name: column.read(key) for name, column in self.columns.items()})
+        size = sum(values.nbytes for values in sample.values.values() if values is not None)
+        if size <= self._room_bytes:
+            self._room_bytes -= size
+            self._cache[key] = sample
+        return sample
+
+    def made(self, key: str, features: Mapping[str, Feature | None]) -> Sample:
+        """The sample of a usable clip, of features that are read already."""
+        return to_sample(
             self._usable[key],
             features,
             self._recipe.pooling,
@@ -397,16 +267,14 @@ class Samples:
             spoken=self._spoken,
             encoded=self._recipe.model.encoders.keys(),
         )
-        size = sum(values.nbytes for values in sample.values.values() if values is not None)
-        if size <= self._room_bytes:
-            self._room_bytes -= size
-            self._cache[key] = sample
-        return sample
 
     def batch(self, slots: Sequence[Slot]) -> FusionBatch:
         """The batch of these keys and weights."""
-        samples = [replace(self.sample(key), weight=weight) for key, weight in slots]
-        return collate(samples, self.widths)
+        return collate([self.sample(key).weighing(weight) for key, weight in slots], self.widths)
+
+    def keep_less(self, parts: int) -> None:
+        """Keep this part of what may be kept in memory: so many processes remember samples."""
+        self._room_bytes //= parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,7 +295,13 @@ class Data:
 
 
 def load(
-    root: Root, columns: Mapping[str, str], recipe: Recipe, *, cache_bytes: int = 1 << 30
+    root: Root,
+    columns: Mapping[str, str],
+    recipe: Recipe,
+    *,
+    cache_bytes: int = 1 << 30,
+    node_cache: NodeCache | None = None,
+    kept: Path | None = None,
 ) -> Data:
     """Join columns with labels and splits, and measure the normaliser on "train".
 
@@ -441,12 +315,18 @@ def load(
         columns: The fingerprint of each stream that the recipe names.
         recipe: Names the streams, the task and the pooling.
         cache_bytes: Samples of a split that are kept in memory.
+        node_cache: Where this machine keeps copies of an object store's shards; None reads clip by
+            clip from there.
+        kept: A folder, named by all that decides the numbers, that keeps the normaliser; None
+            measures it.
 
     Raises:
         ValueError: A stream has no column, a clip is in no shard of a column, a label is not of the
             task's kind, no training clip is usable, or the dataset has not the recipe's folds.
+        CorruptShardError: A shard is not what was written.
+        StorageError: The node's cache is too small.
     """
-    opened = _open(root, columns, recipe)
+    opened = _open(root, columns, recipe, node_cache)
     splits: dict[str, list[Clip]] = {"train": [], "valid": [], "test": []}
     for clip in in_fold(dataset.read_clips(root), recipe.fold):
         if clip.split in splits:
@@ -462,9 +342,15 @@ def load(
             f"{'all' if strict else 'any'} of the streams {', '.join(opened)}"
         )
     scaled = {name: width for name, width in raw.widths.items() if name not in recipe.raw}
-    # Where all streams are raw nothing is read for it: pictures are many.
-    samples = (raw.sample(key) for key in (raw.keys if scaled else ()))
-    normaliser = Normaliser.measure(samples, scaled)
+
+    def measure() -> Normaliser:
+        # Where all streams are raw nothing is read for it: pictures are many.
+        keys = raw.keys if scaled else ()
+        one_by_one = (raw.sample(key) for key in keys)
+        streamed = recipe.loader == "streaming" and scaled
+        return Normaliser.measure(whole(raw) if streamed else one_by_one, scaled)
+
+    normaliser = measure() if kept is None else measured_once(kept, measure)
     train, valid, test = (
         Samples(
             splits[split],
@@ -486,13 +372,16 @@ def load(
     )
 
 
-def _open(root: Root, columns: Mapping[str, str], recipe: Recipe) -> dict[str, manifest.Column]:
+def _open(
+    root: Root, columns: Mapping[str, str], recipe: Recipe, node_cache: NodeCache | None
+) -> dict[str, manifest.Column]:
     if unknown := [name for name in recipe.model.streams if name not in columns]:
         raise ValueError(
             f"recipe {recipe.name!r} wants stream {unknown[0]!r}, which has no column; "
             f"there are {', '.join(columns)}"
         )
-    return {name: manifest.open_column(root, columns[name]) for name in recipe.model.streams}
+    cache = node_cache if is_remote(root) else None
+    return {name: manifest.open_column(root, columns[name], cache) for name in recipe.model.streams}
 
 
 def _streams_of(clip: Clip, columns: Mapping[str, manifest.Column]) -> int:

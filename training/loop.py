@@ -1,5 +1,6 @@
 """One run, from the first step to the best weights. Read `fit` from top to bottom."""
 
+import functools
 import json
 import tempfile
 import time
@@ -16,19 +17,13 @@ from tracking.run import Run
 from training import checkpoint, pretrained
 from training.batch import FusionBatch
 from training.class_weights import class_weights, weighed
-from training.data import (
-    Data,
-    GlobalBatch,
-    Samples,
-    global_batches,
-    order,
-    order_digest,
-    rank_view,
-)
+from training.data import Data
 from training.engine import Engine, clip_losses
+from training.loader import Indexed, Loader, Seat, loader_of
 from training.metrics import metrics
 from training.missing import draw, dropped
 from training.models import build
+from training.order import GlobalBatch, order_digest
 from training.predict import decide
 from training.recipe import Recipe
 from training.recipes import check
@@ -94,10 +89,18 @@ class _Work:
     run: Run
     engine: Engine
     weights: Mapping[str, float]
+    seat: Seat
+    loader: Loader
 
 
 def fit(
-    recipe: Recipe, data: Data, session: Session, run: Run, progress: Progress | None = None
+    recipe: Recipe,
+    data: Data,
+    session: Session,
+    run: Run,
+    progress: Progress | None = None,
+    *,
+    loader_workers: int = 0,
 ) -> Outcome:
     """Train until validation stops getting better.
 
@@ -112,6 +115,7 @@ def fit(
         session: Rank, world, where to resume and where checkpoints go.
         run: Written to by rank 0 only.
         progress: Called by rank 0 after each epoch.
+        loader_workers: See `training.loader.loader_of`; they change no number of an indexed loader.
 
     Returns:
         The best weights and how it went.
@@ -128,14 +132,8 @@ def fit(
             f"no usable clip in split 'valid' ({len(data.valid.clips)} have the label): training "
             f"stops by the validation loss; put some clips into 'valid'"
         )
-    torch.manual_seed(recipe.seed)
-    model = build(recipe.model, data.train.widths, recipe.task.outputs)
-    pretrained.begin(model, recipe.model)
-    begin(model, recipe.start)
-    counted = class_weights(recipe, data.train.targets.values())
-    positive = tuple(counted.values()) if recipe.task.kind == "labels" else ()
-    engine = Engine(model, recipe, positive)
-    work = _Work(recipe, data, session, run, engine, counted)
+    work = _begun(recipe, data, session, run, loader_workers)
+    engine = work.engine
     state, best = _start(work)
     while not _finished(recipe, state):
         started = time.perf_counter()
@@ -150,6 +148,7 @@ def fit(
             _tell(work, state, seconds, progress)
         if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
             _checkpoint(work, state, best)
+    work.loader.close()
     engine.close()
     chosen = _best(recipe, state)
     weights = best if session.rank == 0 else {}
@@ -173,6 +172,21 @@ def _finished(recipe: Recipe, state: _State) -> bool:
 
 def _best(recipe: Recipe, state: _State) -> int:
     return best_epoch(state.values(recipe.monitor), recipe.monitor)
+
+
+def _begun(recipe: Recipe, data: Data, session: Session, run: Run, loader_workers: int) -> _Work:
+    """Model, engine and loader of a run."""
+    torch.manual_seed(recipe.seed)
+    model = build(recipe.model, data.train.widths, recipe.task.outputs)
+    pretrained.begin(model, recipe.model)
+    begin(model, recipe.start)
+    counted = class_weights(recipe, data.train.targets.values())
+    positive = tuple(counted.values()) if recipe.task.kind == "labels" else ()
+    engine = Engine(model, recipe, positive)
+    seat = Seat(rank=session.rank, world=session.world, micro=engine.micro)
+    weigh = functools.partial(_weighed, recipe, data, counted)
+    loader = loader_of(data.train, recipe, seat, loader_workers, weigh)
+    return _Work(recipe, data, session, run, engine, counted, seat, loader)
 
 
 def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
@@ -204,7 +218,7 @@ def _load(work: _Work) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 def _describe(run: Run, recipe: Recipe, data: Data) -> None:
     keys = data.train.keys_by_shard
-    digest = order_digest(keys, seed=recipe.seed, epochs=recipe.epochs)
+    digest = order_digest(map(data.train.order, range(recipe.epochs)))
     run.log_settings({**_flat(recipe.to_json()), "recipe_digest": recipe.digest})
     run.log_settings({"train_clips": len(data.train), "order_digest": digest})
     for context, samples in (("train", data.train), ("valid", data.valid), ("test", data.test)):
@@ -229,36 +243,36 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _State:
     """Take the steps that are left of the epoch."""
-    rank, train, seed = work.session.rank, work.data.train, work.recipe.seed
+    rank, seed, loader = work.session.rank, work.recipe.seed, work.loader
     epoch = len(state.history)
-    ordered = order(train.keys_by_shard, seed=seed, epoch=epoch)
-    batches = global_batches(ordered, work.recipe.global_batch)
-    first = epoch * len(batches)
+    first = epoch * len(loader)
     own = torch.tensor(state.losses[rank] if state.losses else 0.0, dtype=torch.float64)
-    for position in range(state.position, first + len(batches)):
-        batch = _weighed(work, batches[position - first])
+    for position, step in enumerate(loader.steps(epoch, state.position - first), state.position):
         torch.manual_seed(step_seed(seed, position, rank))
         work.engine.set_learning_rate(_rate(work, state, position))
-        share = _with_dropped(work, _share(work, train, batch), position)
-        own = own + work.engine.step(share, _weight_sum(batch)).cpu()
+        share = _with_dropped(work, step.share, position)
+        own = own + work.engine.step(share, step.weights).cpu()
         if wish := work.engine.most(work.session.wish(position + 1)):
             _checkpoint(
                 work, replace(state, position=position + 1, losses=_by_rank(work, own)), best
             )
         if wish == Wish.END:
             raise PreemptedError(f"ended after step {position + 1}; run again to go on from there")
-    return replace(state, position=first + len(batches), losses=_by_rank(work, own))
+    return replace(state, position=first + len(loader), losses=_by_rank(work, own))
 
 
-def _weighed(work: _Work, batch: GlobalBatch) -> GlobalBatch:
-    if not work.weights or work.recipe.task.kind != "classes":
+def _weighed(
+    recipe: Recipe, data: Data, weights: Mapping[str, float], batch: GlobalBatch
+) -> GlobalBatch:
+    if not weights or recipe.task.kind != "classes":
         return batch
-    return weighed(batch, work.weights, work.data.train.targets)
+    return weighed(batch, weights, data.train.targets)
 
 
 def _total_weight(work: _Work) -> float:
     """Of all training clips together."""
-    return _weight_sum(_weighed(work, tuple((key, 1.0) for key in work.data.train.keys)))
+    clips = tuple((key, 1.0) for key in work.data.train.keys)
+    return sum(weight for _, weight in _weighed(work.recipe, work.data, work.weights, clips))
 
 
 def _rate(work: _Work, state: _State, position: int) -> float:
@@ -273,33 +287,20 @@ def _rate(work: _Work, state: _State, position: int) -> float:
     )
 
 
-def _share(work: _Work, samples: Samples, batch: GlobalBatch) -> list[FusionBatch]:
-    """This rank's micro-batches of a global batch."""
-    session = work.session
-    view = rank_view(batch, rank=session.rank, world=session.world, micro=work.engine.micro)
-    return [samples.batch(slots) for slots in view]
-
-
 def _with_dropped(
     work: _Work, share: Sequence[FusionBatch], position: int
 ) -> Sequence[FusionBatch]:
     """This rank's micro-batches after modality dropout: what it takes, no rank decides."""
-    recipe, session = work.recipe, work.session
+    recipe, seat = work.recipe, work.seat
     if not recipe.modality_dropout:
         return share
     streams = len(recipe.model.streams)
     draws = draw(recipe.seed, position, recipe.global_batch, streams)
-    rows = rank_view(
-        tuple(range(len(draws))), rank=session.rank, world=session.world, micro=work.engine.micro
-    )
+    rows = seat.view(tuple(range(len(draws))))
     return [
         dropped(batch, recipe.modality_dropout, draws[list(own)])
         for batch, own in zip(share, rows, strict=True)
     ]
-
-
-def _weight_sum(batch: GlobalBatch) -> float:
-    return sum(weight for _, weight in batch)
 
 
 def _by_rank(work: _Work, own: Tensor) -> tuple[float, ...]:
@@ -309,10 +310,9 @@ def _by_rank(work: _Work, own: Tensor) -> tuple[float, ...]:
 def _validate(work: _Work) -> dict[str, float]:
     """Loss and metrics over the whole split, each clip counted once."""
     recipe, valid, engine = work.recipe, work.data.valid, work.engine
-    batches = global_batches(valid.keys, recipe.global_batch)
     own = []
-    for batch in batches:
-        own += [engine.predict(each) for each in _share(work, valid, batch)]
+    for step in Indexed(valid, recipe, work.seat).take(valid.keys):
+        own += [engine.predict(each) for each in step.share]
         work.session.alive()
     # Ranks take turns, micro-batch by micro-batch; what pads the last global batch comes last.
     turns_TRMK = torch.stack(engine.gather(torch.stack(own)), dim=1)

@@ -165,6 +165,9 @@ class Recipe:
         start: Weights that parts of the model begin with, by part: "FILE#SHA256"; see
             `training.start`.
         fold: Such as "2/5", in place of the dataset's splits; see `training.folds`.
+        bucketed: Whether a global batch has clips of near lengths, see `training.order.Buckets`.
+        loader: "indexed" finds each clip in its shard, in the global order; "streaming" reads
+            whole shards, with the weaker promise of `training.loader.Streaming`.
         checkpoint_every: Epochs between checkpoints.
     """
 
@@ -191,6 +194,8 @@ class Recipe:
     modality_dropout: float = 0.0
     raw: tuple[str, ...] = ()
     start: Mapping[str, str] = field(default_factory=dict)
+    bucketed: bool = False
+    loader: Literal["indexed", "streaming"] = "indexed"
     seed: int = 0
     fold: str = ""
     checkpoint_every: int = 5

@@ -590,6 +590,7 @@ def check(recipe: Recipe) -> None:
     _check_schedule(recipe.schedule)
     _check_monitor(recipe)
     _check_encoders(recipe)
+    _check_loader(recipe)
     _check_choice("zero", recipe.zero, (0, 1, 2, 3))
     _check_choice("offload", recipe.offload, ("none", "optimizer", "all"))
     if recipe.zero < {"none": 0, "optimizer": 1, "all": 3}[recipe.offload]:
@@ -789,6 +790,24 @@ def _check_encoders(recipe: Recipe) -> None:
     if recipe.model.encoders and not recipe.learning_rate:
         raise ValueError(
             "learning_rate is 0; the rates of encoders follow it: freeze parts instead"
+        )
+
+
+def _check_loader(recipe: Recipe) -> None:
+    """How clips are read, and what needs the global order for it."""
+    _check_choice("bucketed", recipe.bucketed, (False, True))
+    _check_choice("loader", recipe.loader, ("indexed", "streaming"))
+    if recipe.loader == "indexed":
+        return
+    if recipe.bucketed:
+        raise ValueError(
+            "bucketed is true and loader is 'streaming': buckets are formed of the global order; "
+            "take loader: indexed, or bucketed: false"
+        )
+    if recipe.class_weights != "none":
+        raise ValueError(
+            "class_weights are asked for and loader is 'streaming': no rank knows the classes of "
+            "the others' clips; take loader: indexed, or class_weights: none"
         )
 
 
