@@ -428,6 +428,33 @@ def train_command(
         print(json.dumps({"runs": runs, "version": version, "table": rows}))
 
 
+@app.command("sweep", rich_help_panel=MODELS)
+def sweep_command(
+    file: File,
+    settings: Set = None,
+    *,
+    trials: Annotated[int | None, typer.Option(help="How many draws of the space.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search settings: random trials, ended when behind the median. Run again, it goes on."""
+    from featurizers.dataset import read_clips
+    from pipelines.featurize import finished
+    from pipelines.show import Show
+    from pipelines.sources import task_of
+    from pipelines.space import drawn
+    from pipelines.sweep import sweep_all
+
+    more = [] if trials is None else [f"sweep.trials={trials}"]
+    overrides = [*(settings or ()), *more]
+    experiment = load(file, overrides)
+    columns, clips = finished(experiment), read_clips(experiment.root)
+    task = task_of(experiment, clips)
+    found = drawn(file, overrides, task)
+    swept = sweep_all(experiment, found, columns, clips, Show(quiet=as_json))
+    if as_json:
+        print(json.dumps(_plain(swept)))
+
+
 @app.command("evaluate", rich_help_panel=MODELS)
 def evaluate_command(
     file: File,

@@ -152,6 +152,21 @@ class Train(BaseModel):
     hang_s: Annotated[float, Field(gt=0)] = 300.0
 
 
+class Sweep(Section):
+    """A search for settings; see `pipelines.sweep` and, for `space`, `pipelines.space`.
+
+    `metric` is what trials are compared by, the recipe's `monitor` unless set; `grace` the epochs
+    before the median of the others may stop one; `parallel` how many train at a time.
+    """
+
+    trials: Annotated[int, Field(ge=1, le=1000)] = 10
+    metric: str = ""
+    space: dict[str, dict[str, Any]] = {}
+    seed: Annotated[int, Field(ge=0)] = 0
+    parallel: Annotated[int, Field(ge=1)] = 1
+    grace: Annotated[int, Field(ge=1)] = 3
+
+
 class Workers(Section):
     """How many processes.
 
@@ -207,6 +222,7 @@ class Experiment(Section):
     features: Annotated[dict[str, FeatureSettings], Field(min_length=1)]
     model: ModelSection
     train: Train = Train()
+    sweep: Sweep | None = None
     workers: Workers = Workers()
     register_: Annotated[Register | None, Field(alias="register")] = None
     promote: Promote | None = None
@@ -605,6 +621,7 @@ _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     ("source", "segment"): Segment,
     ("source", "transcribe"): Transcribe,
     ("source", "align"): Align,
+    ("sweep",): Sweep,
     ("workers",): Workers,
     ("register",): Register,
     ("promote",): Promote,

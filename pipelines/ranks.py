@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from tracking.mlflow_store import MlflowRun
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
-from training.session import PreemptedError, Wish
+from training.session import PreemptedError, Session, Wish
 
 STACKS = "stacks"
 LOOK_S = 0.2  # the driver's file may lie on a network
@@ -53,7 +53,7 @@ def train_each(config: Mapping[str, Any]) -> None:
                 plan.folder, rank, world, keep=config["keep"], watch=watch, stop=stop
             )
             try:
-                _train_one(plan, _checked(session, config["check"]), config["uri"], plain["run_id"])
+                train_one(plan, _checked(session, config["check"]), config["uri"], plain["run_id"])
             except PreemptedError:
                 # Ray begins a group anew when one of its ranks fails, and not when all return.
                 if not agreed(stop.is_file() or bool(config["check"])):
@@ -95,7 +95,22 @@ def agreed(answer: bool) -> bool:
     return bool(shared.item())
 
 
-def _train_one(plan: Plan, session: "RaySession", uri: str, run_id: str) -> None:
+def train_one(
+    plan: Plan,
+    session: Session,
+    uri: str,
+    run_id: str,
+    told: Callable[[Mapping[str, float]], None] | None = None,
+) -> None:
+    """Train one run, and leave its results in its folder.
+
+    Args:
+        plan: The run.
+        session: Of this rank.
+        uri: The tracking server.
+        run_id: The run's id there; empty for one that nobody is told of.
+        told: Given the metrics of each epoch, on rank 0.
+    """
     from training.data import load
     from training.evaluate import lacking, predictions, without_each
     from training.loop import fit
@@ -106,6 +121,8 @@ def _train_one(plan: Plan, session: "RaySession", uri: str, run_id: str) -> None
 
     def progress(epoch: int, metrics: Mapping[str, float]) -> None:
         note(plan.folder, {"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
+        if told is not None:
+            told(metrics)
 
     # A check of resuming has no run of its own.
     run: Run = MlflowRun(uri=uri, run_id=run_id) if run_id else MemoryRun()

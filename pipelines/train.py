@@ -122,11 +122,11 @@ def train(
             fit(train_each, config, group=group, workers=workers, care=care, say=say)
     for plan, run in zip(plans, runs, strict=True):
         if not (plan.folder / SETTLED).is_file():
-            _settle(plan, run, clips)
+            settle(plan, run, clips)
     return [read(plan) for plan in plans]
 
 
-def _settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
+def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     """Tell the server how a finished run ended; after a crash in between it is told again."""
     run.log_file(plan.folder / FINISHED)
     card = score_test(read(plan), clips, parity=None)
@@ -275,7 +275,7 @@ def _trainer(
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=_gpus() >= workers),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus() >= workers),
         # Checkpoints are our own: Ray Train's are split by ranks, and each report costs seconds.
         run_config=RunConfig(
             name=group.name,
@@ -294,7 +294,7 @@ def last_words(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _gpus() -> float:
+def gpus() -> float:
     """Of the whole cluster."""
     import ray
 

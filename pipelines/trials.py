@@ -1,0 +1,238 @@
+"""Hyperparameter search: trials drawn from a space, on Ray Tune, stopped when they fall behind.
+
+Each trial is a run like any other, in a folder named by what decides its numbers, trained in one
+process. So a sweep that was killed goes on by running it again: finished trials are told to Tune
+from their files, one that was cut short resumes, and `train` with the best settings finds its run
+finished. Trials are compared by validation alone.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurizers.clip import Clip
+from featurizers.spec import canonical_json
+from featurizers.store import publish
+from pipelines.executors import start_ray
+from pipelines.experiment import Experiment, InputError
+from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
+from pipelines.ranks import received, sent, train_one
+from pipelines.space import Draw
+from pipelines.train import Follow, Say, Told, gpus, mlflow_run, settle
+from tracking.mlflow_store import MlflowRun
+from training.schedule import best_epoch, better, losses_like
+
+STOPPED = "stopped.json"
+LEAST = 3
+"""Trials that a median is taken of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What became of a draw.
+
+    Attributes:
+        state: "finished", "stopped" (by the others' median) or "failed".
+        epochs: How many it took.
+        value: Of the metric in the best epoch; None when there is none.
+        why: Of a failed one.
+    """
+
+    name: str
+    draw: Draw
+    run_id: str
+    state: str
+    epochs: int
+    value: float | None
+    why: str = ""
+
+
+def sweep(
+    draws: Sequence[Draw],
+    plans: Sequence[Plan],
+    clips: Sequence[Clip],
+    *,
+    experiment: Experiment,
+    uri: str,
+    metric: str,
+    parent: MlflowRun,
+    told: Told,
+    say: Say,
+) -> list[Trial]:
+    """Try all draws; what is finished or was stopped is taken as it is.
+
+    Args:
+        draws: The settings of each trial.
+        plans: Its run.
+        clips: All clips of the dataset.
+        experiment: Says how many at a time and when the median begins to count.
+        uri: The tracking server.
+        metric: "valid_loss" or "valid_METRIC".
+        parent: The run that trials are children of.
+        told: Told of each epoch.
+        say: Told what people should know.
+    """
+    runs = [mlflow_run(plan, uri, experiment.name) for plan in plans]
+    for number, run in enumerate(runs):
+        run.set_tags({"mlflow.parentRunId": parent.run_id, "fuseline.trial": str(number)})
+    with Follow(plans, told, say):
+        errors = _tuned(plans, runs, experiment=experiment, uri=uri, metric=metric)
+    trials: list[Trial] = []
+    for number, (draw, plan, run) in enumerate(zip(draws, plans, runs, strict=True)):
+        trials.append(_trial(number, draw, plan, run.run_id, metric=metric, error=errors[number]))
+        if trials[-1].state == "finished":
+            if not (plan.folder / SETTLED).is_file():
+                settle(plan, run, clips)
+        else:
+            run.set_tags({"fuseline.ended": trials[-1].state})
+            run.finish("FAILED" if trials[-1].state == "failed" else "KILLED")
+    return trials
+
+
+def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
+    """The finished trial with the best value, the first of several; None when there is none."""
+    done = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
+    return min(done, key=lambda each: losses_like([each.value or 0.0], metric)[0], default=None)
+
+
+def _tuned(
+    plans: Sequence[Plan],
+    runs: Sequence[MlflowRun],
+    *,
+    experiment: Experiment,
+    uri: str,
+    metric: str,
+) -> list[str]:
+    """Train on Ray Tune; why each trial failed, empty for one that did not."""
+    if experiment.sweep is None:
+        raise InputError("there is no section sweep")
+    parallel = experiment.sweep.parallel
+    start_ray(parallel)
+    # Ray Tune (2.60.0) answers Ctrl-C by itself and returns as if all were done. May go when
+    # `Tuner.fit` raises KeyboardInterrupt.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Each result would be written three times over, for nobody.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # And it prints a heading and a path between our lines, also with `verbose=0` (2.60.0).
+    # Held by test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing; may go
+    # when it does not.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    from ray import tune
+    from ray.tune.schedulers import MedianStoppingRule
+
+    folder = experiment.work / "sweep" / "ray"
+    # Nothing of Tune's own is gone on from: all that matters is in the runs' folders.
+    shutil.rmtree(folder, ignore_errors=True)
+    way = "min" if better(metric) == "lower" else "max"
+    trials = [
+        {"plan": sent(plan, run.run_id), "uri": uri, "metric": metric}
+        for plan, run in zip(plans, runs, strict=True)
+    ]
+    work = tune.with_parameters(_try, trials=trials)
+    tuner = tune.Tuner(
+        tune.with_resources(work, {"cpu": 1, "gpu": 1 if gpus() >= parallel else 0}),
+        param_space={"number": tune.grid_search(list(range(len(trials))))},
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=way,
+            max_concurrent_trials=parallel,
+            scheduler=MedianStoppingRule(
+                time_attr="training_iteration",
+                grace_period=experiment.sweep.grace,
+                min_samples_required=LEAST,
+            ),
+        ),
+        run_config=tune.RunConfig(name="trials", storage_path=str(folder.resolve()), verbose=0),
+    )
+    errors = [""] * len(plans)
+    results = tuner.fit()
+    for result in (results[at] for at in range(len(results))):
+        number = (result.config or {})["number"]
+        if result.error is not None:
+            errors[number] = str(result.error).strip().splitlines()[-1].strip()
+        elif not plans[number].finished:
+            _note_stopped(plans[number])
+    return errors
+
+
+def _note_stopped(plan: Plan) -> None:
+    publish(plan.folder / STOPPED, canonical_json({"history": _told(plan)}))
+
+
+def _told(plan: Plan) -> list[Mapping[str, float]]:
+    """The metrics of each epoch that a run told; after a resume the later word holds."""
+    file = plan.folder / PROGRESS
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    entries = [json.loads(line) for line in lines]
+    epochs = {entry["epoch"]: entry["metrics"] for entry in entries if "epoch" in entry}
+    return [epochs[number] for number in sorted(epochs)]
+
+
+def _history(plan: Plan) -> list[Mapping[str, float]] | None:
+    """What is known of a trial that ended; None of one that has to be trained."""
+    for name in (FINISHED, STOPPED):
+        if (plan.folder / name).is_file():
+            found: list[Mapping[str, float]] = json.loads((plan.folder / name).read_bytes())[
+                "history"
+            ]
+            return found
+    return None
+
+
+def _try(config: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None:
+    """What a trial does, in a process of its own."""
+    import torch
+    from ray import tune
+
+    from training.session import LocalSession
+
+    trial = trials[config["number"]]
+    plan, metric = received(trial["plan"]), trial["metric"]
+    ended = _history(plan)
+    if ended is not None:
+        for epoch in ended:
+            tune.report({metric: epoch[metric]})
+        return
+    torch.set_num_threads(1)
+    for epoch in _resumed(plan):
+        tune.report({metric: epoch[metric]})
+    train_one(
+        plan,
+        LocalSession(plan.folder / CHECKPOINTS),
+        trial["uri"],
+        trial["plan"]["run_id"],
+        lambda epoch: tune.report({metric: epoch[metric]}),
+    )
+
+
+def _resumed(plan: Plan) -> list[Mapping[str, float]]:
+    """The epochs that a trial which was cut short will not tell again."""
+    from training.checkpoint import problem_of, read_marker, standing
+
+    for folder in standing(plan.folder / CHECKPOINTS):
+        if not problem_of(folder):
+            found: list[Mapping[str, float]] = read_marker(folder)["about"]["state"]["history"]
+            return found
+    return []
+
+
+def _trial(number: int, draw: Draw, plan: Plan, run_id: str, *, metric: str, error: str) -> Trial:
+    state = "failed" if error else "finished" if plan.finished else "stopped"
+    history = list(read(plan).history) if plan.finished else _told(plan)
+    monitor = plan.recipe.monitor
+    value = None
+    if history:
+        best = best_epoch([epoch[monitor] for epoch in history], monitor)
+        value = float(history[best][metric])
+    return Trial(
+        name=f"trial {number}",
+        draw=draw,
+        run_id=run_id,
+        state=state,
+        epochs=len(history),
+        value=value,
+        why=error,
+    )
