@@ -22,11 +22,11 @@ from tests.test_loop import RECIPE, STEPS, make_dataset
 from tracking import mlflow_store
 
 HOME = Path(__file__).resolve().parent.parent
-EPOCHS = 60
+EPOCHS = 24
 LONG = replace(
     RECIPE, epochs=EPOCHS, patience=EPOCHS, checkpoint_every=2, learning_rate=1e-3, zero=1
 )
-RUN_S = 240
+RUN_S = 600
 
 # The driver: trains one run on two ranks.
 DRIVER = """
