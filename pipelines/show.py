@@ -95,17 +95,24 @@ class Show:
             task = bar.add_task("train", total=runs * epochs, note="starting workers")
             line = _Lines(self, "train", runs * epochs)
             reached: dict[str, int] = {}
+            began, done = time.monotonic(), 0
 
             def told(name: str, epoch: int, metrics: Mapping[str, float]) -> None:
+                nonlocal done
                 if name not in reached:
                     bar.update(task, completed=len(reached) * epochs)
+                    done = len(reached) * epochs
                 reached[name] = epoch + 1
+                done += 1
                 note = (
                     f"{name} ({len(reached)}/{runs}) epoch {epoch + 1}: "
                     f"train {metrics['train_loss']:.3f} valid {metrics['valid_loss']:.3f}"
                 )
+                if "samples_per_second" in metrics:
+                    note += f", {metrics['samples_per_second']:.0f} samples/s"
                 bar.update(task, note=note, advance=1)
-                line.advance(1, note)
+                left_s = (runs * epochs - done) * (time.monotonic() - began) / done
+                line.advance(1, f"{note}, at most {span(left_s)} left")
 
             yield told
 

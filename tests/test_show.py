@@ -141,3 +141,23 @@ def test_what_users_wrote_is_shown_as_it_is_and_obeyed_by_nobody(text):
     told = shown.console.file.getvalue()
     assert "\x1b" not in told
     assert told.count(text.replace("\x1b", "")) >= 2 or "\x1b" in text
+
+
+def test_training_tells_losses_speed_and_the_time_that_is_left(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
+    shown = Show()
+    shown.console.file = io.StringIO()
+    metrics = {"train_loss": 0.5, "valid_loss": 0.25, "samples_per_second": 1234.0}
+    with shown.training(2, 10) as told:
+        for epoch in range(4):
+            clock[0] += 10
+            told("late_fusion seed 0", epoch, metrics)
+        told("late_fusion seed 1", 0, metrics)
+    *_, fourth, other = shown.console.file.getvalue().splitlines()
+    assert fourth == (
+        "train: 4/20 late_fusion seed 0 (1/2) epoch 4: train 0.500 valid 0.250, 1234 samples/s, "
+        "at most 160 s left"
+    )
+    # The first run ended early: 11 of 20 epochs are behind.
+    assert other.endswith("at most 32.7 s left")

@@ -65,6 +65,10 @@ def clip_losses(
             assert_never(unknown)
 
 
+COMPILER = "inductor"
+"""PyTorch's own; on a CPU it needs a C++ compiler."""
+
+
 class Engine:
     """A model in training on this rank; every method is called by all ranks together.
 
@@ -89,8 +93,12 @@ class Engine:
         optimizer = torch.optim.AdamW([dict(group) for group in found])
         settings = ds_config(recipe, self._world, self.micro, pinned=torch.cuda.is_available())
         check_settings(settings)
+        trained = _Trained(model) if isinstance(model, OwnLosses) else model
+        if recipe.compile:
+            # In place, so that names of weights stay; lengths differ from batch to batch.
+            trained.compile(backend=COMPILER, dynamic=True)
         self._engine, *_ = deepspeed.initialize(
-            model=_Trained(model) if isinstance(model, OwnLosses) else model,
+            model=trained,
             optimizer=optimizer,
             config=dict(settings),
         )

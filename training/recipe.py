@@ -157,6 +157,7 @@ class Recipe:
             weights too (3).
         offload: What is kept in main memory, not on the device: nothing, the optimizer's state (at
             stage 1 or more), or the weights too (at stage 3).
+        compile: Whether PyTorch compiles the model; its numbers differ in their last digits.
         take_absent: Whether training takes clips that lack a stream (masked), or leaves them out.
         modality_dropout: The probability that training masks a stream of a clip; one that the clip
             has always stays.
@@ -190,6 +191,7 @@ class Recipe:
     zero: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "all"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     take_absent: bool = True
     modality_dropout: float = 0.0
     raw: tuple[str, ...] = ()

@@ -602,6 +602,12 @@ def check(recipe: Recipe) -> None:
     _check_choice("loss", recipe.loss, LOSSES[recipe.task.kind])
     _check_classes(recipe.task)
     _check_class_weights(recipe)
+    _check_choice("compile", recipe.compile, (False, True))
+    if recipe.compile and recipe.zero == 3:
+        raise ValueError(
+            "compile is on at zero: 3, which fetches each layer's weights as it comes to it, so "
+            "that there is little to compile; take zero: 2, or leave compile out"
+        )
 
 
 def _recipe(
