@@ -114,15 +114,17 @@ def print_figures(name: str, figures: Mapping[str, float]) -> None:
     print(json.dumps({"benchmark": name, "figures": figures, **about}))
 
 
-def write_dataset(root: Path, count: int) -> dict[str, str]:
-    """Clips of 50 words with random features in shards; the fingerprint of each column."""
+def write_dataset(
+    root: Path, count: int, words: int = WORDS, per_word: int = PER_WORD
+) -> dict[str, str]:
+    """Clips of so many words with random features in shards; the fingerprint of each column."""
     random = np.random.default_rng(0)
-    clips = [_clip(number, count) for number in range(count)]
+    clips = [_clip(number, count, words) for number in range(count)]
     write_clips(root, clips)
     found = {}
     for name, width in WIDTHS.items():
-        steps = WORDS * (1 if name == "text" else PER_WORD)
-        edges = np.arange(steps + 1) * (WORDS * WORD_S / steps)
+        steps = words * (1 if name == "text" else per_word)
+        edges = np.arange(steps + 1) * (words * WORD_S / steps)
         times = np.stack([edges[:-1], edges[1:]], axis=1)
         spec = FeatureSpec(
             name=name,
@@ -130,7 +132,7 @@ def write_dataset(root: Path, count: int) -> dict[str, str]:
             modality="stream",
             reads=("words",),
             dims=tuple(Dim(f"d{index}") for index in range(width)),
-            rate_hz=steps / (WORDS * WORD_S),
+            rate_hz=steps / (words * WORD_S),
         )
         records = []
         for shard, first in enumerate(range(0, count, SHARD)):
@@ -146,17 +148,17 @@ def write_dataset(root: Path, count: int) -> dict[str, str]:
     return found
 
 
-def _clip(number: int, count: int) -> Clip:
+def _clip(number: int, count: int, length: int) -> Clip:
     words = tuple(
         Word(text=f"w{index}", start=index * WORD_S, end=(index + 1) * WORD_S)
-        for index in range(WORDS)
+        for index in range(length)
     )
     return Clip(
         key=f"k{number:05d}",
         id=f"{number}",
         media="",
         media_digest="",
-        seconds=WORDS * WORD_S,
+        seconds=length * WORD_S,
         words=words,
         split="valid" if number >= count - 2 else "train",
         labels={"score": float(number % 7 - 3)},

@@ -61,8 +61,8 @@ class NodeCache:
             except OSError as error:
                 raise StorageError(
                     f"{store.where(name)} could not be copied to {self.folder} "
-                    f"({error.strerror or error}); make room or choose another cache.folder, then "
-                    f"run the same command again"
+                    f"({error.strerror or error}); make room or choose another folder for "
+                    f"the cache, then run the same command again"
                 ) from None
         return copy
 
@@ -102,7 +102,7 @@ class NodeCache:
             if used + size > self.limit_bytes:
                 raise StorageError(
                     f"{where} has {size} bytes; the cache {self.folder} takes {self.limit_bytes}, "
-                    f"and {used} of them are in use; raise cache.shards_gigabytes, or stream the "
+                    f"and {used} of them are in use; give the cache more bytes, or stream the "
                     f"shards (train.loader: streaming)"
                 )
             os.ftruncate(handle, size)

@@ -67,7 +67,9 @@ def test_the_least_recently_opened_copies_make_room_and_open_ones_stay(tmp_path,
         cache.open(*file).close()
     assert copies(cache) == sorted([a[3], c[3]])
     also = cache.open(*c)
-    with pytest.raises(StorageError, match=r"takes 2500, and 2000 of them are in use; raise cache"):
+    with pytest.raises(
+        StorageError, match=r"takes 2500, and 2000 of them are in use; give the cache more"
+    ):
         cache.open(*d)
     held.close()
     cache.open(*d).close()
