@@ -139,8 +139,10 @@ class ModelSection(BaseModel):
 class Train(BaseModel):
     """How often and how long; other keys are fields of the recipe.
 
-    Three decide no number: `max_failures`, how often failed workers are started again; `keep`, how
-    many checkpoints of a run stay; `hang_s`, seconds without a step after which a rank is ended.
+    Some decide no number: `max_failures`, how often failed workers are started again; `keep`, how
+    many checkpoints of a run stay; `hang_s`, seconds without a step after which a rank is ended;
+    `wait_minutes`, minutes without any rank after which training is given up; `deadline_minutes`,
+    minutes after which it is ended (0: never).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -150,6 +152,8 @@ class Train(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] = 2
     keep: Annotated[int, Field(ge=1)] = 2
     hang_s: Annotated[float, Field(gt=0)] = 300.0
+    wait_minutes: Annotated[float, Field(gt=0)] = 15.0
+    deadline_minutes: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Sweep(Section):

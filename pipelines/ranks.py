@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from featurizers.store import publish
+from pipelines.limits import PRESENT
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from tracking.mlflow_store import MlflowRun
 from tracking.run import MemoryRun, Run
@@ -24,6 +25,7 @@ from training.session import PreemptedError, Session, Wish
 
 STACKS = "stacks"
 LOOK_S = 0.2  # the driver's file may lie on a network
+SIGN_S = 2.0
 GRACE_S = 10.0  # between the stacks of one rank and its end: the others save theirs meanwhile
 
 
@@ -58,6 +60,34 @@ def train_each(config: Mapping[str, Any]) -> None:
                 # Ray begins a group anew when one of its ranks fails, and not when all return.
                 if not agreed(stop.is_file() or bool(config["check"])):
                     raise
+
+
+def attended(
+    work: Callable[[dict[str, Any]], None], group: Path
+) -> Callable[[dict[str, Any]], None]:
+    """The same work, with a sign in the group's folder that ranks are at it; see `limits.Limits`.
+
+    Args:
+        work: What each rank does.
+        group: The folder.
+    """
+    sign = group.resolve() / PRESENT
+
+    def attend(config: dict[str, Any]) -> None:
+        ended = threading.Event()
+
+        def touch() -> None:
+            sign.touch()
+            while not ended.wait(SIGN_S):
+                sign.touch()
+
+        threading.Thread(target=touch, daemon=True).start()
+        try:
+            work(config)
+        finally:
+            ended.set()
+
+    return attend
 
 
 def sent(plan: Plan, run_id: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from featurizers.spec import canonical_json
 from featurizers.store import publish
+from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
-from pipelines.train import Care, Say, fit, mlflow_run, ranks
+from pipelines.train import Say, fit, mlflow_run, ranks
 from training import checkpoint
 
 FOLDER = "resume"

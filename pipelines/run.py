@@ -22,6 +22,7 @@ from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
 from pipelines.folds import folds_of, with_folds
 from pipelines.ingest import ingest
+from pipelines.limits import Care
 from pipelines.plans import Plan, Trained, plan_run, score_test
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.resume import Resumed, check_resume
@@ -29,7 +30,7 @@ from pipelines.score import row_of, score
 from pipelines.segment import Segmented, segment
 from pipelines.show import Show
 from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
-from pipelines.train import Care, train
+from pipelines.train import train
 from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
 from tracking.mlflow_store import MlflowRun, initialise, tracking_uri
@@ -227,7 +228,13 @@ def check_resuming(
 def care_of(experiment: Experiment) -> Care:
     """How the experiment's runs are looked after."""
     train = experiment.train
-    return Care(max_failures=train.max_failures, keep=train.keep, hang_s=train.hang_s)
+    return Care(
+        max_failures=train.max_failures,
+        keep=train.keep,
+        hang_s=train.hang_s,
+        wait_minutes=train.wait_minutes,
+        deadline_minutes=train.deadline_minutes,
+    )
 
 
 def runs_table(trained: Sequence[Trained], clips: Sequence[Clip]) -> list[dict[str, object]]:

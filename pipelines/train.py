@@ -6,7 +6,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +14,9 @@ from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines import HOME
-from pipelines.executors import start_ray
+from pipelines.executors import resources, start_ray, stop_ray
 from pipelines.experiment import FailedError, InputError
+from pipelines.limits import Care, Limits
 from pipelines.plans import (
     FINISHED,
     PROGRESS,
@@ -27,12 +27,13 @@ from pipelines.plans import (
     read,
     score_test,
 )
-from pipelines.ranks import sent, train_each
+from pipelines.ranks import attended, sent, train_each
 from tracking.mlflow_store import MlflowRun, StoreError, find_run, initialise, start_run
 from tracking.provenance import environment, git_commit, versions
 from training.recipe import Recipe, fitting_ranks
 
 POLL_S = 0.5
+MAX_PREEMPTIONS = 100  # Ray Train's own number is without end
 ENDING_S = 60.0  # for ranks that were told to end: a step, and a checkpoint
 
 Told = Callable[[str, int, Mapping[str, float]], None]
@@ -44,21 +45,6 @@ Say = Callable[[str], None]
 
 class TrainingFailedError(FailedError):
     """The workers gave up; what they had saved is kept, and running again resumes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Care:
-    """How a run is looked after; none of it decides a number.
-
-    Attributes:
-        max_failures: How often a failed group of workers is started again.
-        keep: How many checkpoints of a run stay.
-        hang_s: Seconds without a step after which a rank is given up.
-    """
-
-    max_failures: int = 2
-    keep: int = 2
-    hang_s: float = 300.0
 
 
 def ranks(recipes: Sequence[Recipe], workers: int, say: Say) -> int:
@@ -211,7 +197,8 @@ def fit(
         say: Told what people should know.
 
     Raises:
-        TrainingFailedError: Workers failed more often than permitted.
+        TrainingFailedError: Workers failed more often than permitted, were waited for too long, or
+            the time that training may take is over.
     """
     # Ray Train (2.60.0) goes on from whatever stands under a name, and never again when a file of
     # its own there was cut short. All that matters is in the runs' folders.
@@ -221,7 +208,8 @@ def fit(
     stop = group / "stop"
     start_ray(workers)
     told = {"stop": str(stop.resolve()), "keep": care.keep, "hang_s": care.hang_s, "check": {}}
-    trainer = _trainer(work, {**told, **config}, group, workers, care)
+    trainer = _trainer(attended(work, group), {**told, **config}, group, workers, care)
+    limits = Limits(group, wanted(workers), care, found=_has, say=say)
     failure: list[Exception] = []
 
     def follow() -> None:
@@ -234,18 +222,34 @@ def fit(
     # process with code 0, as if all were done; and it never puts back what stood there before.
     # Held by test_ctrl_c_while_ranks_train_is_no_success and
     # test_after_training_ctrl_c_is_answered_as_before; may go when Ray Train raises.
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=follow, name="fuseline-train", daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_S)
+        _wait(thread, limits)
     except BaseException:
         stop.touch()
-        say("stopping: the ranks finish their step and save")
-        thread.join(ENDING_S)
+        _end(thread, limits, say)
         raise
     if failure:
         raise _told(failure[0], care.max_failures) from failure[0]
+
+
+def _wait(thread: threading.Thread, limits: Limits) -> None:
+    while thread.is_alive():
+        thread.join(POLL_S)
+        over = limits.over()
+        if over and thread.is_alive():
+            raise TrainingFailedError(over)
+
+
+def _end(thread: threading.Thread, limits: Limits, say: Say) -> None:
+    if not limits.waiting:
+        say("stopping: the ranks finish their step and save")
+        thread.join(ENDING_S)
+    if thread.is_alive():
+        # Who still waits for room must not train beside a group that is started later.
+        stop_ray()
+        thread.join(ENDING_S)
 
 
 def _told(error: Exception, max_failures: int) -> Exception:
@@ -275,13 +279,15 @@ def _trainer(
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus() >= workers),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus(workers)),
         # Checkpoints are our own: Ray Train's are split by ranks, and each report costs seconds.
         run_config=RunConfig(
             name=group.name,
             storage_path=str(group.parent.resolve()),
             failure_config=FailureConfig(
-                max_failures=care.max_failures, controller_failure_limit=3
+                max_failures=care.max_failures,
+                max_preemption_failures=MAX_PREEMPTIONS,
+                controller_failure_limit=-1,  # see `limits.Limits`
             ),
         ),
     )
@@ -294,12 +300,21 @@ def last_words(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def gpus() -> float:
-    """Of the whole cluster."""
-    import ray
+def on_gpus(workers: int) -> bool:
+    """Whether each rank is given a GPU: when the cluster has enough of them."""
+    return resources().get("GPU", 0.0) >= workers
 
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's
-    return found.get("GPU", 0.0)
+
+def wanted(workers: int) -> str:
+    """What ranks hold of a cluster, as text."""
+    each = "1 CPU and 1 GPU" if on_gpus(workers) else "1 CPU"
+    return f"{workers} rank(s) with {each} each"
+
+
+def _has() -> str:
+    """What the cluster has, as text."""
+    found = resources()
+    return f"{found.get('CPU', 0.0):g} CPU and {found.get('GPU', 0.0):g} GPU"
 
 
 class Follow(AbstractContextManager["Follow"]):

@@ -21,7 +21,7 @@ from pipelines.experiment import Experiment, InputError
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import received, sent, train_one
 from pipelines.space import Draw
-from pipelines.train import Follow, Say, Told, gpus, mlflow_run, settle
+from pipelines.train import Follow, Say, Told, mlflow_run, on_gpus, settle
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
 
@@ -133,7 +133,7 @@ def _tuned(
     ]
     work = tune.with_parameters(_try, trials=trials)
     tuner = tune.Tuner(
-        tune.with_resources(work, {"cpu": 1, "gpu": 1 if gpus() >= parallel else 0}),
+        tune.with_resources(work, {"cpu": 1, "gpu": int(on_gpus(parallel))}),
         param_space={"number": tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(
             metric=metric,

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.executors import stop_ray
+from pipelines import train
+from pipelines.executors import start_ray, stop_ray
 from pipelines.experiment import InputError
+from pipelines.limits import PRESENT, Care, Limits
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from pipelines.ranks import RaySession, note, watched
 from pipelines.stopping import GO_ON
 from pipelines.train import (
-    Care,
     Follow,
     TrainingFailedError,
     _settled,
@@ -39,6 +40,7 @@ WAITING = """
 import sys, time
 from pathlib import Path
 from pipelines import train
+from pipelines.limits import Care
 from pipelines.executors import stop_ray
 from pipelines.stopping import stoppable
 
@@ -50,7 +52,7 @@ def rank(config):
 
 def work():
     train.fit(
-        rank, {}, group=Path("FOLDER/group"), workers=1, care=train.Care(max_failures=0), say=print
+        rank, {}, group=Path("FOLDER/group"), workers=1, care=Care(max_failures=0), say=print
     )
     return 0
 
@@ -225,6 +227,77 @@ def test_a_run_that_no_file_names_is_found_again(tmp_path):
     assert str(one.folder) in str(raised.value)
 
 
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def limits(folder, **care):
+    clock, said = Clock(), []
+    found = Limits(
+        folder, "2 ranks", Care(**care), found=lambda: "1 CPU", say=said.append, clock=clock
+    )
+    return found, clock, said
+
+
+def test_ranks_that_never_come_are_told_of_once_and_given_up(tmp_path):
+    found, clock, said = limits(tmp_path, wait_minutes=2)
+    clock.now += 29
+    assert (found.over(), found.waiting, said) == ("", False, [])
+    clock.now += 2
+    assert (found.over(), found.over(), found.waiting) == ("", "", True)
+    assert said == ["waiting for 2 ranks; the cluster has 1 CPU"]
+    clock.now += 90
+    over = found.over()
+    assert "for 2 minutes (train.wait_minutes) no rank was at work" in over
+    assert "wanted 2 ranks, the cluster has 1 CPU" in over
+
+
+def test_ranks_at_work_are_never_waited_for(tmp_path):
+    found, clock, said = limits(tmp_path, wait_minutes=2)
+    for turn in range(10):
+        clock.now += 25
+        (tmp_path / PRESENT).touch()
+        os.utime(tmp_path / PRESENT, ns=(turn, turn + 1))
+        assert found.over() == ""
+    assert said == []
+    clock.now += 121
+    assert "no rank was at work" in found.over()  # the sign of before counts no more
+
+
+def test_training_has_a_deadline_where_one_is_set(tmp_path):
+    found, clock, _ = limits(tmp_path, wait_minutes=1e9, deadline_minutes=5)
+    clock.now += 299
+    assert found.over() == ""
+    clock.now += 2
+    assert "ended after 5 minutes (train.deadline_minutes)" in found.over()
+
+
+def test_at_the_deadline_the_ranks_are_told_to_end(tmp_path, monkeypatch):
+    group, said = tmp_path / "group", []
+
+    class Ranks:
+        """Save and end when they are told to."""
+
+        def fit(self):
+            until = time.monotonic() + 20
+            while not (group / "stop").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            (group / "saved").touch()
+
+    monkeypatch.setattr(train, "start_ray", lambda cpus: None)
+    monkeypatch.setattr(train, "resources", dict)
+    monkeypatch.setattr(train, "_trainer", lambda *each: Ranks())
+    soon = Care(max_failures=0, deadline_minutes=0.001)
+    with pytest.raises(TrainingFailedError, match=r"train\.deadline_minutes"):
+        fit(print, {}, group=group, workers=1, care=soon, say=said.append)
+    assert (group / "saved").exists()
+    assert said == ["stopping: the ranks finish their step and save"]
+
+
 @pytest.fixture
 def fitted(tmp_path):
     """Runs a function of a folder on a rank, as training does."""
@@ -285,3 +358,24 @@ def test_what_ray_train_left_behind_is_not_in_the_way(fitted, tmp_path):
     (tmp_path / "group" / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2')
     fitted(lambda folder: (folder / "done").touch())
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_group_that_finds_no_room_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "start_ray", lambda cpus: start_ray(1))
+    waiting = Care(max_failures=0, wait_minutes=0.1)
+    many = (os.cpu_count() or 1) + 1
+    begun = time.monotonic()
+    with pytest.raises(TrainingFailedError, match=f"wanted {many} rank.* with 1 CPU each"):
+        fit(
+            lambda config: None,
+            {},
+            group=tmp_path / "group",
+            workers=many,
+            care=waiting,
+            say=lambda sentence: None,
+        )
+    assert time.monotonic() - begun < 90
+    # Nothing is left that would train when room is found.
+    assert not [thread for thread in threading.enumerate() if thread.name == "fuseline-train"]
