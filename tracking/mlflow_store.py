@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from tracking.registry import UnknownModelError, UnknownVersionError
+from tracking.run import AwayError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,6 +64,20 @@ _SETTINGS = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
+_REFUSALS = frozenset(
+    (
+        "BAD_REQUEST",
+        "ENDPOINT_NOT_FOUND",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "NOT_FOUND",
+        "NOT_IMPLEMENTED",
+        "PERMISSION_DENIED",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+        "UNAUTHENTICATED",
+    )
+)
 # MLflow's own 7 tries take minutes when nobody listens; who has a slow server sets more.
 _RETRIES = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
@@ -73,6 +88,13 @@ class NoStoreError(ValueError):
 
 class StoreError(Exception):
     """The tracking store cannot be opened or reached, or refuses: what, which, what to do."""
+
+
+class StoreAwayError(StoreError, AwayError):
+    """The tracking store cannot be reached or cannot answer; nothing is wrong with what was asked.
+
+    A subclass of what all other failures are.
+    """
 
 
 def _answered(call: Callable[P, T]) -> Callable[P, T]:
@@ -107,10 +129,16 @@ def _told(uri: str, error: Exception) -> Exception:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = _public(lines[0] if lines else type(error).__name__)[:LONGEST_REASON]
-    return StoreError(
+    kind = StoreError if _is_refusal(error) else StoreAwayError
+    return kind(
         f"the tracking store {_public(uri)} failed: {reason}; see that the server runs or the file "
         "is whole, and that MLFLOW_TRACKING_URI is right, then run the same command again"
     )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the store answered, and would answer the same for ever."""
+    return getattr(error, "error_code", "") in _REFUSALS
 
 
 def _is_strange_address(error: Exception) -> bool:
@@ -212,13 +240,18 @@ class MlflowRun:
             client.log_batch(self.run_id, params=batch, synchronous=True)
 
     @_answered
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at a step. Repeated after a resume they are appended; the latest one holds."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, at_ms: int | None = None
+    ) -> None:
+        """Numbers at a step. Repeated after a resume they are appended; the latest one holds.
+
+        What was logged already, with the same time, is passed over by the server.
+        """
         from mlflow.entities import Metric
 
         client = _client(self.uri)
-        now_ms = time.time_ns() // 1_000_000
-        points = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+        points = [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
         for start in range(0, len(points), METRICS_PER_CALL):
             batch = points[start : start + METRICS_PER_CALL]
             client.log_batch(self.run_id, metrics=batch, synchronous=True)
@@ -249,6 +282,11 @@ class MlflowRun:
 
     def flush(self) -> None:
         """All calls above return when the server has answered, so nothing is pending."""
+
+    @_answered
+    def go_on(self) -> None:
+        """Show the run as running, also where it was settled before."""
+        _client(self.uri).update_run(self.run_id, "RUNNING")
 
     @_answered
     def finish(self, status: str = "FINISHED") -> None:

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 
+class AwayError(Exception):
+    """The server cannot be reached, or cannot answer, now; later it may."""
+
+
 class Run(Protocol):
     """One training, as the tracking server sees it. All calls may be repeated."""
 
@@ -16,8 +20,16 @@ class Run(Protocol):
     def log_settings(self, settings: Mapping[str, str | int | float | bool | None]) -> None:
         """Settings; a changed value for the same name is an error."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at a step (an epoch)."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, at_ms: int | None = None
+    ) -> None:
+        """Numbers at a step (an epoch); of several for one step the latest hold.
+
+        Args:
+            metrics: By name.
+            step: The step.
+            at_ms: When they were found, in ms since 1970; now, unless given.
+        """
 
     def log_dataset(self, name: str, digest: str, context: str) -> None:
         """The digest (sha256 in hex) of data that the run reads, for "train", "valid" or "test"."""
@@ -56,8 +68,11 @@ class MemoryRun:
                     f"it cannot become {value!r}"
                 )
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, at_ms: int | None = None
+    ) -> None:
         """Append."""
+        del at_ms
         self.metrics.append((step, dict(metrics)))
 
     def log_dataset(self, name: str, digest: str, context: str) -> None:
