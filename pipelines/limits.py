@@ -5,10 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.experiment import FailedError
+
 MINUTE_S = 60.0
 TOLD_S = 30.0  # without ranks, before people are told
 PRESENT = "present"
 """The file of a group that its ranks touch for as long as they are at work."""
+
+
+class TrainingFailedError(FailedError):
+    """The workers gave up; what they had saved is kept, and running again resumes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from featurizers.store import publish
 from pipelines.limits import PRESENT
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
-from tracking.mlflow_store import MlflowRun
+from pipelines.tracked import journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
 from training.session import PreemptedError, Session, Wish
@@ -155,8 +155,8 @@ def train_one(
             told(metrics)
 
     # A check of resuming has no run of its own.
-    run: Run = MlflowRun(uri=uri, run_id=run_id) if run_id else MemoryRun()
-    outcome = fit(plan.recipe, data, session, run, progress)
+    with tracked(plan, uri, run_id if session.rank == 0 else "") as run:
+        outcome = fit(plan.recipe, data, session, run, progress)
     if session.rank:
         return
     Predictor.save(
@@ -177,6 +177,19 @@ def train_one(
         "without": without_each(model, data.test, plan.recipe.task, data.fallback),
     }
     publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
+
+
+@contextmanager
+def tracked(plan: Plan, uri: str, run_id: str) -> Iterator[Run]:
+    """The run on the server, which may be away; one in memory where there is none."""
+    if not run_id:
+        yield MemoryRun()
+        return
+    run = journaled(plan, uri, run_id)
+    try:
+        yield run
+    finally:
+        run.close()
 
 
 def note(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -18,7 +18,8 @@ from featurizers.store import publish
 from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
-from pipelines.train import Say, fit, mlflow_run, ranks
+from pipelines.tracked import mlflow_run
+from pipelines.train import Say, fit, ranks
 from training import checkpoint
 
 FOLDER = "resume"

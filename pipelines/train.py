@@ -4,32 +4,26 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from featurizers.clip import Clip
-from featurizers.spec import canonical_json
-from featurizers.store import publish
-from pipelines import HOME
 from pipelines.executors import resources, start_ray, stop_ray
-from pipelines.experiment import FailedError, InputError
-from pipelines.limits import Care, Limits
+from pipelines.limits import Care, Limits, TrainingFailedError
 from pipelines.plans import (
-    FINISHED,
     PROGRESS,
     SETTLED,
     Plan,
     Trained,
-    bundled_code_digest,
     read,
-    score_test,
 )
 from pipelines.ranks import attended, sent, train_each
-from tracking.mlflow_store import MlflowRun, StoreError, find_run, initialise, start_run
-from tracking.provenance import environment, git_commit, versions
+from pipelines.tracked import bury, mlflow_run, settle, settled, when_back
+from tracking.mlflow_store import initialise
 from training.recipe import Recipe, fitting_ranks
 
 POLL_S = 0.5
@@ -41,10 +35,6 @@ Told = Callable[[str, int, Mapping[str, float]], None]
 
 Say = Callable[[str], None]
 """Tells people a sentence."""
-
-
-class TrainingFailedError(FailedError):
-    """The workers gave up; what they had saved is kept, and running again resumes."""
 
 
 def ranks(recipes: Sequence[Recipe], workers: int, say: Say) -> int:
@@ -92,48 +82,26 @@ def train(
         InputError: A run stands already at another tracking server.
     """
     initialise(uri, store / "mlartifacts")
+    bury(plans)
     runs = [mlflow_run(plan, uri, experiment) for plan in plans]
     for run in runs if parent is not None else ():
         run.set_tags({"mlflow.parentRunId": parent or ""})
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
         workers = ranks([plan.recipe for plan, _ in todo], workers, say)
-        with _settled(todo), Follow([plan for plan, _ in todo], told, say):
+        with settled(todo), Follow([plan for plan, _ in todo], told, say):
             for _, run in todo:
                 # A tag, not a setting: a resumed run may have another number.
                 run.set_tags({"fuseline.world": str(workers)})
+                run.go_on()
             group = plans[0].folder.parent / "ray" / group_name(plans)
             runs_sent = [sent(plan, run.run_id) for plan, run in todo]
             config = {"uri": uri, "runs": runs_sent}
             fit(train_each, config, group=group, workers=workers, care=care, say=say)
     for plan, run in zip(plans, runs, strict=True):
         if not (plan.folder / SETTLED).is_file():
-            settle(plan, run, clips)
+            when_back(partial(settle, plan, run, clips), say)
     return [read(plan) for plan in plans]
-
-
-def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
-    """Tell the server how a finished run ended; after a crash in between it is told again."""
-    run.log_file(plan.folder / FINISHED)
-    card = score_test(read(plan), clips, parity=None)
-    run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
-    run.finish()
-    publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
-
-
-@contextmanager
-def _settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
-    """When training stops before its end, tell the server of the runs that are not finished."""
-    try:
-        yield
-    except BaseException as error:
-        status = "FAILED" if isinstance(error, TrainingFailedError) else "KILLED"
-        # The store may be what failed; why training stopped matters more than that.
-        with suppress(StoreError):
-            for plan, run in todo:
-                if not plan.finished:
-                    run.finish(status)
-        raise
 
 
 def group_name(plans: Sequence[Plan]) -> str:
@@ -142,36 +110,6 @@ def group_name(plans: Sequence[Plan]) -> str:
     It does not depend on the number of workers: checkpoints load on any.
     """
     return hashlib.sha256("".join(plan.folder.name for plan in plans).encode()).hexdigest()[:16]
-
-
-def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
-    """The run that belongs to this folder: made once, the same after a failure."""
-    file = plan.folder / "run.json"
-    if file.is_file():
-        standing = json.loads(file.read_bytes())
-        if standing["uri"] != uri:
-            raise InputError(
-                f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
-                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
-            )
-        return MlflowRun(uri=uri, run_id=standing["run_id"])
-    # A crash between the server and the file leaves a run that no file names.
-    run = find_run(uri, experiment, "fuseline.plan", plan.folder.name)
-    run = run or _new_run(plan, uri, experiment)
-    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
-    return run
-
-
-def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
-    tags = {
-        "fuseline.plan": plan.folder.name,
-        "fuseline.code": bundled_code_digest(),
-        "fuseline.commit": git_commit(HOME),
-        "fuseline.dataset": str(plan.root),
-        **{f"fuseline.env.{name}": value for name, value in environment().items()},
-        **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
-    }
-    return start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
 
 
 def fit(

@@ -21,7 +21,8 @@ from pipelines.experiment import Experiment, InputError
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import received, sent, train_one
 from pipelines.space import Draw
-from pipelines.train import Follow, Say, Told, mlflow_run, on_gpus, settle
+from pipelines.tracked import mlflow_run, settle
+from pipelines.train import Follow, Say, Told, on_gpus
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
 

@@ -1,7 +1,9 @@
 """What is logged while the server is away arrives later, in order, once."""
 
+import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -149,3 +151,42 @@ def test_a_server_that_nobody_reaches_is_away_and_one_that_says_no_is_not(tmp_pa
     with pytest.raises(mlflow_store.StoreError) as raised:
         mlflow_store.MlflowRun(uri=uri, run_id="0" * 32).log_metrics({"a": 1.0}, 0)
     assert not isinstance(raised.value, AwayError)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A tracking server that answers 503 until it is back."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.back:
+            self.server.got.append(body)
+        self.send_response(200 if self.server.back else 503)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_over_http_an_outage_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    server.back, server.got = False, []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    uri = f"http://127.0.0.1:{server.server_port}"
+    run = JournaledRun(mlflow_store.MlflowRun(uri=uri, run_id="r"), tmp_path / "journal")
+    try:
+        for epoch in range(3):
+            run.log_metrics({"loss": float(epoch)}, epoch)
+        assert run.waiting == 3
+        server.back = True
+        assert run.close(wait_s=30) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    points = [{each["key"]: each for each in body["metrics"]} for body in server.got]
+    assert [point["loss"]["step"] for point in points] == [0, 1, 2]
+    # The times are those at which they were found, and tell the points of one attempt.
+    assert all(point["loss"]["timestamp"] == point["attempt"]["timestamp"] for point in points)

@@ -19,14 +19,13 @@ from pipelines.limits import PRESENT, Care, Limits
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from pipelines.ranks import RaySession, note, watched
 from pipelines.stopping import GO_ON
+from pipelines.tracked import mlflow_run, settled
 from pipelines.train import (
     Follow,
     TrainingFailedError,
-    _settled,
     fit,
     group_name,
     last_words,
-    mlflow_run,
     ranks,
 )
 from tests.test_stopping import Script
@@ -188,7 +187,7 @@ def test_runs_that_did_not_end_are_settled_when_training_stops(tmp_path, error, 
     runs = [MemoryRun(), MemoryRun()]
     todo = list(zip([plan(tmp_path, "a"), plan(tmp_path, "b")], runs, strict=True))
     (todo[0][0].folder / FINISHED).touch()
-    with pytest.raises(type(error)), _settled(todo):
+    with pytest.raises(type(error)), settled(todo):
         raise error
     assert [run.status for run in runs] == ["RUNNING", status]
 
@@ -198,7 +197,7 @@ def test_a_store_that_fails_too_does_not_hide_why_training_stopped(tmp_path):
         def finish(self, status="FINISHED"):
             raise mlflow_store.StoreError(f"nobody to tell {status}")
 
-    with pytest.raises(KeyboardInterrupt), _settled([(plan(tmp_path), Gone())]):
+    with pytest.raises(KeyboardInterrupt), settled([(plan(tmp_path), Gone())]):
         raise KeyboardInterrupt
 
 

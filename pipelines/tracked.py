@@ -1,0 +1,154 @@
+"""What the tracking server is told of runs: who they are, how they end, and what waited for it."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from featurizers.clip import Clip
+from featurizers.spec import canonical_json
+from featurizers.store import publish
+from pipelines import HOME
+from pipelines.experiment import InputError
+from pipelines.limits import TrainingFailedError
+from pipelines.plans import FINISHED, SETTLED, Plan, bundled_code_digest, read, score_test
+from tracking.journal import JournaledRun, deliver
+from tracking.mlflow_store import MlflowRun, StoreError, find_run, start_run
+from tracking.provenance import environment, git_commit, versions
+from tracking.run import AwayError
+
+JOURNAL = "journal"
+ATTEMPTS = "attempts"
+DRIVER = "driver.json"
+"""Which process trains this run; gone when it said how the run ended."""
+
+BACK_S = 120.0  # that a server is waited for when nothing else is left to do
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+
+
+def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
+    """The run that belongs to this folder: made once, the same after a failure."""
+    file = plan.folder / "run.json"
+    if file.is_file():
+        standing = json.loads(file.read_bytes())
+        if standing["uri"] != uri:
+            raise InputError(
+                f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
+                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
+            )
+        return MlflowRun(uri=uri, run_id=standing["run_id"])
+    # A crash between the server and the file leaves a run that no file names.
+    run = find_run(uri, experiment, "fuseline.plan", plan.folder.name)
+    run = run or _new_run(plan, uri, experiment)
+    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
+    return run
+
+
+def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
+    tags = {
+        "fuseline.plan": plan.folder.name,
+        "fuseline.code": bundled_code_digest(),
+        "fuseline.commit": git_commit(HOME),
+        "fuseline.dataset": str(plan.root),
+        **{f"fuseline.env.{name}": value for name, value in environment().items()},
+        **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
+    }
+    return start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
+
+
+def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
+    """Tell the server how a finished run ended; after a crash in between it is told again."""
+    deliver(run, plan.folder / JOURNAL)
+    run.log_file(plan.folder / FINISHED)
+    card = score_test(read(plan), clips, parity=None)
+    run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
+    run.finish()
+    publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
+    (plan.folder / DRIVER).unlink(missing_ok=True)
+
+
+@contextmanager
+def settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
+    """When training stops before its end, tell the server of the runs that are not finished."""
+    for plan, _ in todo:
+        publish(plan.folder / DRIVER, canonical_json(_this_process()))
+    try:
+        yield
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, TrainingFailedError) else "KILLED"
+        # The store may be what failed; why training stopped matters more than that.
+        with suppress(StoreError):
+            for plan, run in todo:
+                if not plan.finished:
+                    run.finish(status)
+                    (plan.folder / DRIVER).unlink(missing_ok=True)
+        raise
+
+
+def journaled(plan: Plan, uri: str, run_id: str) -> JournaledRun:
+    """The run as rank 0 logs to it, in one attempt more than before."""
+    with (plan.folder / ATTEMPTS).open("ab") as attempts:
+        attempts.write(b".")
+        attempts.flush()
+        number = attempts.tell()
+    run = JournaledRun(MlflowRun(uri=uri, run_id=run_id), plan.folder / JOURNAL, attempt=number)
+    run.set_tags({"fuseline.attempts": str(number)})
+    return run
+
+
+def when_back(call: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Do something that needs the server; while that is away try again, within `BACK_S`.
+
+    Raises:
+        AwayError: It did not come back.
+    """
+    until, pause_s = time.monotonic() + BACK_S, FIRST_PAUSE_S
+    while True:
+        try:
+            return call()
+        except AwayError as error:
+            if time.monotonic() + pause_s > until:
+                raise
+            if pause_s == FIRST_PAUSE_S:
+                say(f"waiting for the tracking server: {error}")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def bury(plans: Sequence[Plan]) -> None:
+    """Settle runs beside these that a process on this machine was training when it was killed.
+
+    They would be shown as running for ever. Those of a process that lives, or of another machine,
+    are left alone, and so are these: they go on.
+    """
+    own = {plan.folder for plan in plans}
+    for file in sorted({each for folder in own for each in folder.parent.glob(f"*/{DRIVER}")}):
+        if file.parent in own or not _is_dead(json.loads(file.read_bytes())):
+            continue
+        standing = json.loads((file.parent / "run.json").read_bytes())
+        run = MlflowRun(uri=standing["uri"], run_id=standing["run_id"])
+        with suppress(StoreError):
+            deliver(run, file.parent / JOURNAL)
+            run.finish("KILLED")
+            file.unlink()
+
+
+def _this_process() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}
+
+
+def _is_dead(driver: dict[str, str | int]) -> bool:
+    here = driver["host"] == socket.gethostname()
+    # A number may have been given to another process since.
+    return here and _began(int(driver["pid"])) != driver["began"]
+
+
+def _began(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return ""
