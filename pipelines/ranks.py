@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from featurizers.store import publish
 from pipelines.limits import PRESENT
+from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from pipelines.tracked import journaled
 from tracking.run import MemoryRun, Run
@@ -45,6 +46,7 @@ def train_each(config: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     stop = Path(config["stop"])
+    notice = Notice(ray.train.get_preemption_info)
     for plain in config["runs"]:
         plan = received(plain)
         # Every rank must take the same way here, also when rank 0 finished just before a failure.
@@ -52,7 +54,13 @@ def train_each(config: Mapping[str, Any]) -> None:
             continue
         with watched(plan.folder, rank, config["hang_s"]) as watch:
             session = RaySession(
-                plan.folder, rank, world, keep=config["keep"], watch=watch, stop=stop
+                plan.folder,
+                rank,
+                world,
+                keep=config["keep"],
+                watch=watch,
+                stop=stop,
+                notice=notice,
             )
             try:
                 train_one(plan, _checked(session, config["check"]), config["uri"], plain["run_id"])
@@ -60,6 +68,7 @@ def train_each(config: Mapping[str, Any]) -> None:
                 # Ray begins a group anew when one of its ranks fails, and not when all return.
                 if not agreed(stop.is_file() or bool(config["check"])):
                     raise
+    notice.end()
 
 
 def attended(
@@ -222,22 +231,33 @@ class RaySession:
         keep: How many checkpoints stay.
         watch: Of this process.
         stop: The file that tells all ranks to end.
+        notice: Of machines that go.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world: int, *, keep: int, watch: Watch, stop: Path
+        self,
+        folder: Path,
+        rank: int,
+        world: int,
+        *,
+        keep: int,
+        watch: Watch,
+        stop: Path,
+        notice: Notice,
     ) -> None:
         self.rank, self.world, self.keep = rank, world, keep
         self.folder = folder / CHECKPOINTS
-        self._run, self._watch, self._stop = folder, watch, stop
+        self._run, self._watch, self._stop, self._notice = folder, watch, stop, notice
         self._looked = 0.0
 
     def wish(self, position: int) -> Wish:
-        """To end when SIGTERM came, or rank 0 saw the driver's file."""
+        """To end when SIGTERM came or rank 0 saw the driver's file; to save when a machine goes."""
         del position
         self._watch.beat()
         if self._watch.warned():
             return Wish.END
+        if self._notice.due():
+            return Wish.SAVE
         now = time.monotonic()
         if self.rank or now - self._looked < LOOK_S:
             return Wish.GO_ON

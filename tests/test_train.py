@@ -16,6 +16,7 @@ from pipelines import train
 from pipelines.executors import start_ray, stop_ray
 from pipelines.experiment import InputError
 from pipelines.limits import PRESENT, Care, Limits
+from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from pipelines.ranks import RaySession, note, watched
 from pipelines.stopping import GO_ON
@@ -116,8 +117,9 @@ class Still:
 def test_a_rank_ends_at_a_signal_or_when_the_driver_says_so(tmp_path):
     watch = Still()
     stop = tmp_path / "stop"
-    session = RaySession(tmp_path, 0, 2, keep=3, watch=watch, stop=stop)
-    other = RaySession(tmp_path, 1, 2, keep=3, watch=watch, stop=stop)
+    notice = Notice(lambda: None)
+    session = RaySession(tmp_path, 0, 2, keep=3, watch=watch, stop=stop, notice=notice)
+    other = RaySession(tmp_path, 1, 2, keep=3, watch=watch, stop=stop, notice=notice)
     assert (session.folder, session.keep) == (tmp_path / CHECKPOINTS, 3)
     assert session.wish(1) == other.wish(1) == Wish.GO_ON
     stop.touch()
@@ -128,6 +130,33 @@ def test_a_rank_ends_at_a_signal_or_when_the_driver_says_so(tmp_path):
     assert (session.wish(3), other.wish(3)) == (Wish.GO_ON, Wish.GO_ON)
     watch.signal = True
     assert other.wish(4) == Wish.END
+    notice.end()
+
+
+def test_ranks_save_at_once_before_a_machine_goes_and_again_now_and_then(tmp_path):
+    clock, going, asked = Clock(), [None], threading.Semaphore(0)
+
+    def ask():
+        asked.release()
+        return going[0]
+
+    notice = Notice(ask, every_s=0.01, clock=clock)
+    session = RaySession(
+        tmp_path, 0, 2, keep=3, watch=Still(), stop=tmp_path / "stop", notice=notice
+    )
+    try:
+        assert session.wish(1) == Wish.GO_ON
+        going[0] = "the machine of rank 1"
+        for _ in range(3):
+            assert asked.acquire(timeout=10)
+        until = time.monotonic() + 10
+        while (wish := session.wish(2)) == Wish.GO_ON and time.monotonic() < until:
+            time.sleep(0.01)
+        assert (wish, session.wish(3)) == (Wish.SAVE, Wish.GO_ON)
+        clock.now += 31
+        assert (session.wish(4), session.wish(5)) == (Wish.SAVE, Wish.GO_ON)
+    finally:
+        notice.end()
 
 
 def test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death(tmp_path):
@@ -378,3 +407,43 @@ def test_a_group_that_finds_no_room_is_given_up(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 90
     # Nothing is left that would train when room is found.
     assert not [thread for thread in threading.enumerate() if thread.name == "fuseline-train"]
+
+
+def hears(folder):
+    """Rank 0 is told, as Ray's own watcher tells it; rank 1 hears of it, and leaves before."""
+    import ray.train
+    from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    rank = ray.train.get_context().get_world_rank()
+    notice = Notice(ray.train.get_preemption_info, every_s=0.1)
+    time.sleep(1)
+    assert not notice.due()
+    if rank == 0:
+        info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]})
+        get_train_context().preemption_context.preemption_info = info
+    until = time.monotonic() + 30
+    while not notice.due() and time.monotonic() < until:
+        time.sleep(0.05)
+    (folder / f"heard-{rank}").write_text(str(time.monotonic() < until))
+    if rank == 0:  # it asks on, alone, and that keeps nobody from ending
+        time.sleep(1)
+    notice.end()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ranks_hear_that_a_machine_goes_without_waiting_for_each_other(tmp_path):
+    where = str(tmp_path)
+    try:
+        fit(
+            lambda config: hears(Path(where)),
+            {},
+            group=tmp_path / "group",
+            workers=2,
+            care=Care(max_failures=0),
+            say=lambda sentence: None,
+        )
+    finally:
+        stop_ray()
+    assert [(tmp_path / f"heard-{rank}").read_text() for rank in range(2)] == ["True", "True"]
