@@ -166,7 +166,7 @@ def _check_pool(checkpoint: Checkpoint, config: Config, pool: str) -> None:
         raise ValueError(
             f"{NAME}: pool is 'projected', which CLIP alone has, not {checkpoint.kind}"
         )
-    if checkpoint.kind == "siglip" and not config.vision_config.vision_use_head:
+    if checkpoint.kind == "siglip" and not getattr(config.vision_config, "vision_use_head", True):
         raise ValueError(f"{NAME}: this SigLIP has no head; wanted one that has")
 
 
