@@ -113,6 +113,8 @@ def compiled(side: Side, seconds: float) -> tuple[Callable[[], None] | None, str
     """The same step of the compiled model, and what compiling took; None where that is too much."""
     began = time.perf_counter()
     try:
+        # A layer that every stream has is compiled for each width and length of theirs.
+        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 - where PyTorch documents it
         with at_most(seconds):
             side.model.compile(dynamic=False)
             for _ in range(WARM):

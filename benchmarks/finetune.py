@@ -72,7 +72,7 @@ SIZES = {
         pictures=8,
         pieces=32,
         batch=32,
-        steps=14,
+        steps=12,
     ),
     "toy": Size(
         audio={**_SMALL, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16}
@@ -107,8 +107,7 @@ def main() -> None:
             known = found[0]["operations"] if found else 0
             told |= {"stage": zero, "offload_to": offload, "operations": known}
             found.append(_variant(Path(scratch), told))
-            print(f"stage {zero}, offload {offload}: done", flush=True)
-    _print(told, found)
+            _print(told, found)
     used = {**versions(["torch", "transformers", "deepspeed"]), "python": platform.python_version()}
     figures: dict[str, Any] = {"parameters_millions": found[0]["parameters"] / 1e6}
     for each in found:
@@ -138,19 +137,24 @@ def _told() -> dict[str, Any]:
 
 
 def _print(told: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
-    print(
-        f"{found[0]['parameters'] / 1e6:.1f} M parameters on {told['ranks']} x "
-        f"{found[0]['device']}, {found[0]['clips']} clips a step"
-    )
-    print("stage  offload    samples/s  ms/step  TFLOP/s/rank  of peak  memory GB  loss")
-    for each in found:
-        share = "-" if each["peak_share"] is None else f"{each['peak_share']:.1%}"
-        memory = "-" if each["peak_memory_gb"] is None else f"{each['peak_memory_gb']:.2f}"
+    """The line of the last one of `found`, at once: the next may take longer than there is."""
+    each = found[-1]
+    if len(found) == 1:
         print(
-            f"{each['zero']:>5}  {each['offload']:<9}  {each['samples_per_second']:>9.1f}  "
-            f"{each['step_ms']:>7.0f}  {each['tflops']:>12.2f}  {share:>7}  {memory:>9}  "
-            f"{each['first_loss']:.3f} -> {each['loss']:.3f}"
+            f"{each['parameters'] / 1e6:.1f} M parameters on {told['ranks']} x "
+            f"{each['device']}, {each['clips']} clips a step\n"
+            "stage  offload    samples/s  ms/step  TFLOP/s/rank  of peak  memory GB  "
+            "loss                seconds to the first step, of all"
         )
+    share = "-" if each["peak_share"] is None else f"{each['peak_share']:.1%}"
+    memory = "-" if each["peak_memory_gb"] is None else f"{each['peak_memory_gb']:.2f}"
+    print(
+        f"{each['zero']:>5}  {each['offload']:<9}  {each['samples_per_second']:>9.1f}  "
+        f"{each['step_ms']:>7.0f}  {each['tflops']:>12.2f}  {share:>7}  {memory:>9}  "
+        f"{each['first_loss']:.3f} -> {each['loss']:.3f}  "
+        f"{each['start_s']:.1f}, {each['start_s'] + sum(each['took']):.1f}",
+        flush=True,
+    )
 
 
 def _variant(scratch: Path, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +176,11 @@ def _rank(rank: int, told: Mapping[str, Any], place: str) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     store = distributed.FileStore(f"{place}/store", world)
     distributed.init_process_group(
-        "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
+        device_id=torch.device("cuda", rank) if cuda else None,
     )
     found = _measured(told, rank)
     if rank == 0:
@@ -184,6 +192,7 @@ def _rank(rank: int, told: Mapping[str, Any], place: str) -> None:
 def _measured(told: Mapping[str, Any], rank: int) -> dict[str, Any]:
     size, world, cuda = SIZES[told["size"]], told["ranks"], told["device"] == "cuda"
     share = told["batch"] or size.batch
+    began = time.perf_counter()
     recipe = _recipe(size, share, told)
     torch.manual_seed(0)
     with torch.device(told["device"]):
@@ -197,8 +206,8 @@ def _measured(told: Mapping[str, Any], rank: int) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     engine = Engine(model, recipe)
-    micro = share // engine.micro
-    parts = [_rows(batch, at * engine.micro, engine.micro) for at in range(micro)]
+    parts = [_rows(batch, at, engine.micro) for at in range(0, share, engine.micro)]
+    start_s = time.perf_counter() - began
     losses, took = [], []
     for step in range(told["steps"] or size.steps):
         torch.manual_seed(step * world + rank)
@@ -217,6 +226,8 @@ def _measured(told: Mapping[str, Any], rank: int) -> dict[str, Any]:
         "offload": recipe.offload,
         "operations": operations,
         "losses": losses,
+        "start_s": start_s,
+        "took": took,
         "device": device,
         "parameters": parameters,
         "clips": share * world,
