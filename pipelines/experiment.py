@@ -26,6 +26,8 @@ from pipelines import feature_sets
 from tracking.gate import Rule
 from training import recipes
 from training.recipe import EncoderSettings, Recipe, Task, TaskKind, fitting_ranks
+from training.recipe_builder import Setting
+from training.recipe_checks import LOSSES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -408,7 +410,7 @@ def recipe_of(
     *,
     seed: int,
     model: Mapping[str, Scalar],
-    train: Mapping[str, recipes.Setting],
+    train: Mapping[str, Setting],
 ) -> Recipe:
     """A named recipe with settings of the model and of the training replaced."""
     known = [each.name for each in fields(Recipe) if each.name not in _NOT_SET_HERE]
@@ -531,7 +533,7 @@ def _check_model(experiment: Experiment) -> None:
     """
     chosen = _extra(experiment.train).get("loss")
     kind: TaskKind = experiment.source.task or "classes"
-    for each, losses in recipes.LOSSES.items():
+    for each, losses in LOSSES.items():
         if experiment.source.task is None and chosen in losses:
             kind = each
     classes = () if kind == "regression" else ("one", "other")

@@ -13,7 +13,7 @@ from training.data import load
 from training.engine import clip_losses
 from training.loop import fit
 from training.recipe import Task
-from training.recipes import check
+from training.recipe_checks import check
 from training.session import LocalSession
 
 MOOD = Task(kind="classes", label="side", classes=("minus", "plus"))

@@ -10,7 +10,7 @@ from tracking.run import MemoryRun
 from training import engine
 from training.data import load
 from training.loop import fit
-from training.recipes import check
+from training.recipe_checks import check
 from training.session import LocalSession
 
 

@@ -34,7 +34,7 @@ from training.data import load as load_data
 from training.models import build as build_model
 from training.predict import Predictor, load_model
 from training.recipe import Task
-from training.recipes import late_fusion
+from training.recipes import named
 
 pytestmark = pytest.mark.media
 
@@ -260,7 +260,9 @@ def test_only_workers_of_encoders_ask_for_a_gpu_and_only_where_it_is_set(made):
 def predictor(home, made):
     """A predictor with fresh weights of its own, trained on nothing."""
     experiment, columns = made
-    recipe = late_fusion(Task(kind="regression", label="mood"), list(columns), {"hidden": 8})
+    recipe = named(
+        "late_fusion", Task(kind="regression", label="mood"), list(columns), {"hidden": 8}
+    )
     fingerprints = {stream: column.spec.fingerprint for stream, column in columns.items()}
     found = load_data(experiment.root, fingerprints, recipe)
     widths = {stream: column.spec.width for stream, column in columns.items()}

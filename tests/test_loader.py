@@ -22,7 +22,7 @@ from training.loader import Seat, loader_of
 from training.normaliser import Normaliser, measured_once
 from training.order import Buckets, global_batches, order
 from training.recipe import Pooling
-from training.recipes import check
+from training.recipe_checks import check
 
 CLIPS, SHARD, GLOBAL = 45, 7, 8
 OWN = Pooling(kind="own", most=20)

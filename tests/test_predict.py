@@ -24,7 +24,7 @@ from training.data import load
 from training.models import build
 from training.predict import Predictor, decide, outputs
 from training.recipe import Task
-from training.recipes import late_fusion
+from training.recipes import named
 
 FEATURIZERS = {
     "text": catalog.build("hashed-words", dims=16),
@@ -98,7 +98,7 @@ def world(tmp_path_factory):
 
 
 def save(root, columns, task):
-    recipe = late_fusion(task, list(SPECS), {"hidden": 8})
+    recipe = named("late_fusion", task, list(SPECS), {"hidden": 8})
     data = load(root, columns, recipe)
     torch.manual_seed(0)
     folder = root / f"predictor-{task.kind}"
@@ -249,7 +249,7 @@ def test_a_clip_with_nothing_at_its_words_is_not_scored(world, tmp_path):
     (tmp_path / "late.vtt").write_text(VTT.replace("00:0", "09:0"))
     late = row(root, 0, transcript=str(tmp_path / "late.vtt"))
     predictor = Predictor.load(folder)
-    predictor.recipe = late_fusion(SCORE, ["audio", "video"])
+    predictor.recipe = named("late_fusion", SCORE, ["audio", "video"])
     predictor.specs = {name: predictor.specs[name] for name in ("audio", "video")}
     predictor.featurizers = {name: predictor.featurizers[name] for name in ("audio", "video")}
     (said,) = predictor.predict([late])

@@ -11,7 +11,8 @@ from training.batch import FusionBatch, Stream
 from training.engine import clip_losses
 from training.models import KINDS, build
 from training.recipe import ModelSettings, Pooling, Recipe, Schedule, Task
-from training.recipes import NAMES, ONE_TIME_BASE, check, named
+from training.recipe_checks import ONE_TIME_BASE, check
+from training.recipes import NAMES, named
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))

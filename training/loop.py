@@ -26,7 +26,7 @@ from training.models import build
 from training.order import GlobalBatch, order_digest
 from training.predict import decide
 from training.recipe import Recipe
-from training.recipes import check
+from training.recipe_checks import check
 from training.schedule import LOSS, best_epoch, rate_share, waited
 from training.session import PreemptedError, Session, Wish
 from training.start import begin
