@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from featurizers import catalog
+from featurizers.node_cache import NodeCache
 from featurizers.pretrained import Checkpoint
 from featurizers.spec import Featurizer, Scalar
 from featurizers.store import Root, StorageError, is_remote, store_at
@@ -173,6 +174,13 @@ class Sweep(Section):
     grace: Annotated[int, Field(ge=1)] = 3
 
 
+class NodeCacheSection(Section):
+    """Where each machine keeps copies of shards for training, and how much of them."""
+
+    folder: Annotated[str, Field(min_length=1)]
+    gigabytes: Annotated[float, Field(gt=0)] = 20.0
+
+
 class Workers(Section):
     """How many processes.
 
@@ -180,12 +188,17 @@ class Workers(Section):
     that decodes, and `gpus`, what it gives of a GPU to each worker that has a pretrained encoder
     (0: none, 1: a GPU, 0.5: half of one). `train` does: each rank draws its own dropout, and sums
     are taken in another order. The clips of each global batch stay the same.
+
+    `loader`, processes of each rank that make batches ahead of time, and `node_cache`, copies of
+    shards on each machine, change no bit of an indexed loader's batches.
     """
 
     featurize: Annotated[int, Field(ge=0)] = 2
     train: Annotated[int, Field(ge=1)] = 2
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    loader: Annotated[int, Field(ge=0)] = 0
+    node_cache: NodeCacheSection | None = None
 
 
 class Register(Section):
@@ -340,6 +353,14 @@ class Experiment(Section):
     def cache_folder(self) -> Path:
         """The node's folder for remote media."""
         return self.folder / self.cache.folder if self.cache.folder else self.work / "cache"
+
+    @property
+    def node_cache(self) -> NodeCache | None:
+        """Copies of shards on each machine, where they are wanted."""
+        wanted = self.workers.node_cache
+        if wanted is None:
+            return None
+        return NodeCache(self.folder / wanted.folder, int(wanted.gigabytes * (1 << 30)))
 
     def featurizers(self) -> dict[str, Featurizer]:
         """A featurizer for each stream.
@@ -629,6 +650,7 @@ _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     ("source", "align"): Align,
     ("sweep",): Sweep,
     ("workers",): Workers,
+    ("workers", "node_cache"): NodeCacheSection,
     ("register",): Register,
     ("promote",): Promote,
     ("shards",): Shards,

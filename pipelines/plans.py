@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column
+from featurizers.node_cache import NodeCache
 from featurizers.spec import canonical_json
 from featurizers.store import Root
 from pipelines import HOME
@@ -30,6 +31,19 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a run's batches are brought; it is in no digest, as the number of ranks is in none.
+
+    Attributes:
+        workers: Processes of each rank that make batches ahead of time.
+        node_cache: Where each machine keeps copies of shards; None reads clips from the dataset.
+    """
+
+    workers: int = 0
+    node_cache: NodeCache | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run to be trained.
 
@@ -37,6 +51,7 @@ class Plan:
         name: For people: recipe, streams and seed.
         folder: Where its results go, named by its digest.
         columns: The fingerprint of each stream's column.
+        loading: How its batches are brought.
     """
 
     name: str
@@ -44,6 +59,7 @@ class Plan:
     root: Root
     folder: Path
     columns: Mapping[str, str]
+    loading: Loading = Loading()
 
     @property
     def finished(self) -> bool:

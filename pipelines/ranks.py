@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from featurizers.node_cache import NodeCache
 from featurizers.store import publish
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
-from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
+from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Loading, Plan
 from pipelines.tracked import journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
 from training.session import PreemptedError, Session, Wish
 
 STACKS = "stacks"
+STATISTICS = "statistics"
 LOOK_S = 0.2  # the driver's file may lie on a network
 SIGN_S = 2.0
 GRACE_S = 10.0  # between the stacks of one rank and its end: the others save theirs meanwhile
@@ -101,6 +103,7 @@ def attended(
 
 def sent(plan: Plan, run_id: str) -> dict[str, Any]:
     """A plan as plain data: what crosses to the workers is small and readable."""
+    cache = plan.loading.node_cache
     return {
         "name": plan.name,
         "recipe": plan.recipe.to_json(),
@@ -108,17 +111,24 @@ def sent(plan: Plan, run_id: str) -> dict[str, Any]:
         "folder": str(plan.folder),
         "columns": dict(plan.columns),
         "run_id": run_id,
+        "loader": plan.loading.workers,
+        "node_cache": None if cache is None else [str(cache.folder), cache.limit_bytes],
     }
 
 
 def received(plain: Mapping[str, Any]) -> Plan:
     """The plan that `sent` was given."""
+    cache = plain["node_cache"]
     return Plan(
         name=plain["name"],
         recipe=Recipe.from_json(plain["recipe"]),
         root=plain["root"],
         folder=Path(plain["folder"]),
         columns=plain["columns"],
+        loading=Loading(
+            workers=plain["loader"],
+            node_cache=None if cache is None else NodeCache(Path(cache[0]), cache[1]),
+        ),
     )
 
 
@@ -156,7 +166,14 @@ def train_one(
     from training.predict import Predictor, load_model
     from training.pretrained import tokenizers
 
-    data = load(plan.root, plan.columns, plan.recipe)
+    loading = plan.loading
+    data = load(
+        plan.root,
+        plan.columns,
+        plan.recipe,
+        node_cache=loading.node_cache,
+        kept=plan.folder / STATISTICS,
+    )
 
     def progress(epoch: int, metrics: Mapping[str, float]) -> None:
         note(plan.folder, {"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
@@ -165,7 +182,7 @@ def train_one(
 
     # A check of resuming has no run of its own.
     with tracked(plan, uri, run_id if session.rank == 0 else "") as run:
-        outcome = fit(plan.recipe, data, session, run, progress)
+        outcome = fit(plan.recipe, data, session, run, progress, loader_workers=loading.workers)
     if session.rank:
         return
     Predictor.save(

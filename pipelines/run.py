@@ -23,7 +23,7 @@ from pipelines.films import Lost
 from pipelines.folds import folds_of, with_folds
 from pipelines.ingest import ingest
 from pipelines.limits import Care
-from pipelines.plans import Plan, Trained, plan_run, score_test
+from pipelines.plans import Loading, Plan, Trained, plan_run, score_test
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.resume import Resumed, check_resume
 from pipelines.score import row_of, score
@@ -162,7 +162,7 @@ def train_all(
     plans: list[Plan] = []
     for recipe in recipes:
         check_usable(recipe, clips, columns)
-        plans.append(plan_run(experiment.root, experiment.work, columns, recipe, clips))
+        plans.append(planned(experiment, columns, recipe, clips))
     if finished := sum(plan.finished for plan in plans):
         show.say(f"{finished} of {len(plans)} runs are finished already")
     left = sum(not plan.finished for plan in plans)
@@ -204,7 +204,7 @@ def check_resuming(
     """Whether a run that is killed after some steps goes on to the same bits; see `resume`."""
     show.head("check of resuming")
     check_usable(recipe, clips, columns)
-    plan = plan_run(experiment.root, experiment.work, columns, recipe, clips)
+    plan = planned(experiment, columns, recipe, clips)
     uri = store_uri(experiment)
     initialise(uri, experiment.folder / "mlartifacts")
     found = check_resume(
@@ -223,6 +223,15 @@ def check_resuming(
         f"({found.resumed[:12]}, {found.undisturbed[:12]})"
     )
     return found
+
+
+def planned(
+    experiment: Experiment, columns: Mapping[str, Column], recipe: Recipe, clips: Sequence[Clip]
+) -> Plan:
+    """The plan of one run of the experiment, which says how its batches are brought."""
+    loading = Loading(workers=experiment.workers.loader, node_cache=experiment.node_cache)
+    plan = plan_run(experiment.root, experiment.work, columns, recipe, clips)
+    return replace(plan, loading=loading)
 
 
 def care_of(experiment: Experiment) -> Care:

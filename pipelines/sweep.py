@@ -10,8 +10,7 @@ from featurizers.manifest import Column
 from featurizers.store import publish
 from pipelines.experiment import Experiment, FailedError
 from pipelines.family import parent_of
-from pipelines.plans import plan_run
-from pipelines.run import check_usable, store_uri
+from pipelines.run import check_usable, planned, store_uri
 from pipelines.show import Show
 from pipelines.space import Draw, flags
 from pipelines.trials import Trial, best_of, sweep
@@ -42,7 +41,7 @@ def sweep_all(
     check_usable(recipes[0], clips, columns)
     plans = [
         replace(
-            plan_run(experiment.root, experiment.work, columns, recipe, clips),
+            planned(experiment, columns, recipe, clips),
             name=f"trial {number}",
         )
         for number, recipe in enumerate(recipes)

@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,21 +135,21 @@ def fit(
         )
     work = _begun(recipe, data, session, run, loader_workers)
     engine = work.engine
-    state, best = _start(work)
-    while not _finished(recipe, state):
-        started = time.perf_counter()
-        state = _train_epoch(work, state, best)
-        seconds = time.perf_counter() - started
-        epoch = {"train_loss": sum(state.losses) / _total_weight(work)} | _validate(work)
-        epoch["learning_rate"] = _rate(work, state, state.position - 1)
-        state = _State(state.position, (*state.history, epoch))
-        if _best(recipe, state) == state.newest:
-            best = engine.weights()
-        if session.rank == 0:
-            _tell(work, state, seconds, progress)
-        if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
-            _checkpoint(work, state, best)
-    work.loader.close()
+    with closing(work.loader):
+        state, best = _start(work)
+        while not _finished(recipe, state):
+            started = time.perf_counter()
+            state = _train_epoch(work, state, best)
+            seconds = time.perf_counter() - started
+            epoch = {"train_loss": sum(state.losses) / _total_weight(work)} | _validate(work)
+            epoch["learning_rate"] = _rate(work, state, state.position - 1)
+            state = _State(state.position, (*state.history, epoch))
+            if _best(recipe, state) == state.newest:
+                best = engine.weights()
+            if session.rank == 0:
+                _tell(work, state, seconds, progress)
+            if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
+                _checkpoint(work, state, best)
     engine.close()
     chosen = _best(recipe, state)
     weights = best if session.rank == 0 else {}
