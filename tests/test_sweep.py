@@ -1,5 +1,6 @@
 """Sweeps: draws that do not change, trials that fall behind, and going on after a kill."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,49 @@ def test_the_best_is_a_finished_trial_and_stands_first_in_the_table():
     order = [row["trial"] for row in table(found, "valid_loss")]
     assert order == ["trial 1", "trial 2", "trial 0", "trial 3"]
     assert table(found, "valid_loss")[0]["train.learning_rate"] == 0.1
+
+
+@pytest.mark.ray
+def test_ctrl_c_during_a_sweep_is_ours_to_answer(tmp_path, monkeypatch):
+    """Ray Tune (2.60.0) would answer it itself, and `fit` return as if all were done."""
+    from ray import tune
+    from ray.tune.tune import _setup_signal_catching
+
+    class Fit:
+        """What `Tuner.fit` does about signals, and Ctrl-C while it waits for trials."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            _setup_signal_catching()
+            signal.raise_signal(signal.SIGINT)
+            return []
+
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    monkeypatch.setattr("pipelines.trials.start_ray", lambda _: None)
+    monkeypatch.setattr("pipelines.trials.on_gpus", lambda _: False)
+    monkeypatch.setattr(tune, "with_parameters", lambda work, **_: work)
+    monkeypatch.setattr(tune, "Tuner", Fit)
+    plain = yaml.safe_load(given(tmp_path).read_text())
+    experiment = Experiment.model_validate({**plain, "folder": tmp_path})
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(
+                [],
+                [],
+                [],
+                experiment=experiment,
+                uri="",
+                metric="valid_loss",
+                parent=None,
+                told=lambda *_: None,
+                say=print,
+            )
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.ray
