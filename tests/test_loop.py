@@ -146,6 +146,14 @@ def test_it_learns_and_the_best_weights_give_the_best_metrics(data, tmp_path):
     assert {"train_loss", "valid_loss", "valid_f1_non0", "learning_rate", "samples_per_second"} <= (
         run.metrics[0][1].keys()
     )
+    shares = {name: value for name, value in run.metrics[1][1].items() if name[:5] == "time/"}
+    assert shares.keys() == {
+        "time/data_wait_share",
+        "time/device_share",
+        "time/collectives_share",
+    }
+    assert 0 < shares["time/data_wait_share"] < 1
+    assert 0 < shares["time/device_share"] < sum(shares.values()) <= 1
     assert run.datasets["train"] == ("train", data.train.digest)
     assert run.settings["model.kind"] == "late_fusion"
     assert len(run.settings["order_digest"]) == 64
@@ -252,6 +260,7 @@ def test_two_ranks_resume_to_the_same_bits_and_follow_one_rank(made, tmp_path):
         for ours, theirs in zip(other, alone.history, strict=True):
             assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
     assert zero["logged"] > 0
+    assert all(0.01 < share < 1 for share in zero["among_ranks"])
     assert one["logged"] == 0
 
 
@@ -292,6 +301,7 @@ def _as_rank(root, columns, folder, rank):
     exact = fit(without_dropout(RECIPE), data, InGroup(folder / "exact", rank, 1000), run)
     report["exact"] = [dict(epoch) for epoch in exact.history]
     report["logged"] = len(run.metrics) + len(run.settings)
+    report["among_ranks"] = [points["time/collectives_share"] for _, points in run.metrics]
     whole_state = without_dropout(replace(RECIPE, zero=0))
     with pytest.raises(PreemptedError):
         fit(whole_state, data, InGroup(folder / "moved", rank, STEPS + 3), MemoryRun())

@@ -27,6 +27,7 @@ from training.checkpoint import CheckpointError, DamagedCheckpointError
 from training.deepspeed_json import DeepSpeedSettings, ds_config
 from training.optimizer import groups
 from training.recipe import Recipe, micro_batch
+from training.timing import Collectives
 
 BEST = "best.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -103,6 +104,7 @@ class Engine:
             config=dict(settings),
         )
         self._device = self._engine.device
+        self._collectives = _collectives(self._device)
         self._hold(settings)
         self._masters = self._begin()
 
@@ -171,7 +173,8 @@ class Engine:
         if self._world == 1:
             return wish
         shared = torch.tensor([wish], device=self._device)
-        distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+        with self._collectives.timed():
+            distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
         return int(shared.item())
 
     def tell(self, value: Any) -> Any:  # noqa: ANN401 - any plain data
@@ -179,6 +182,10 @@ class Engine:
         shared = [value]
         distributed.broadcast_object_list(shared, src=0, device=self._device)
         return shared[0]
+
+    def collective_seconds(self) -> float:
+        """That steps spent among ranks since this was asked last; see `timing.Collectives`."""
+        return self._collectives.seconds()
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state of the model in main memory, numbers as float32, at any ZeRO stage."""
@@ -265,7 +272,8 @@ class Engine:
             return
         buffers = [self._model.get_buffer(name) for name in self._observed]
         together = torch.cat([buffer.detach().flatten().float() for buffer in buffers])
-        distributed.all_reduce(together)
+        with self._collectives.timed():
+            distributed.all_reduce(together)
         means = torch.split(together / self._world, [buffer.numel() for buffer in buffers])
         with torch.no_grad():
             for buffer, mean in zip(buffers, means, strict=True):
@@ -546,6 +554,12 @@ def _deepspeed() -> ModuleType:
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     library: ModuleType = deepspeed
     return library
+
+
+def _collectives(device: torch.device) -> Collectives:
+    from deepspeed import comm
+
+    return Collectives(comm.comm.cdb, cuda=device.type == "cuda")
 
 
 def _join() -> None:

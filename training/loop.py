@@ -31,6 +31,7 @@ from training.recipe_checks import check
 from training.schedule import LOSS, best_epoch, rate_share, waited
 from training.session import PreemptedError, Session, Wish
 from training.start import begin
+from training.timing import STEP, Stages
 
 Epoch: TypeAlias = Mapping[str, float]
 Progress: TypeAlias = Callable[[int, Epoch], None]
@@ -92,6 +93,7 @@ class _Work:
     weights: Mapping[str, float]
     seat: Seat
     loader: Loader
+    stages: Stages
 
 
 def fit(
@@ -138,16 +140,18 @@ def fit(
     with closing(work.loader):
         state, best = _start(work)
         while not _finished(recipe, state):
+            engine.collective_seconds()  # of validation, which is not timed here
             started = time.perf_counter()
             state = _train_epoch(work, state, best)
-            seconds = time.perf_counter() - started
+            seconds, spoken = time.perf_counter() - started, engine.collective_seconds()
             epoch = {"train_loss": sum(state.losses) / _total_weight(work)} | _validate(work)
             epoch["learning_rate"] = _rate(work, state, state.position - 1)
             state = _State(state.position, (*state.history, epoch))
             if _best(recipe, state) == state.newest:
                 best = engine.weights()
+            shares = work.stages.shares(seconds, spoken)
             if session.rank == 0:
-                _tell(work, state, seconds, progress)
+                _tell(work, state, seconds, shares, progress)
             if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
                 _checkpoint(work, state, best)
     engine.close()
@@ -187,7 +191,7 @@ def _begun(recipe: Recipe, data: Data, session: Session, run: Run, loader_worker
     seat = Seat(rank=session.rank, world=session.world, micro=engine.micro)
     weigh = functools.partial(_weighed, recipe, data, counted)
     loader = loader_of(data.train, recipe, seat, loader_workers, weigh)
-    return _Work(recipe, data, session, run, engine, counted, seat, loader)
+    return _Work(recipe, data, session, run, engine, counted, seat, loader, Stages())
 
 
 def _start(work: _Work) -> tuple[_State, dict[str, Tensor]]:
@@ -248,12 +252,15 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
     epoch = len(state.history)
     first = epoch * len(loader)
     own = torch.tensor(state.losses[rank] if state.losses else 0.0, dtype=torch.float64)
-    for position, step in enumerate(loader.steps(epoch, state.position - first), state.position):
+    steps = work.stages.waited(loader.steps(epoch, state.position - first))
+    for position, step in enumerate(steps, state.position):
         torch.manual_seed(step_seed(seed, position, rank))
         work.engine.set_learning_rate(_rate(work, state, position))
         share = _with_dropped(work, step.share, position)
-        own = own + work.engine.step(share, step.weights).cpu()
-        if wish := work.engine.most(work.session.wish(position + 1)):
+        with work.stages.stage(STEP):
+            own = own + work.engine.step(share, step.weights).cpu()
+            wish = work.engine.most(work.session.wish(position + 1))
+        if wish:
             _checkpoint(
                 work, replace(state, position=position + 1, losses=_by_rank(work, own)), best
             )
@@ -330,9 +337,15 @@ def _validate(work: _Work) -> dict[str, float]:
     }
 
 
-def _tell(work: _Work, state: _State, seconds: float, progress: Progress | None) -> None:
+def _tell(
+    work: _Work,
+    state: _State,
+    seconds: float,
+    shares: Mapping[str, float],
+    progress: Progress | None,
+) -> None:
     shown = {**state.history[-1], "samples_per_second": len(work.data.train) / seconds}
-    work.run.log_metrics(shown, step=state.newest)
+    work.run.log_metrics({**shown, **shares}, step=state.newest)
     if progress is not None:
         progress(state.newest, shown)
 
