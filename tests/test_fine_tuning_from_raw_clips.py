@@ -250,7 +250,11 @@ def test_an_experiment_file_names_encoders(tmp_path, places):
     assert recipe.model.encoders["text"].layer_decay == 0.9
     assert recipe.model.encoders["audio"].weights.startswith(str(places / "audio"))
     for setting, value, said in (
-        ("text.freze", 2, "model.encoders.text: an encoder has no setting 'freze'"),
+        (
+            "text.freze",
+            2,
+            "model.encoders.text: an encoder has no setting 'freze'; the nearest is 'freeze'",
+        ),
         ("text.freeze", 9, "freeze is 9; this encoder has 3 layers"),
         ("text.layer_decay", 2, "encoders.text.layer_decay is 2"),
         ("tone", {"model": str(places / "text")}, "roberta reads word-pieces, not prosody"),

@@ -41,6 +41,7 @@ from training.models.encoders import (
 )
 from training.models.end_to_end import EndToEnd
 from training.recipe import EncoderSettings, ModelSettings, Recipe
+from training.recipe_checks import nearest
 
 # Checkpoints of the hub hold these with their text half, which is not needed.
 _WITH_TEXT = ("clip", "siglip")
@@ -77,7 +78,7 @@ def encoder_settings(given: Mapping[str, Any], folder: Path) -> EncoderSettings:
     known = [each.name for each in fields(EncoderSettings) if each.name not in _CHECKPOINT]
     if unknown := [name for name in given if name not in {*_PLACE, *known}]:
         raise ValueError(
-            f"an encoder has no setting {unknown[0]!r}; there are {', '.join((*_PLACE, *known))}"
+            f"an encoder has no setting {unknown[0]!r}; {nearest(unknown[0], (*_PLACE, *known))}"
         )
     place = {name: str(given.get(name, "")) for name in _PLACE}
     if place["model"] and not place["revision"] and (folder / place["model"]).exists():

@@ -232,8 +232,12 @@ def _check_number(
 def check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
     """Raise ValueError where a setting is none of what it can be."""
     if value not in known:
+        near = (
+            difflib.get_close_matches(value, map(str, known), n=1) if isinstance(value, str) else []
+        )
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
         choices = ", ".join(str(each) for each in known)
-        raise ValueError(f"{name} is {value!r}; for this task it can be: {choices}")
+        raise ValueError(f"{name} is {value!r}{meant}; it can be: {choices}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
