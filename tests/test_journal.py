@@ -88,7 +88,7 @@ def test_tries_at_a_server_that_is_away_get_rarer(tmp_path, monkeypatch):
 def test_what_a_dead_process_left_is_sent_by_the_next(tmp_path):
     server = Server()
     server.away = True
-    first = JournaledRun(server, tmp_path / "journal")
+    first = JournaledRun(server, tmp_path / "journal", attempt=1)
     first.log_metrics({"loss": 1.0}, 0)
     first.log_metrics({"loss": 2.0}, 1)
     assert first.close() == 2
@@ -176,7 +176,8 @@ def test_over_http_an_outage_is_waited_for(tmp_path, monkeypatch):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     uri = f"http://127.0.0.1:{server.server_port}"
-    run = JournaledRun(mlflow_store.MlflowRun(uri=uri, run_id="r"), tmp_path / "journal")
+    there = mlflow_store.MlflowRun(uri=uri, run_id="r")
+    run = JournaledRun(there, tmp_path / "journal", attempt=1)
     try:
         for epoch in range(3):
             run.log_metrics({"loss": float(epoch)}, epoch)

@@ -31,8 +31,8 @@ class JournaledRun:
     Args:
         run: The run on the server; raises AwayError where that cannot be reached.
         folder: Of this run and this writer alone; made when there is something to write.
-        attempt: How often this run was begun, from 1. Every point carries it, so that those of
-            steps that were taken again can be told apart; the last one holds.
+        attempt: How often this run was begun, from 1. Where it is given every point carries it, so
+            that those of steps that were taken again can be told apart; the last one holds.
         patience_s: How long a call waits for the server.
     """
 
@@ -41,7 +41,7 @@ class JournaledRun:
         run: Run,
         folder: Path,
         *,
-        attempt: int = 1,
+        attempt: int | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._run, self._folder = run, folder
@@ -50,7 +50,7 @@ class JournaledRun:
         self._idle = threading.Condition()
         self._is_away = False
         self._refused: Exception | None = None
-        self._newest = 0
+        self._newest = self._sent = 0  # names of entries
         self._thread = threading.Thread(target=self._send, name="fuseline-journal", daemon=True)
         self._thread.start()
 
@@ -73,7 +73,9 @@ class JournaledRun:
     ) -> None:
         """See `tracking.run.Run`."""
         at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-        points = {**metrics, "attempt": float(self._attempt)}
+        points = dict(metrics)
+        if self._attempt is not None:
+            points["attempt"] = float(self._attempt)
         self._write("log_metrics", {"metrics": points, "step": step, "at_ms": at_ms})
 
     def log_dataset(self, name: str, digest: str, context: str) -> None:
@@ -111,9 +113,9 @@ class JournaledRun:
 
     def _write(self, call: str, kwargs: Mapping[str, Any], file: Path | None = None) -> None:
         # By time, so that two writers, of which one should be dead already, take no name twice.
-        self._newest = max(self._newest + 1, time.time_ns())
+        number = max(self._newest + 1, time.time_ns())
         self._folder.mkdir(parents=True, exist_ok=True)
-        entry = self._folder / f"{self._newest:020d}.json"
+        entry = self._folder / f"{number:020d}.json"
         if file is not None:
             kept = entry.with_suffix("")
             kept.mkdir(exist_ok=True)
@@ -124,6 +126,7 @@ class JournaledRun:
             lines.flush()
             os.fsync(lines.fileno())
         draft.rename(entry)
+        self._newest = number
         self._wake.set()
         self._wait(self._patience_s)
 
@@ -131,7 +134,8 @@ class JournaledRun:
         """Until all is sent, or the server is away, or patience ends."""
         with self._idle:
             self._idle.wait_for(
-                lambda: self._refused or self._is_away or not self.waiting, timeout=patience_s
+                lambda: self._refused or self._is_away or self._sent >= self._newest,
+                timeout=patience_s,
             )
         if self._refused is not None:
             refused, self._refused = self._refused, None
@@ -141,6 +145,7 @@ class JournaledRun:
         pause_s = FIRST_PAUSE_S
         while not self._closed.is_set():
             self._wake.clear()
+            newest = self._newest
             try:
                 deliver(self._run, self._folder, lambda: not self._closed.is_set())
             except AwayError:
@@ -149,6 +154,7 @@ class JournaledRun:
                 self._tell(refused=error)
             else:
                 pause_s = FIRST_PAUSE_S
+                self._sent = newest
                 self._tell()
                 self._wake.wait()
                 continue

@@ -175,6 +175,15 @@ def initialise(uri: str, artifacts: Path) -> None:
 
 
 @_answered
+def connect(uri: str) -> None:
+    """Load what calls to this store need; where a thread would do it, a fork may come in between.
+
+    A process that was forked in the midst of an import waits for ever when it imports the same.
+    """
+    _client(uri)
+
+
+@_answered
 def start_run(
     uri: str, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
 ) -> "MlflowRun":
