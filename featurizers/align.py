@@ -1,8 +1,10 @@
 """Arithmetic of time: pool steps to words, to cells of equal length, or to so many parts. Pure."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -95,19 +97,54 @@ def pool(
     Returns:
         Values float32 [W, D] and valid bool [W].
     """
-    width = feature.values.shape[1]
-    most = max(1, HELD // max(1, width))
-    pooled = np.zeros((len(targets), width), dtype=np.float32)
-    valid = np.zeros(len(targets), dtype=np.bool_)
-    for touched in _touched(feature.times, targets, most):
-        pooled[touched.targets] = _one_each(feature.values, touched, how, most)
-        valid[touched.targets] = True
-    if how == "mean" and np.issubdtype(feature.values.dtype, np.floating):
-        _join(feature, targets, pooled, valid, most)
-    return pooled, valid
+    return Pooled(targets).stream(feature, how)
 
 
-@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Streams pooled to the same targets: what follows from times alone is found once for each.
+
+    Args:
+        targets: See `pool`.
+    """
+
+    def __init__(self, targets: NDArray[np.float64]) -> None:
+        self._targets = targets
+        self._touched: dict[bytes, _Touched] = {}
+        self._lines: dict[bytes, _Lines] = {}
+
+    def stream(
+        self, feature: Feature, how: How = "mean"
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """What `pool` gives for a stream, in every bit."""
+        targets, width = self._targets, feature.values.shape[1]
+        most = max(1, HELD // max(1, width))
+        times = feature.times.tobytes()
+        pooled = np.zeros((len(targets), width), dtype=np.float32)
+        valid = np.zeros(len(targets), dtype=np.bool_)
+        for touched in self._blocks(feature.times, times, most):
+            pooled[touched.targets] = _one_each(feature.values, touched, how, most)
+            valid[touched.targets] = True
+        if how == "mean" and np.issubdtype(feature.values.dtype, np.floating):
+            if times not in self._lines:
+                self._lines[times] = _lines(feature.times, targets)
+            _join(feature.values, self._lines[times], pooled, valid, most)
+        return pooled, valid
+
+    def _blocks(self, times: NDArray[np.float64], name: bytes, most: int) -> Iterable["_Touched"]:
+        known = self._touched.get(name)
+        if known is not None and len(known.steps) <= most:
+            return [known]
+        blocks = _touched(times, self._targets, most)
+        first, second = next(blocks, None), next(blocks, None)
+        if first is None:
+            return []
+        if second is not None:  # too many to be kept
+            return itertools.chain([first, second], blocks)
+        self._touched[name] = first
+        return [first]
+
+
+@dataclass(frozen=True)
 class _Touched:
     """Targets and the steps that each of them overlaps.
 
@@ -123,12 +160,33 @@ class _Touched:
     steps: NDArray[np.int64]
     weights: NDArray[np.float64]
 
+    @cached_property
+    def run(self) -> slice | NDArray[np.int64]:
+        """The steps; as a slice where each follows the one before it, since that copies nothing."""
+        follow = bool((self.steps[1:] - self.steps[:-1] == 1).all())
+        return slice(self.steps[0], self.steps[-1] + 1) if follow else self.steps
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """The part that each step has in its target [P]."""
+        totals = np.add.reduceat(self.weights, self.first)
+        counts = np.diff(np.append(self.first, len(self.steps)))
+        # Divided before the sum: the shortest overlaps would lose their values in it.
+        shares: NDArray[np.float64] = self.weights / np.repeat(totals, counts)
+        return shares
+
 
 def _touched(
     times: NDArray[np.float64], targets: NDArray[np.float64], most: int
 ) -> Iterator[_Touched]:
     """The steps of all targets; some targets at a time with `most` steps, or one with more."""
     begin, end = times.T
+    if times.shape == targets.shape and _apart(times) and np.array_equal(times, targets):
+        own = np.arange(len(begin))
+        for at in range(0, len(own), most):
+            part = own[at : at + most]
+            yield _Touched(part, part - at, part, (end - begin)[part])
+        return
     rising = bool((begin[1:] >= begin[:-1]).all())
     order = np.arange(len(begin)) if rising else np.argsort(begin, kind="stable")
     begin, end = (begin, end) if rising else (begin[order], end[order])
@@ -148,6 +206,12 @@ def _touched(
         if len(rows):
             first = np.append(0, np.flatnonzero(rows[1:] != rows[:-1]) + 1)
             yield _Touched(rows[first], first, order[steps], weights)
+
+
+def _apart(times: NDArray[np.float64]) -> bool:
+    """Whether spans [T, 2] have lengths, and follow each other."""
+    begin, end = times.T
+    return bool((end > begin).all() and (begin[1:] >= end[:-1]).all())
 
 
 def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
@@ -186,28 +250,20 @@ def _weights(
 
 def _one_each(values: NDArray[Any], touched: _Touched, how: How, most: int) -> NDArray[Any]:
     """The value of each target, [N, D]."""
+    each: NDArray[Any]
     match how:
         case "first":
-            return _at(values, touched.steps[touched.first])
+            each = values[touched.steps[touched.first]]
         case "last":
-            last = np.append(touched.first[1:], len(touched.steps)) - 1
-            return _at(values, touched.steps[last])
+            each = values[touched.steps[np.append(touched.first[1:], len(touched.steps)) - 1]]
         case "max":
-            return _reduced(np.maximum, values, touched, np.ones(1), most)
+            each = _reduced(np.maximum, values, touched, np.ones(len(touched.steps)), most)
         case _ if len(touched.first) == len(touched.steps):  # a step each, whatever its weight
-            return _at(values, touched.steps) + 0.0
+            each = values[touched.run] + 0.0
         case _:
-            totals = np.add.reduceat(touched.weights, touched.first)
-            counts = np.diff(np.append(touched.first, len(touched.steps)))
-            # Divided before the sum: the shortest overlaps would lose their values in it.
-            shares = touched.weights / np.repeat(totals, counts)
             # A sum begins with 0, so that no zero is negative.
-            return _reduced(np.add, values, touched, shares, most) + 0.0
-
-
-def _at(values: NDArray[Any], steps: NDArray[np.int64]) -> NDArray[Any]:
-    chosen: NDArray[Any] = values[steps]
-    return chosen
+            each = _reduced(np.add, values, touched, touched.shares, most) + 0.0
+    return each
 
 
 def _reduced(
@@ -217,11 +273,15 @@ def _reduced(
     factors: NDArray[np.float64],
     most: int,
 ) -> NDArray[np.float64]:
-    """Steps times their factors, reduced for each target: [N, D].
+    """Steps times their factors [P], reduced for each target: [N, D].
 
     More than `most` steps are of one target alone, and taken in pieces.
     """
-    factors = np.broadcast_to(factors, touched.steps.shape)
+    if len(touched.steps) <= most:
+        whole: NDArray[np.float64] = ufunc.reduceat(
+            values[touched.run] * factors[:, np.newaxis], touched.first, axis=0
+        )
+        return whole
     pieces = [
         ufunc.reduceat(
             values[touched.steps[at : at + most]] * factors[at : at + most, np.newaxis],
@@ -230,27 +290,38 @@ def _reduced(
         )
         for at in range(0, len(touched.steps), most)
     ]
-    reduced: NDArray[np.float64] = pieces[0] if len(pieces) == 1 else ufunc.reduce(pieces)
+    reduced: NDArray[np.float64] = ufunc.reduce(pieces)
     return reduced
 
 
-def _join(
-    feature: Feature,
-    targets: NDArray[np.float64],
-    pooled: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    most: int,
-) -> None:
-    """Give targets that are shorter than a hop their value on the line between two steps."""
-    middles = feature.times.mean(axis=1)
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Targets that are shorter than a hop, and the two steps that each lies between.
+
+    Attributes:
+        rows: Of the targets [N].
+        left: Rows of the steps before their middles [N].
+        right: And after [N].
+        share: How far each is on the way from the one to the other [N, 1].
+    """
+
+    rows: NDArray[np.int64]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    share: NDArray[np.float64]
+
+
+def _lines(times: NDArray[np.float64], targets: NDArray[np.float64]) -> _Lines:
+    """The targets that have their value on the line between two steps."""
+    middles = times.mean(axis=1)
     order = np.argsort(middles, kind="stable")
     rising, wanted = middles[order], targets.mean(axis=1)
     after = np.searchsorted(rising, wanted, side="right")
     between = np.flatnonzero((after > 0) & (after < len(order)))
     left, right = order[after[between] - 1], order[after[between]]
     hop = middles[right] - middles[left]
-    apart = feature.times[right, 0] - feature.times[left, 1]
-    length = np.diff(feature.times)[:, 0]
+    apart = times[right, 0] - times[left, 1]
+    length = np.diff(times)[:, 0]
     shorter, longer = (
         np.minimum(length[left], length[right]),
         np.maximum(length[left], length[right]),
@@ -258,9 +329,19 @@ def _join(
     joined = (apart <= ROUNDING * hop) & (longer <= ALIKE * shorter)
     short = joined & (np.diff(targets[between])[:, 0] < hop)
     rows, left, right, hop = between[short], left[short], right[short], hop[short]
-    share = ((wanted[rows] - middles[left]) / hop)[:, np.newaxis]
-    for at in range(0, len(rows), most):
+    return _Lines(rows, left, right, ((wanted[rows] - middles[left]) / hop)[:, np.newaxis])
+
+
+def _join(
+    values: NDArray[Any],
+    lines: _Lines,
+    pooled: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    most: int,
+) -> None:
+    """Give targets that are shorter than a hop their value on the line between two steps."""
+    for at in range(0, len(lines.rows), most):
         part = slice(at, at + most)
-        lower, upper = feature.values[left[part]], feature.values[right[part]]
-        pooled[rows[part]] = lower * (1.0 - share[part]) + upper * share[part]
-        valid[rows[part]] = True
+        lower, upper, share = values[lines.left[part]], values[lines.right[part]], lines.share[part]
+        pooled[lines.rows[part]] = lower * (1.0 - share) + upper * share
+        valid[lines.rows[part]] = True

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurizers import align
-from featurizers.align import HOWS, cells, gaps, parts, pool, word_times
+from featurizers.align import HOWS, Pooled, cells, gaps, parts, pool, word_times
 from featurizers.clip import Clip, Word
 from featurizers.spec import Feature
 
@@ -188,6 +188,18 @@ def test_a_target_has_the_same_bits_whatever_is_pooled_beside_it(times, targets,
 
 
 @settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
+@given(SPANS, SPANS, st.booleans(), st.sampled_from(HOWS))
+def test_streams_that_share_times_and_targets_are_pooled_as_each_alone(times, targets, same, how):
+    targets = times.copy() if same else targets
+    together = Pooled(targets)
+    for seed, width, later in ((0, 3, 0), (1, 5, 0), (0, 3, 0.25), (0, 3, 0)):
+        feature = steps(times + later, seed, width)
+        values, valid = together.stream(feature, how)
+        alone = [pool(feature, target[np.newaxis], how) for target in targets]
+        assert values.tobytes() == b"".join(each.tobytes() for each, _ in alone)
+        assert valid.tolist() == [bool(there[0]) for _, there in alone]
+
+
 @given(st.lists(GRID, min_size=3, max_size=3, unique=True).map(sorted), st.integers(0, 5))
 def test_the_parts_of_a_word_average_to_the_word(cuts, seed):
     values = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)

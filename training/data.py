@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers import dataset, manifest
-from featurizers.align import How, cells, parts, pool, word_times
+from featurizers.align import How, Pooled, cells, parts, pool, word_times
 from featurizers.clip import Clip
 from featurizers.node_cache import NodeCache
 from featurizers.spec import Feature, FeatureSpec, canonical_json
@@ -52,6 +52,7 @@ def to_sample(
             times, in their order, and the model pools what the encoder makes of them.
     """
     base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
+    together = None if base is None else Pooled(base)
     values: dict[str, NDArray[np.float32] | None] = {}
     valid: dict[str, NDArray[np.bool_] | None] = {}
     times: dict[str, NDArray[np.float64]] = {}
@@ -65,10 +66,10 @@ def to_sample(
                 times[name] = feature.times
             continue
         how = "overlap" if pooling.how == "mean" and name in spoken else pooling.how
-        if base is None:
+        if together is None:
             pooled, there = _own_steps(feature, pooling.most, how)
         else:
-            pooled, there = pool(feature, base, how)
+            pooled, there = together.stream(feature, how)
         if there.any():
             scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
             scaled[~there] = 0.0
