@@ -20,7 +20,7 @@ from featurizers.store import publish
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Loading, Plan
-from pipelines.tracked import journaled
+from pipelines.tracked import gauged, journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
 from training.session import PreemptedError, Session, Wish
@@ -64,8 +64,12 @@ def train_each(config: Mapping[str, Any]) -> None:
                 stop=stop,
                 notice=notice,
             )
+            looks = context.get_local_rank() == 0 and plain["run_id"]
             try:
-                train_one(plan, _checked(session, config["check"]), config["uri"], plain["run_id"])
+                with gauges(plan, config["uri"], plain["run_id"] if looks else ""):
+                    train_one(
+                        plan, _checked(session, config["check"]), config["uri"], plain["run_id"]
+                    )
             except PreemptedError:
                 # Ray begins a group anew when one of its ranks fails, and not when all return.
                 if not agreed(stop.is_file() or bool(config["check"])):
@@ -203,6 +207,19 @@ def train_one(
         "without": without_each(model, data.test, plan.recipe.task, data.fallback),
     }
     publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
+
+
+@contextmanager
+def gauges(plan: Plan, uri: str, run_id: str) -> Iterator[None]:
+    """Meanwhile this node is watched for a run, where there is one."""
+    if not run_id:
+        yield
+        return
+    watching = gauged(plan, uri, run_id)
+    try:
+        yield
+    finally:
+        watching.end()
 
 
 @contextmanager

@@ -6,19 +6,22 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines import HOME
 from pipelines.experiment import InputError
+from pipelines.gauges import Gauges
 from pipelines.limits import TrainingFailedError
 from pipelines.plans import FINISHED, SETTLED, Plan, bundled_code_digest, read, score_test
 from tracking.journal import JournaledRun, deliver
-from tracking.mlflow_store import MlflowRun, StoreError, find_run, start_run
+from tracking.mlflow_store import MlflowRun, StoreError, connect, find_run, start_run
 from tracking.provenance import environment, git_commit, versions
 from tracking.run import AwayError
 
+RUN = "run.json"
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 DRIVER = "driver.json"
@@ -30,7 +33,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 
 def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     """The run that belongs to this folder: made once, the same after a failure."""
-    file = plan.folder / "run.json"
+    file = plan.folder / RUN
     if file.is_file():
         standing = json.loads(file.read_bytes())
         if standing["uri"] != uri:
@@ -60,7 +63,7 @@ def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
 
 def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     """Tell the server how a finished run ended; after a crash in between it is told again."""
-    deliver(run, plan.folder / JOURNAL)
+    _send_rest(run, plan.folder)
     run.log_file(plan.folder / FINISHED)
     card = score_test(read(plan), clips, parity=None)
     run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
@@ -93,9 +96,30 @@ def journaled(plan: Plan, uri: str, run_id: str) -> JournaledRun:
         attempts.write(b".")
         attempts.flush()
         number = attempts.tell()
-    run = JournaledRun(MlflowRun(uri=uri, run_id=run_id), plan.folder / JOURNAL, attempt=number)
+    run = JournaledRun(_there(uri, run_id), plan.folder / JOURNAL, attempt=number)
     run.set_tags({"fuseline.attempts": str(number)})
     return run
+
+
+def gauged(plan: Plan, uri: str, run_id: str) -> Gauges:
+    """Watches this node for a run, until it is told to end; through a journal of the node's own."""
+    node, made_s = socket.gethostname(), (plan.folder / RUN).stat().st_mtime
+    return Gauges(
+        JournaledRun(_there(uri, run_id), plan.folder / f"{JOURNAL}-{node}"),
+        lambda: max(0.0, time.time() - made_s),
+        node=node,
+    )
+
+
+def _there(uri: str, run_id: str) -> MlflowRun:
+    with suppress(AwayError):
+        connect(uri)  # before a thread does: loaders fork this process
+    return MlflowRun(uri=uri, run_id=run_id)
+
+
+def _send_rest(run: MlflowRun, folder: Path) -> None:
+    for journal in sorted(folder.glob(f"{JOURNAL}*")):
+        deliver(run, journal)
 
 
 def when_back(call: Callable[[], None], say: Callable[[str], None]) -> None:
@@ -127,10 +151,10 @@ def bury(plans: Sequence[Plan]) -> None:
     for file in sorted({each for folder in own for each in folder.parent.glob(f"*/{DRIVER}")}):
         if file.parent in own or not _is_dead(json.loads(file.read_bytes())):
             continue
-        standing = json.loads((file.parent / "run.json").read_bytes())
+        standing = json.loads((file.parent / RUN).read_bytes())
         run = MlflowRun(uri=standing["uri"], run_id=standing["run_id"])
         with suppress(StoreError):
-            deliver(run, file.parent / JOURNAL)
+            _send_rest(run, file.parent)
             run.finish("KILLED")
             file.unlink()
 
