@@ -24,7 +24,7 @@ def test_a_script_beside_featurizers_py_imports_the_package():
 
 
 def test_words_and_streams_are_measured_where_media_librosa_and_ray_cannot_be_loaded():
-    """As on a machine that is lent for its GPU."""
+    """As on a machine that has a GPU and little else."""
     script = str(BENCHMARKS / "featurizers.py")
     code = (
         "import runpy, sys\n"

@@ -22,6 +22,8 @@ def load(name, path):
 
 
 load("twins", BENCHMARKS / "twins" / "__init__.py")
+for name in ("card", "models_on_card"):
+    load(name, BENCHMARKS / f"{name}.py")
 models = load("model_benchmark", BENCHMARKS / "models.py")
 ROWS = {row.name: row for row in models.rows(full=False)}
 
