@@ -22,8 +22,8 @@ def load(name, path):
 
 
 load("twins", BENCHMARKS / "twins" / "__init__.py")
-for name in ("card", "models_on_card"):
-    load(name, BENCHMARKS / f"{name}.py")
+card = load("card", BENCHMARKS / "card.py")
+load("models_on_card", BENCHMARKS / "models_on_card.py")
 models = load("model_benchmark", BENCHMARKS / "models.py")
 ROWS = {row.name: row for row in models.rows(full=False)}
 
@@ -37,7 +37,7 @@ def small(name, **changed):
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.same])
 def test_both_sides_compute_one_function(name):
-    models.compare(small(name), "cpu")
+    models.compare(small(name))
 
 
 @pytest.mark.parametrize("name", ["mmlatch", "mult_aligned", "msaf_ravdess_1"])
@@ -63,7 +63,7 @@ def test_two_functions_are_not_timed_against_each_other():
 
     row = ROWS["mmlatch"]
     with pytest.raises(RuntimeError, match="mmlatch: the twin's outputs differ by"):
-        models.compare(small("mmlatch", make=functools.partial(wrong, make=row.make)), "cpu")
+        models.compare(small("mmlatch", make=functools.partial(wrong, make=row.make)))
 
 
 @pytest.mark.parametrize("name", ["mmlatch", "mult_aligned", "msaf_ravdess_1"])
@@ -85,14 +85,14 @@ def test_twins_are_as_large_as_the_released_models(name, wanted):
 
 def test_the_sides_take_turns_and_every_round_counts():
     pair = small("msaf_ravdess_1").make(2, 2, dropout=True)
-    timed = models.interleaved(pair, 3, "cpu")
+    timed = models.interleaved(pair, 3)
     assert len(timed.ours) == len(timed.twin) == 3
     assert all(seconds > 0 for seconds in (*timed.ours, *timed.twin))
     assert timed.ratio == sorted(timed.twin)[1] / sorted(timed.ours)[1]
 
 
 def test_multiplications_of_recurrences_are_counted():
-    counted = models.flops(small("mmlatch", clips=2, steps=3))
+    counted = card.flops(small("mmlatch").make(2, 3, dropout=True).ours)
     encoders = sum(2 * 2 * 4 * 100 * (width + 100) for width in (300, 74, 35))
     masks = sum(2 * 2 * 4 * width * (100 + width) for width in (300, 74, 35))
     reader = 2 * 2 * 4 * 100 * (700 + 100)
