@@ -97,7 +97,7 @@ class NodeCache:
             used = sum(bytes_ for _, bytes_, _ in copies)
             for _, bytes_, path in copies:
                 abandoned = path.name.startswith(_FETCHING)
-                if (abandoned or used + size > self.limit_bytes) and _removed(path):
+                if (abandoned or used + size > self.limit_bytes) and removed(path):
                     used -= bytes_
             if used + size > self.limit_bytes:
                 raise StorageError(
@@ -182,8 +182,8 @@ def _facts(path: Path) -> os.stat_result | None:
         return None
 
 
-def _removed(path: Path) -> bool:
-    """Whether a file could be removed, since nobody holds it."""
+def removed(path: Path) -> bool:
+    """Whether a file could be removed, since nobody holds it by a lock."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

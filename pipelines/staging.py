@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+from featurizers.node_cache import removed
 from featurizers.store import StorageError, read_input
 from featurizers.transient import patiently
 
@@ -111,7 +112,7 @@ class Stage:
         copies: list[tuple[int, int, Path]] = []
         for path in self.folder.iterdir():
             if path.name.startswith(_FETCHING):
-                _remove(path)  # left by a worker that was killed; others are locked
+                removed(path)  # left by a worker that was killed; others are locked
                 continue
             try:
                 facts = path.stat()
@@ -122,30 +123,14 @@ class Stage:
         for _, bytes_, path in sorted(copies):
             if used + size <= self.limit_bytes:
                 break
-            if _remove(path):
+            if removed(path):
                 used -= bytes_
 
 
 def clear(folder: Path) -> None:
     """Remove all copies of a cache that nobody holds."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        _remove(path)
-
-
-def _remove(path: Path) -> bool:
-    """Remove a file unless somebody holds it."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+        removed(path)
 
 
 def inside(media: str, roots: Sequence[str]) -> bool:
