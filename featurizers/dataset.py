@@ -150,6 +150,11 @@ def read_clips(root: Root) -> Clips:
         content = store.read(CLIPS)
     except FileNotFoundError:
         raise DatasetError(f"{store.where()}: there is no {CLIPS}; ingest a table first") from None
+    except NotADirectoryError:
+        raise DatasetError(
+            f"{store.where()} is a file; wanted the folder of a dataset, which an experiment file "
+            f"names as dataset"
+        ) from None
     return Clips(_table(content, store.where(CLIPS)))
 
 

@@ -97,3 +97,9 @@ def test_a_table_that_was_cut_or_is_none_is_damage_that_verify_names(tables, nam
         TABLES[name](tables)
     (problem,) = verify(tables)
     assert (problem.what, problem.file) == ("damaged", name)
+
+
+def test_a_file_where_the_folder_is_wanted_is_said_to_be_one(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("dataset: runs/mine\n")
+    with pytest.raises(DatasetError, match=r"experiment\.yaml is a file; wanted the folder of"):
+        read_clips(tmp_path / "experiment.yaml")
