@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, overload
 
 from featurizers.clip import Clip, Label, Word
-from featurizers.store import Root, store_at
+from featurizers.store import Root, Store, store_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,25 +146,32 @@ def read_clips(root: Root) -> Clips:
         DatasetError: There is no dataset, or its table is damaged.
     """
     store = store_at(root)
+    content = _content(store)
+    if content is None:
+        raise DatasetError(f"{store.where()}: there is no {CLIPS}; ingest a table first")
+    return Clips(_table(content, store.where(CLIPS)))
+
+
+def has_clips(root: Root) -> bool:
+    """Whether something was ingested there.
+
+    Raises:
+        DatasetError: It is a file.
+    """
+    return _content(store_at(root)) is not None
+
+
+def _content(store: Store) -> bytes | None:
+    """The bytes of the table of clips, where there is one."""
     try:
-        content = store.read(CLIPS)
+        return store.read(CLIPS)
     except FileNotFoundError:
-        raise DatasetError(f"{store.where()}: there is no {CLIPS}; ingest a table first") from None
+        return None
     except NotADirectoryError:
         raise DatasetError(
             f"{store.where()} is a file; wanted the folder of a dataset, which an experiment file "
             f"names as dataset"
         ) from None
-    return Clips(_table(content, store.where(CLIPS)))
-
-
-def has_clips(root: Root) -> bool:
-    """Whether something was ingested there."""
-    try:
-        store_at(root).read(CLIPS)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def read_forgotten(root: Root) -> frozenset[str]:
