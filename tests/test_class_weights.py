@@ -77,7 +77,7 @@ def test_a_run_is_trained_and_told_by_weighted_losses(tmp_path):
 @pytest.mark.parametrize(
     ("task", "loss", "given", "message"),
     [
-        (MOOD, "cross_entropy", "balancd", "class_weights is 'balancd'; .*: none, balanced"),
+        (MOOD, "cross_entropy", "balancd", "class_weights is 'balancd' .*: none, balanced"),
         (MOOD, "cross_entropy", {"plsu": 2}, "the nearest is 'plus'"),
         (MOOD, "cross_entropy", {"plus": 0}, "class_weights.plus is 0; wanted a number above 0"),
         (RECIPE.task, "l1", "balanced", "a regression, which has no classes"),
