@@ -347,7 +347,8 @@ def watched(folder: Path, rank: int, hang_s: float) -> Iterator[Watch]:
 
     Training runs beside the main thread of a worker of Ray Train (2.60.0), which answers to SIGTERM
     by dying, seconds later. Only `faulthandler` can answer from here: what it writes is the sign.
-    Held by test_sigterm_to_a_rank_saves_first; may go when Ray tells its workers of the signal.
+    Held by test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death; may go when Ray
+    tells its workers of the signal.
 
     Args:
         folder: The run's; stacks go into a folder of it.

@@ -112,8 +112,8 @@ def _tuned(
         raise InputError("there is no section sweep")
     parallel = experiment.sweep.parallel
     start_ray(parallel)
-    # Ray Tune (2.60.0) answers Ctrl-C by itself and returns as if all were done. Held by
-    # test_ctrl_c_during_a_sweep_is_ours_to_answer; may go when `Tuner.fit` raises
+    # Ray Tune (2.60.0) answers Ctrl-C by itself and returns as if all were done.
+    # Held by test_ctrl_c_during_a_sweep_is_ours_to_answer; may go when `Tuner.fit` raises
     # KeyboardInterrupt.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Each result would be written three times over, for nobody.
