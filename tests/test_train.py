@@ -432,7 +432,7 @@ def hears(folder):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ranks_hear_that_a_machine_goes_without_waiting_for_each_other(tmp_path):
     where = str(tmp_path)
     try:
