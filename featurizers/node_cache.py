@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurizers.store import Opened, StorageError, Store
-from featurizers.transient import patiently
+from featurizers.store import LocalFile, Opened, StorageError, Store
 
 _FETCHING = ".fetching-"
 PIECE = 1 << 23
@@ -108,28 +107,7 @@ class NodeCache:
             os.ftruncate(handle, size)
 
 
-class _Copy:
-    """An open copy."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle: int | None = handle
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        handle = self._handle
-        if handle is None:
-            raise ValueError("the file was closed")
-        return patiently(lambda: os.pread(handle, size, offset))
-
-    def close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _held(target: Path) -> _Copy | None:
+def _held(target: Path) -> LocalFile | None:
     """A copy, locked against removal; None when there is none."""
     try:
         handle = os.open(target, os.O_RDONLY)
@@ -140,7 +118,7 @@ def _held(target: Path) -> _Copy | None:
         os.close(handle)
         return None
     os.utime(handle)
-    return _Copy(handle)
+    return LocalFile(handle)
 
 
 @contextmanager

@@ -173,9 +173,9 @@ class LocalStore:
         """See `Store`."""
         return patiently((self.folder / name).read_bytes)
 
-    def open(self, name: str) -> "_LocalFile":
+    def open(self, name: str) -> "LocalFile":
         """See `Store`."""
-        return _LocalFile(self.folder / name)
+        return LocalFile(os.open(self.folder / name, os.O_RDONLY))
 
     def sizes(self, below: str = "") -> dict[str, int]:
         """See `Store`."""
@@ -323,19 +323,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class _LocalFile:
-    _handle: int | None = None
+class LocalFile:
+    """An open local file; see `Opened`.
 
-    def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_RDONLY)
+    Args:
+        handle: Open for reading; closed with it.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle: int | None = handle
 
     def read_at(self, offset: int, size: int) -> bytes:
+        """See `Opened`."""
         handle = self._handle
         if handle is None:
             raise ValueError("the file was closed")
         return patiently(lambda: os.pread(handle, size, offset))
 
     def close(self) -> None:
+        """See `Opened`."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -96,7 +96,7 @@ class Collectives:
         """What is done within is told among ranks."""
         self._depth += 1
         try:
-            with self._outermost() if self._depth == 1 else _nothing():
+            with self._outermost() if self._depth == 1 else nullcontext():
                 yield
         finally:
             self._depth -= 1
@@ -136,8 +136,3 @@ class Collectives:
 def _event() -> torch.cuda.Event:
     event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch's
     return event
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -9,6 +9,7 @@ Shapes: B clips, T steps of the raw stream, S steps of states, D their width.
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ def build_encoder(settings: EncoderSettings, width: int) -> "Encoder":
     return Pictures(settings, width) if kind in PICTURES else Pieces(settings, width)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """A model of transformers, with what is frozen of it.
 
     Args:
@@ -163,8 +164,9 @@ class Encoder(nn.Module):
         times = times_BT2 if found.times is None else found.times
         return found.values * found.mask.unsqueeze(2), found.mask, times
 
+    @abstractmethod
     def _encode(self, values_BTD: Tensor, mask_BT: Tensor, times_BT2: Tensor) -> Stream:
-        raise NotImplementedError
+        """States of what was given, with their mask and, where it is another one, their times."""
 
     def _freeze(self) -> None:
         freeze, last = self.settings.freeze, -1
