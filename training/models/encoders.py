@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featurizers.speech_encoder import RATE_HZ, grid_of
+from featurizers.text_encoder import ARCHITECTURES as TEXT
 from featurizers.text_encoder import POOLER, places_of
 from training.batch import Stream
 from training.recipe import EncoderSettings
@@ -28,16 +29,6 @@ PICTURES = {
     "siglip_vision_model": "SiglipVisionModel",
     "dinov2": "Dinov2Model",
     "vit": "ViTModel",
-}
-TEXT = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "distilbert": "DistilBertModel",
-    "electra": "ElectraModel",
-    "deberta-v2": "DebertaV2Model",
-    "mpnet": "MPNetModel",
-    "modernbert": "ModernBertModel",
 }
 ARCHITECTURES: Mapping[str, str] = {**SPEECH, **PICTURES, **TEXT}
 """The class in transformers of each kind that can be trained."""
