@@ -30,11 +30,11 @@ from featurizers.pretrained import (
 )
 from featurizers.spec import FeatureSpec
 from featurizers.speech_encoder import RATE_HZ
+from featurizers.text_encoder import ARCHITECTURES as TEXT
 from featurizers.word_pieces import NAME as WORD_PIECES
 from training.models.encoders import (
     ARCHITECTURES,
     SPEECH,
-    TEXT,
     UNREAD,
     extras_of,
     kind_of,
