@@ -1,0 +1,1 @@
+"""The commands by group; `pipelines.__main__` puts them together."""

@@ -1,0 +1,107 @@
+"""Commands on all of it: the whole way, the demo, and what this machine can do."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, as_plain, runs_of
+from pipelines.experiment import load
+
+PANEL = "Flows"
+app = typer.Typer()
+
+
+@app.command("run", rich_help_panel=PANEL)
+def run_command(
+    file: File,
+    settings: Set = None,
+    *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    as_json: Json = False,
+) -> None:
+    """Everything: ingest, featurize, train, register, promote. Run again, it goes on."""
+    from pipelines.run import run
+    from pipelines.show import Show
+
+    experiment = load(file, [*(settings or ()), *runs_of(seeds, folds, fold)])
+    summary = run(experiment, Show(quiet=as_json))
+    if as_json:
+        metrics = {name: dict(card.metrics) for name, card in summary.cards.items()}
+        version = None if summary.registered is None else summary.registered.version
+        intervals = {name: card.to_json()["intervals"] for name, card in summary.cards.items()}
+        told = {"clips": summary.clips, "test": metrics, "intervals": intervals}
+        print(json.dumps({**told, "version": version}))
+    elif summary.registered is not None:
+        name = summary.registered.name
+        at = "@champion" if summary.promotion and summary.promotion.verdict.promote else ""
+        ref = f"models:/{name}{at}" if at else f"models:/{name}/{summary.registered.version}"
+        print(f"\nscore a clip: fuseline score {ref} CLIP --transcript WORDS")
+    if summary.promotion is not None and not summary.promotion.verdict.promote:
+        raise typer.Exit(1)
+
+
+@app.command("demo", rich_help_panel=PANEL)
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    clips: Annotated[int, typer.Option(help="Size of the generated corpus.", min=32)] = 480,
+    seed: Annotated[int, typer.Option(help="Of the training runs.")] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="A label that the words alone decide: no gain.")
+    ] = False,
+) -> None:
+    """The whole way on a generated corpus, to a promoted model that scores a raw clip."""
+    from pipelines.run import demo
+    from pipelines.show import Show
+
+    summary = demo(folder, Show(), clips=clips, seed=seed, interaction=not control)
+    if summary.promotion is None or not summary.promotion.verdict.promote:
+        raise typer.Exit(1)
+
+
+@app.command("doctor", rich_help_panel=PANEL)
+def doctor_command(
+    file: Annotated[Path | None, typer.Argument(help="An experiment file; else all parts.")] = None,
+    *,
+    licences: Annotated[
+        bool, typer.Option("--licences", help="The licences of the chosen parts instead.")
+    ] = False,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Licences; what is not for commerce fails.")
+    ] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --commercial: a stream or part whose licence you read; repeatable."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out decoding, Ray and the tracking store.")
+    ] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine, its stores and the chosen parts can do, and what to do about the rest."""
+    from pipelines.doctor import doctor
+    from pipelines.experiment import outline, read
+    from pipelines.licences import licences as told_licences
+
+    experiment = None
+    if file is not None:
+        experiment = outline(read(file, settings or ()), file.parent.resolve(), str(file))
+    if licences or commercial:
+        findings = told_licences(experiment, commercial=commercial, accepted=accept or ())
+    else:
+        findings = doctor(experiment, Path(), quick=quick)
+    found = []
+    for each in findings:
+        found.append(each)
+        if not as_json:
+            print(each, flush=True)
+    if as_json:
+        print(json.dumps([as_plain(each) for each in found]))
+    if any(each.state == "failed" for each in found):
+        raise typer.Exit(1)

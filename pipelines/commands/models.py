@@ -1,0 +1,219 @@
+"""Commands on models: training, judging, promoting, scoring."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, Store, as_plain, runs_of
+from pipelines.experiment import InputError, load, save
+from tracking.mlflow_store import MlflowRegistry, tracking_uri
+from tracking.registry import history
+
+PANEL = "Models"
+app = typer.Typer()
+
+
+@app.command("train", rich_help_panel=PANEL)
+def train_command(
+    file: File,
+    settings: Set = None,
+    *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    check_resume: Annotated[
+        bool,
+        typer.Option("--check-resume", help="Kill a short run, resume it, compare; train nothing."),
+    ] = False,
+    steps: Annotated[int, typer.Option(help="With --check-resume: how many steps.", min=3)] = 8,
+    as_json: Json = False,
+) -> None:
+    """Train the experiment's recipe, and register the best run where a name is given."""
+    from featurizers.dataset import read_clips
+    from pipelines.featurize import finished
+    from pipelines.folds import with_folds
+    from pipelines.run import recipes_of, register_best, runs_table, train_all
+    from pipelines.show import Show
+    from pipelines.sources import task_of
+
+    experiment = load(file, [*(settings or ()), *runs_of(seeds, folds, fold)])
+    show = Show(quiet=as_json)
+    columns, standing = finished(experiment), read_clips(experiment.root)
+    task = task_of(experiment, standing)
+    recipes, clips = recipes_of(experiment, task), with_folds(experiment, standing, task)
+    save(experiment)
+    if check_resume:
+        from pipelines.run import check_resuming
+
+        found = check_resuming(experiment, recipes[0], columns, clips, show, steps=steps)
+        if as_json:
+            print(json.dumps({**as_plain(found), "identical": found.identical}))
+        if not found.identical:
+            raise typer.Exit(1)
+        return
+    trained = train_all(experiment, recipes, columns, clips, show)
+    registered = register_best(experiment, trained, columns, clips, show)
+    if as_json:
+        version = None if registered is None else registered.version
+        runs = [{"run_id": each.run_id, "valid_loss": each.valid_loss} for each in trained]
+        rows = runs_table(trained, clips) if len(trained) > 1 else []
+        print(json.dumps({"runs": runs, "version": version, "table": rows}))
+
+
+@app.command("sweep", rich_help_panel=PANEL)
+def sweep_command(
+    file: File,
+    settings: Set = None,
+    *,
+    trials: Annotated[int | None, typer.Option(help="How many draws of the space.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search settings: random trials, ended when behind the median. Run again, it goes on."""
+    from featurizers.dataset import read_clips
+    from pipelines.featurize import finished
+    from pipelines.show import Show
+    from pipelines.sources import task_of
+    from pipelines.space import drawn
+    from pipelines.sweep import sweep_all
+
+    more = [] if trials is None else [f"sweep.trials={trials}"]
+    overrides = [*(settings or ()), *more]
+    experiment = load(file, overrides)
+    columns, clips = finished(experiment), read_clips(experiment.root)
+    task = task_of(experiment, clips)
+    found = drawn(file, overrides, task)
+    swept = sweep_all(experiment, found, columns, clips, Show(quiet=as_json))
+    if as_json:
+        print(json.dumps(as_plain(swept)))
+
+
+@app.command("evaluate", rich_help_panel=PANEL)
+def evaluate_command(
+    file: File,
+    settings: Set = None,
+    *,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    as_json: Json = False,
+) -> None:
+    """Test metrics of trained runs: with intervals, by class, and when streams are missing."""
+    from pipelines.evaluate import evaluate, tables
+    from pipelines.show import Show
+
+    cards = evaluate(load(file, [*(settings or ()), *runs_of(seeds, folds, fold)]))
+    if as_json:
+        plain = {name: card.to_json() for name, card in cards.items()}
+        for each in plain.values():
+            del each["replicates"]  # thousands of numbers, of which the intervals are made
+        print(json.dumps(plain))
+        return
+    show = Show()
+    first = next(iter(cards.values()))
+    show.scores(f"test, {first.count} clips", cards, list(first.metrics))
+    for name, card in cards.items():
+        for title, rows in tables(card):
+            show.rows(f"{name}: {title}", rows)
+
+
+@app.command("models", rich_help_panel=PANEL)
+def models_command(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """The ledger of a registered model: who was champion, since when, and why."""
+    from pipelines.show import Show
+
+    entries = [as_plain(entry) for entry in history(MlflowRegistry(uri=tracking_uri(store)), name)]
+    if as_json:
+        print(json.dumps(entries))
+        return
+    Show().rows(name, entries)
+
+
+@app.command("promote", rich_help_panel=PANEL)
+def promote_command(
+    file: File,
+    version: Annotated[int | None, typer.Option(help="The candidate; else the newest.")] = None,
+    why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "promoted by hand",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the verdict.")] = False,
+    settings: Set = None,
+) -> None:
+    """Judge a version by the experiment's rules, and make it champion when it passes."""
+    from pipelines.promote import consider
+    from pipelines.show import Show
+
+    experiment = load(file, settings or ())
+    if experiment.register_ is None:
+        raise InputError(f"{file}: there is no register.name; which model is to be promoted?")
+    name, rules = experiment.register_.name, experiment.rules()
+    promotion = consider(
+        tracking_uri(experiment.folder), name, version, rules, why=why, dry_run=dry_run
+    )
+    Show().promotion(promotion)
+    if not promotion.verdict.promote:
+        raise typer.Exit(1)
+
+
+@app.command("rollback", rich_help_panel=PANEL)
+def rollback_command(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
+    store: Store = Path(),
+) -> None:
+    """Make the champion before this one champion again."""
+    from pipelines.promote import go_back
+
+    entry = go_back(tracking_uri(store), name, why=why)
+    print(f"{name} version {entry.version} is champion again (generation {entry.generation})")
+
+
+@app.command("score", rich_help_panel=PANEL)
+def score_command(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION.")],
+    clips: Annotated[list[Path], typer.Argument(help="Media files.")],
+    *,
+    transcript: Annotated[
+        str | None, typer.Option(help="What is said: the words, or a file of them.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """Score raw clips with a registered model, in a fresh process with the model's own code."""
+    from pipelines.score import score
+    from pipelines.show import Show
+
+    if (transcript is not None or start is not None or end is not None) and len(clips) > 1:
+        raise InputError("--transcript, --start and --end are of one clip; give one at a time")
+    for clip in clips:
+        if not clip.is_file():
+            raise InputError(f"{clip}: there is no such file")
+    given = {"transcript": _transcript(transcript), "start": start, "end": end}
+    extra = {name: value for name, value in given.items() if value is not None}
+    rows = [{"id": str(clip), "media": str(clip.resolve()), **extra} for clip in clips]
+    answers = score(tracking_uri(store), model, rows)
+    if as_json:
+        print(json.dumps(answers))
+    else:
+        Show().rows(model, answers)
+    if all(answer["state"] == "quarantined" for answer in answers):
+        raise typer.Exit(1)
+
+
+def _transcript(text: str | None) -> str | None:
+    """Words as they are; a file by its whole path, since another process will read it."""
+    from featurizers.transcript import FORMATS, file_and_tier
+
+    file, tier = (None, None) if text is None else file_and_tier(Path(text))
+    if file is None or file.suffix.lower() not in FORMATS:
+        return text
+    if file.is_file():
+        return str(file.resolve()) if tier is None else f"{file.resolve()}#{tier}"
+    if " " not in str(text):
+        raise InputError(f"--transcript {text}: there is no such file")
+    return text
