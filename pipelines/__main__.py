@@ -1,4 +1,4 @@
-"""The command line: the commands of `pipelines.commands`. Exit code 0 done, 1 failed, 2 the input was wrong."""
+"""The command line, of `pipelines.commands`. Exit code 0 done, 1 failed, 2 the input was wrong."""
 
 if __name__ == "__main__":
     from pipelines import entry
