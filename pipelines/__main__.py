@@ -19,8 +19,9 @@ from featurizers.store import StorageError
 from pipelines.commands import data, flows, models
 from pipelines.experiment import FailedError, InputError
 from pipelines.stopping import stoppable
+from tracking.ledger import LostRaceError
 from tracking.mlflow_store import NoStoreError, StoreError
-from tracking.registry import LostRaceError, UnknownModelError
+from tracking.registry import UnknownModelError
 from training.checkpoint import CheckpointError
 
 # Commands import what they call: `--help` and a wrong file name need neither torch nor a table.

@@ -23,6 +23,13 @@ from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
+from tracking.ledger import (
+    Entry,
+    current,
+    promote,
+    reconcile,
+    rollback,
+)
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
@@ -32,14 +39,7 @@ from tracking.mlflow_store import (
     run_of,
 )
 from tracking.provenance import versions
-from tracking.registry import (
-    Entry,
-    UnknownModelError,
-    current,
-    promote,
-    reconcile,
-    rollback,
-)
+from tracking.registry import UnknownModelError
 from tracking.scorecard import Scorecard
 from training.recipe import Task
 

@@ -134,11 +134,11 @@ def test_points_that_are_sent_twice_are_there_once(tmp_path):
     run = mlflow_store.start_run(uri, "toys", "once", {})
     for _ in range(2):
         run.log_metrics({"loss": 0.5}, step=1, at_ms=1000)
-    found = mlflow_store._client(uri).get_metric_history(run.run_id, "loss")
+    found = mlflow_store.client_of(uri).get_metric_history(run.run_id, "loss")
     assert [(point.step, point.value) for point in found] == [(1, 0.5)]
     run.finish("KILLED")
     run.go_on()
-    assert mlflow_store._client(uri).get_run(run.run_id).info.status == "RUNNING"
+    assert mlflow_store.client_of(uri).get_run(run.run_id).info.status == "RUNNING"
 
 
 def test_a_server_that_nobody_reaches_is_away_and_one_that_says_no_is_not(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def log_toy(run: MlflowRun, bundle: Path) -> str:
 
 
 def read(run: MlflowRun):
-    return mlflow_store._client(run.uri).get_run(run.run_id)
+    return mlflow_store.client_of(run.uri).get_run(run.run_id)
 
 
 def test_the_environment_decides_where_runs_go_else_a_file_does(monkeypatch, tmp_path):
@@ -151,7 +151,7 @@ def test_metrics_keep_their_step_and_survive_nan(run):
     run.log_metrics({"mae": 1.5, "corr": math.nan}, step=0)
     again = MlflowRun(uri=run.uri, run_id=run.run_id)
     again.log_metrics({"mae": 1.25, "corr": 0.5}, step=1)
-    history = mlflow_store._client(run.uri).get_metric_history(run.run_id, "mae")
+    history = mlflow_store.client_of(run.uri).get_metric_history(run.run_id, "mae")
     assert [(point.step, point.value) for point in history] == [(0, 1.5), (1, 1.25)]
     assert read(run).data.metrics == {"mae": 1.25, "corr": 0.5}
 
@@ -206,7 +206,7 @@ def test_threads_that_initialise_at_once_find_one_store(uri, folder):
     for thread in threads:
         thread.join()
     assert failures == []
-    found = mlflow_store._client(uri).get_experiment_by_name("crowd")
+    found = mlflow_store.client_of(uri).get_experiment_by_name("crowd")
     assert found.artifact_location == str(folder / "mlartifacts" / "crowd")
 
 
@@ -255,9 +255,9 @@ def test_the_same_model_registered_by_many_at_once_is_one_version(uri, model_uri
 
 
 def test_creators_of_a_model_at_once_agree_on_one_ledger(uri):
-    client = mlflow_store._client(uri)
+    client = mlflow_store.client_of(uri)
     threads = [
-        threading.Thread(target=mlflow_store._create_model, args=(client, "shared-ledger"))
+        threading.Thread(target=mlflow_store.registry.create_model, args=(client, "shared-ledger"))
         for _ in range(6)
     ]
     for thread in threads:
@@ -271,7 +271,7 @@ def test_creators_of_a_model_at_once_agree_on_one_ledger(uri):
 
 
 def test_a_model_that_others_registered_has_no_ledger(uri, model_uri):
-    mlflow_store._client(uri).create_registered_model("foreign")
+    mlflow_store.client_of(uri).create_registered_model("foreign")
     with pytest.raises(UnknownModelError, match="registered by other means"):
         mlflow_store.register(uri, "foreign", model_uri, "0" * 32, {})
     with pytest.raises(UnknownModelError, match="registered by other means"):
@@ -308,7 +308,7 @@ def test_an_alias_or_version_that_is_not_there_is_one_clear_line(uri, model_uri,
 def test_a_changed_file_of_a_model_is_found(uri, bundle, run, tmp_path):
     logged = log_toy(run, bundle)
     copy = mlflow_store.download(uri, logged, tmp_path / "sound")
-    location, _ = mlflow_store._locate(uri, logged)
+    location, _ = mlflow_store.models.locate(uri, logged)
     (Path(location) / "artifacts/trained/bias.json").write_text("9.0")
     with pytest.raises(OSError, match="not those that were logged"):
         mlflow_store.download(uri, logged, tmp_path / "broken")
@@ -317,7 +317,7 @@ def test_a_changed_file_of_a_model_is_found(uri, bundle, run, tmp_path):
 
 def test_a_changed_way_to_load_a_model_is_found(uri, bundle, run, tmp_path):
     logged = log_toy(run, bundle)
-    location, _ = mlflow_store._locate(uri, logged)
+    location, _ = mlflow_store.models.locate(uri, logged)
     about = Path(location) / "MLmodel"
     whole = about.read_text()
     about.write_text(whole.replace(run.run_id, "0" * 32))
@@ -361,6 +361,7 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(call, tmp_path, monkeypat
     (tmp_path / "damaged.db").write_text("no database at all " * 99)
     for address, said in (
         ("http://anna:secret@127.0.0.1:9", "http://127.0.0.1:9 failed: "),
+        ("http://anna:se@secret@127.0.0.1:9", "failed: "),
         (f"sqlite:///{tmp_path}/damaged.db", "file is not a database"),
     ):
         with pytest.raises(mlflow_store.StoreError, match=said) as raised:
@@ -373,10 +374,10 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(call, tmp_path, monkeypat
 
 def test_what_the_user_sets_for_a_slow_server_stays(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-    mlflow_store._open("http://127.0.0.1:9")
+    mlflow_store.connection.open_store("http://127.0.0.1:9")
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
-    mlflow_store._open("http://127.0.0.1:9")
+    mlflow_store.connection.open_store("http://127.0.0.1:9")
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
 
 
@@ -386,7 +387,7 @@ def score(uri: str, address: str, folder: Path) -> subprocess.CompletedProcess[s
     decoy.mkdir()
     (decoy / "__init__.py").touch()
     (decoy / "predict.py").write_text(DECOY)
-    home = Path(mlflow_store.__file__).parent.parent
+    home = Path(mlflow_store.__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-c", SCORE, uri, address],
         cwd=folder,

@@ -17,8 +17,8 @@ from pipelines.sources import Asked
 from pipelines.staging import Stage
 from tracking import mlflow_store
 from tracking.gate import Rule
+from tracking.ledger import current, history
 from tracking.mlflow_store import MlflowRegistry
-from tracking.registry import current, history
 from tracking.scorecard import Scorecard
 
 RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
@@ -46,8 +46,8 @@ def card(mae):
 @pytest.fixture
 def name(uri, request, tmp_path):
     """A model of three versions, each better than the one before."""
-    client = mlflow_store._client(uri)
-    mlflow_store._create_model(client, request.node.name)
+    client = mlflow_store.client_of(uri)
+    mlflow_store.registry.create_model(client, request.node.name)
     for mae in (3.0, 2.0, 1.0):
         run = mlflow_store.start_run(uri, "toys", "one", {})
         (tmp_path / "scorecard.json").write_text(json.dumps(card(mae).to_json()))
@@ -61,11 +61,11 @@ def crown(uri, name, version, **changes):
 
 
 def delete(uri, name, version):
-    mlflow_store._client(uri).delete_model_version(name, str(version))
+    mlflow_store.client_of(uri).delete_model_version(name, str(version))
 
 
 def tags(uri, name, version):
-    return dict(mlflow_store._client(uri).get_model_version(name, str(version)).tags)
+    return dict(mlflow_store.client_of(uri).get_model_version(name, str(version)).tags)
 
 
 def test_the_report_that_the_ledger_names_is_kept_with_the_candidates_run(uri, name):
@@ -84,7 +84,7 @@ def test_the_report_that_the_ledger_names_is_kept_with_the_candidates_run(uri, n
 
 def test_a_crash_after_the_ledger_is_mended_by_the_next_promotion(uri, name):
     crown(uri, name, 1)
-    mlflow_store._client(uri).delete_model_version_tag(name, "1", "fuseline.generation")
+    mlflow_store.client_of(uri).delete_model_version_tag(name, "1", "fuseline.generation")
     assert crown(uri, name, 1).entry is None
     assert tags(uri, name, 1)["fuseline.generation"] == "1"
 

@@ -32,7 +32,7 @@ def plan(root, name):
 
 
 def status(run):
-    return mlflow_store._client(run.uri).get_run(run.run_id).info.status
+    return mlflow_store.client_of(run.uri).get_run(run.run_id).info.status
 
 
 def test_every_attempt_has_a_number_and_its_points_carry_it(tmp_path, uri):
@@ -41,7 +41,7 @@ def test_every_attempt_has_a_number_and_its_points_carry_it(tmp_path, uri):
     for loss in (0.5, 0.25):
         with tracked_run(one, uri, run.run_id) as told:
             told.log_metrics({"loss": loss}, step=4)
-    client = mlflow_store._client(uri)
+    client = mlflow_store.client_of(uri)
     found = client.get_run(run.run_id).data
     assert (found.tags["fuseline.attempts"], (one.folder / ATTEMPTS).stat().st_size) == ("2", 2)
     assert (found.metrics["loss"], found.metrics["attempt"]) == (0.25, 2.0)  # the last one holds
@@ -82,7 +82,7 @@ def test_runs_of_a_killed_driver_are_settled_by_the_next_and_those_of_others_are
         "alive": "RUNNING",
     }
     assert not (killed.folder / DRIVER).exists()
-    client = mlflow_store._client(uri)
+    client = mlflow_store.client_of(uri)
     assert client.get_run(runs["killed"].run_id).data.metrics["loss"] == 1.0
 
 

@@ -8,8 +8,8 @@ import typer
 
 from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, Store, as_plain, runs_of
 from pipelines.experiment import InputError, load, save
+from tracking.ledger import history
 from tracking.mlflow_store import MlflowRegistry, tracking_uri
-from tracking.registry import history
 
 PANEL = "Models"
 app = typer.Typer()

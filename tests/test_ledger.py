@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 from tracking import mlflow_store
-from tracking.memory_registry import MemoryRegistry
-from tracking.mlflow_store import MlflowRegistry
-from tracking.registry import (
+from tracking.ledger import (
     Entry,
     LostRaceError,
     NothingToRollBackError,
-    Registry,
-    UnknownModelError,
-    UnknownVersionError,
     current,
     history,
     promote,
     reconcile,
     rollback,
 )
+from tracking.memory_registry import MemoryRegistry
+from tracking.mlflow_store import MlflowRegistry
+from tracking.registry import Registry, UnknownModelError, UnknownVersionError
 
 NOW = "2026-01-02T03:04:05Z"
 
@@ -55,8 +53,8 @@ def add_version(registry: Registry, model: str) -> None:
         registry.register(model)
         return
     assert isinstance(registry, MlflowRegistry)
-    client = mlflow_store._client(registry.uri)
-    mlflow_store._create_model(client, model)
+    client = mlflow_store.client_of(registry.uri)
+    mlflow_store.registry.create_model(client, model)
     client.create_model_version(model, source="/nowhere")
 
 
@@ -65,7 +63,7 @@ def delete_version(registry: Registry, model: str, version: int) -> None:
         registry.delete(model, version)
         return
     assert isinstance(registry, MlflowRegistry)
-    mlflow_store._client(registry.uri).delete_model_version(model, str(version))
+    mlflow_store.client_of(registry.uri).delete_model_version(model, str(version))
 
 
 def crown(registry: Registry, model: str, version: int, generation: int, attempt: str) -> Entry:
@@ -240,7 +238,7 @@ def test_tags_of_a_version_are_kept(registry, name):
     registry.set_tags(name, 2, {"gate.parity": "pass"})
     registry.set_tags(name, 2, {"gate.parity": "fail", "gate.leaks": "pass"})
     if isinstance(registry, MlflowRegistry):
-        tags = mlflow_store._client(registry.uri).get_model_version(name, "2").tags
+        tags = mlflow_store.client_of(registry.uri).get_model_version(name, "2").tags
         assert tags == {"gate.parity": "fail", "gate.leaks": "pass"}
 
 

@@ -1,0 +1,36 @@
+"""Runs, models and the promotion ledger on an MLflow server, or on a local SQLite file."""
+
+from tracking.mlflow_store.connection import (
+    NoStoreError,
+    StoreAwayError,
+    StoreError,
+    client_of,
+    connect,
+    initialise,
+    public,
+    tracking_uri,
+)
+from tracking.mlflow_store.models import download, load, log_model, register, run_of
+from tracking.mlflow_store.registry import MlflowRegistry
+from tracking.mlflow_store.runs import MlflowRun, find_run, read_file, start_run
+
+__all__ = [
+    "MlflowRegistry",
+    "MlflowRun",
+    "NoStoreError",
+    "StoreAwayError",
+    "StoreError",
+    "client_of",
+    "connect",
+    "download",
+    "find_run",
+    "initialise",
+    "load",
+    "log_model",
+    "public",
+    "read_file",
+    "register",
+    "run_of",
+    "start_run",
+    "tracking_uri",
+]

@@ -1,0 +1,240 @@
+"""Trained models on a tracking server: logged whole, registered once, verified when fetched."""
+
+import atexit
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracking.mlflow_store.connection import answered, client_of, public, unknown
+from tracking.mlflow_store.registry import MlflowRegistry, create_model
+from tracking.mlflow_store.runs import MlflowRun
+from tracking.registry import UnknownModelError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.pyfunc import PyFuncModel
+
+CANDIDATE_TAG = "fuseline.candidate"
+DIGEST_TAG = "fuseline.digest"
+
+# What differs from one save of a model to the next, and decides nothing: a file, and fields of
+# MLmodel (the size is of files that are digested themselves, "uri" is where artifacts came from).
+_PER_SAVE = "registered_model_meta"
+_FIELDS_PER_SAVE = frozenset(
+    ("model_id", "model_uuid", "run_id", "utc_time_created", "model_size_bytes", "uri")
+)
+
+
+@answered
+def log_model(
+    run: MlflowRun,
+    folder: Path,
+    *,
+    name: str,
+    code: Sequence[Path],
+    inputs: Sequence[tuple[str, str, bool]],
+    outputs: Sequence[tuple[str, str]],
+    requirements: Sequence[str],
+) -> str:
+    """Keep a trained model with its code, so that `load` gives it back in any process.
+
+    Args:
+        run: The run that trained it.
+        folder: What `Predictor.load` reads, and `predictor.json` (see `tracking.serving`).
+        name: A name within the run, such as "model".
+        code: Package folders that are bundled with the model.
+        inputs: Columns that a prediction takes: name, MLflow type, whether it must be there.
+        outputs: Columns that it gives: name, MLflow type.
+        requirements: Third-party requirements, as pip takes them.
+
+    Returns:
+        The model's address, "models:/m-...".
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    client = client_of(run.uri)
+    experiment = client.get_run(run.run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name=name, source_run_id=run.run_id)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # MLflow would like to store an example, but ours would be somebody's media.
+        warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
+        saved = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            path=str(saved),
+            python_model=str(Path(__file__).parent.with_name("serving.py")),
+            artifacts={"model": str(folder.resolve())},
+            code_paths=[str(package.resolve()) for package in code],
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(kind, column, need) for column, kind, need in inputs]),
+                outputs=Schema([ColSpec(kind, column) for column, kind in outputs]),
+            ),
+            pip_requirements=list(requirements),
+            mlflow_model=Model(run_id=run.run_id, model_id=model.model_id),
+        )
+        for cache in sorted(saved.rglob("__pycache__")):
+            shutil.rmtree(cache)
+        client.log_model_artifacts(model.model_id, str(saved))
+        client.set_logged_model_tags(model.model_id, {DIGEST_TAG: _digest(saved)})
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return f"models:/{model.model_id}"
+
+
+@answered
+def register(uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]) -> int:
+    """The version of a registered model that is this run's model; made if it is not there yet.
+
+    The model's ledger is bound when the model is first created: of several creators one wins, and
+    the tag that it created the model with names the ledger for all.
+
+    Raises:
+        UnknownModelError: No such model was logged, or a model of that name was registered by
+            other means and so has no ledger.
+    """
+    client = client_of(uri)
+    location, digest = locate(uri, model_uri)
+    create_model(client, name)
+    registry = MlflowRegistry(uri=uri)
+    registry.ledger(name)
+    candidate = f"{run_id}:{digest}"
+    if standing := _candidates(client, name, candidate):
+        return standing[0]
+    made = client.create_model_version(
+        name,
+        source=location,
+        run_id=run_id,
+        model_id=model_uri.removeprefix("models:/"),
+        tags={**tags, CANDIDATE_TAG: candidate, DIGEST_TAG: digest},
+    )
+    # Two that register the same model at once both made a version; the first one is kept.
+    first = _candidates(client, name, candidate)[0]
+    if first != int(made.version):
+        client.delete_model_version(name, made.version)
+    return first
+
+
+@answered
+def run_of(uri: str, name: str, version: int) -> str:
+    """Id of the run that a version was trained by.
+
+    Raises:
+        UnknownModelError: No such model or version.
+    """
+    with unknown(f"model {name!r} has no version {version} at {public(uri)}"):
+        return str(client_of(uri).get_model_version(name, str(version)).run_id)
+
+
+@answered
+def download(uri: str, model_uri: str, to: Path) -> Path:
+    """Copy a model into a folder that is empty or new, and verify it.
+
+    The model is "models:/NAME@ALIAS", "models:/NAME/VERSION" or "models:/m-...".
+
+    Raises:
+        UnknownModelError: No such model, version or alias.
+        OSError: The files are not those that were logged.
+    """
+    import mlflow.artifacts
+
+    location, digest = locate(uri, model_uri)
+    found = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(to), tracking_uri=uri))
+    if digest and _digest(found) != digest:
+        raise OSError(
+            f"the files of {model_uri} at {location} are not those that were logged "
+            f"(sha256 {_digest(found)[:12]}, wanted {digest[:12]}); restore them, or train anew"
+        )
+    return found
+
+
+@answered
+def load(uri: str, model_uri: str) -> "PyFuncModel":
+    """A model that can predict, from a verified copy; nothing is unpickled.
+
+    Its own code is imported, so this process must not have imported packages of the same names.
+
+    Raises:
+        UnknownModelError: No such model, version or alias.
+        OSError: The files are not those that were logged.
+        ImportError: Code that the model brings was imported from elsewhere.
+    """
+    copy = Path(tempfile.mkdtemp(prefix="fuseline-model-"))
+    # The model may import more of its code at any time, so its copy stays as long as the process.
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    folder = download(uri, model_uri, copy)
+
+    import mlflow.pyfunc
+
+    model: PyFuncModel = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+    return model
+
+
+def _candidates(client: "MlflowClient", name: str, candidate: str) -> list[int]:
+    found = client.search_model_versions(f"name='{name}'")
+    return sorted(int(v.version) for v in found if v.tags.get(CANDIDATE_TAG) == candidate)
+
+
+def locate(uri: str, model_uri: str) -> tuple[str, str]:
+    """Where a model's files are, and their digest ("" for a model that we did not log)."""
+    client = client_of(uri)
+    form = re.fullmatch(r"models:/(?:(m-\w+)|([^/@]+)@([\w-]+)|([^/@]+)/(\d+))", model_uri)
+    if form is None:
+        raise UnknownModelError(
+            f"{model_uri!r} names no model; wanted models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    logged, alias_of, alias, version_of, number = form.groups()
+    with unknown(f"there is no {model_uri} at {public(uri)}"):
+        if logged:
+            model = client.get_logged_model(logged)
+            return str(model.artifact_location), str(model.tags.get(DIGEST_TAG, ""))
+        if alias:
+            version = client.get_model_version_by_alias(alias_of, alias)
+        else:
+            version = client.get_model_version(version_of, number)
+        location = client.get_model_version_download_uri(version.name, version.version)
+        return str(location), str(version.tags.get(DIGEST_TAG, ""))
+
+
+def _digest(saved: Path) -> str:
+    """sha256 in hex of a saved model: weights, settings, code, requirements and how to load it."""
+    digest = hashlib.sha256()
+    for file in sorted(saved.rglob("*")):
+        name = file.relative_to(saved).as_posix()
+        if file.is_file() and name != _PER_SAVE and "__pycache__" not in file.parts:
+            content = _lasting(file) if name == "MLmodel" else file.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _lasting(file: Path) -> bytes:
+    """What stays of MLmodel from one save to the next: loader, code, artifacts, signature."""
+    import yaml
+
+    content = file.read_bytes()
+    try:
+        about = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return content
+    return json.dumps(_without(about), sort_keys=True, default=str).encode()
+
+
+def _without(value: object) -> object:
+    """Plain data without what differs per save."""
+    if isinstance(value, list):
+        return [_without(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {str(k): _without(each) for k, each in value.items() if k not in _FIELDS_PER_SAVE}
+    if "model_code_path" in kept:
+        # A path on the machine that saved it; at load its last part is looked for in the model.
+        kept["model_code_path"] = Path(str(kept["model_code_path"])).name
+    return kept

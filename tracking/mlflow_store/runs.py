@@ -1,0 +1,161 @@
+"""Runs on a tracking server, or on a local SQLite file."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking.mlflow_store.connection import (
+    answered,
+    client_of,
+    experiment_id,
+    mlflow_exception,
+    public,
+    unknown,
+)
+
+LONGEST_SETTING = 6000
+LONGEST_DATASET_DIGEST = 36
+PARAMS_PER_CALL = 100
+METRICS_PER_CALL = 1000
+
+
+@answered
+def start_run(
+    uri: str, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
+) -> "MlflowRun":
+    """A new run. To go on with one that exists, construct `MlflowRun` with its id.
+
+    `parent` is the id of the run that this one is a part of, for example one seed of several.
+    """
+    client = client_of(uri)
+    family = {} if parent is None else {"mlflow.parentRunId": parent}
+    run = client.create_run(
+        experiment_id(client, experiment), run_name=name, tags={**tags, **family}
+    )
+    return MlflowRun(uri=uri, run_id=run.info.run_id)
+
+
+@answered
+def find_run(uri: str, experiment: str, tag: str, value: str) -> "MlflowRun | None":
+    """The oldest run of an experiment with a tag of this value (no quotes in it); None if none."""
+    client = client_of(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    runs = client.search_runs(
+        [found.experiment_id],
+        f"tags.`{tag}` = '{value}'",
+        max_results=1,
+        order_by=["attributes.start_time ASC"],
+    )
+    return MlflowRun(uri=uri, run_id=runs[0].info.run_id) if runs else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlflowRun:
+    """A run on the server; see `tracking.run.Run`. It holds two texts only, so it can be sent."""
+
+    uri: str
+    run_id: str
+
+    @answered
+    def log_settings(self, settings: Mapping[str, str | int | float | bool | None]) -> None:
+        """Settings; a changed value, or one too long for MLflow, is a ValueError."""
+        from mlflow.entities import Param
+
+        client = client_of(self.uri)
+        standing = client.get_run(self.run_id).data.params
+        fresh = []
+        for name, value in settings.items():
+            text = str(value)
+            if standing.get(name, text) != text:
+                raise ValueError(
+                    f"setting {name!r} of run {self.run_id} is {standing[name]!r} already, "
+                    f"it cannot become {text!r}; start another run"
+                )
+            if len(text) > LONGEST_SETTING:
+                raise ValueError(
+                    f"setting {name!r} has {len(text)} characters, MLflow holds "
+                    f"{LONGEST_SETTING}; keep it as a file of the run"
+                )
+            if name not in standing:
+                fresh.append(Param(name, text))
+        for start in range(0, len(fresh), PARAMS_PER_CALL):
+            batch = fresh[start : start + PARAMS_PER_CALL]
+            client.log_batch(self.run_id, params=batch, synchronous=True)
+
+    @answered
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, at_ms: int | None = None
+    ) -> None:
+        """Numbers at a step. Repeated after a resume they are appended; the latest one holds.
+
+        What was logged already, with the same time, is passed over by the server.
+        """
+        from mlflow.entities import Metric
+
+        client = client_of(self.uri)
+        at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+        points = [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+        for start in range(0, len(points), METRICS_PER_CALL):
+            batch = points[start : start + METRICS_PER_CALL]
+            client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    @answered
+    def log_dataset(self, name: str, digest: str, context: str) -> None:
+        """A dataset that the run reads; the whole digest is the tag `fuseline.dataset.CONTEXT`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        short = digest[:LONGEST_DATASET_DIGEST]
+        dataset = Dataset(name, short, source_type="fuseline", source=f'{{"digest": "{digest}"}}')
+        tags = [InputTag("mlflow.data.context", context)]
+        client = client_of(self.uri)
+        client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+        client.set_tag(self.run_id, f"fuseline.dataset.{context}", digest, synchronous=True)
+
+    @answered
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags; later values replace earlier ones."""
+        client = client_of(self.uri)
+        for name, value in tags.items():
+            client.set_tag(self.run_id, name, value, synchronous=True)
+
+    @answered
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a file with the run."""
+        client_of(self.uri).log_artifact(self.run_id, str(path), folder or None)
+
+    def flush(self) -> None:
+        """All calls above return when the server has answered, so nothing is pending."""
+
+    @answered
+    def go_on(self) -> None:
+        """Show the run as running, also where it was settled before."""
+        client_of(self.uri).update_run(self.run_id, "RUNNING")
+
+    @answered
+    def finish(self, status: str = "FINISHED") -> None:
+        """Settle the run: "FINISHED", "FAILED" or "KILLED"."""
+        client_of(self.uri).set_terminated(self.run_id, status)
+
+
+@answered
+def read_file(uri: str, run_id: str, path: str) -> bytes:
+    """A file that was kept with a run.
+
+    Raises:
+        FileNotFoundError: No such run, or no such file in it.
+    """
+    client = client_of(uri)
+    missing = f"run {run_id} at {public(uri)} has no file {path!r}"
+    # First the run: of a file alone one cannot tell whether it or the server is missing.
+    with unknown(missing, FileNotFoundError):
+        client.get_run(run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = client.download_artifacts(run_id, path, scratch)
+        except (mlflow_exception(), OSError) as error:
+            raise FileNotFoundError(missing) from error
+        return Path(found).read_bytes()
