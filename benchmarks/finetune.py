@@ -30,7 +30,8 @@ from torch import distributed, multiprocessing
 
 from tracking.provenance import git_commit, versions
 from training.batch import FusionBatch, Sample, collate
-from training.engine import Engine, clip_losses
+from training.engine import Engine
+from training.losses import clip_losses
 from training.models import build
 from training.recipe import EncoderSettings, ModelSettings, Recipe, Task
 

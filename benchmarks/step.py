@@ -40,8 +40,9 @@ from featurizers.store import LocalStore
 from tracking.provenance import git_commit, versions
 from training.batch import FusionBatch
 from training.data import Samples, load
-from training.engine import Engine, clip_losses
+from training.engine import Engine
 from training.loop import step_seed
+from training.losses import clip_losses
 from training.models import build
 from training.order import GlobalBatch, global_batches, order, rank_view
 from training.recipe import Recipe, Task

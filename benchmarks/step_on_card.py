@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from twins import Side
 
 from training.batch import FusionBatch, Stream
-from training.engine import Engine, clip_losses
+from training.engine import Engine
+from training.losses import clip_losses
 from training.models import build
 from training.recipe import ModelSettings, Recipe, Scalar, Task
 

@@ -10,8 +10,8 @@ from tests.test_loop import RECIPE, make_dataset
 from tracking.run import MemoryRun
 from training.class_weights import class_weights, weighed
 from training.data import load
-from training.engine import clip_losses
 from training.loop import fit
+from training.losses import clip_losses
 from training.recipe import Task
 from training.recipe_checks import check
 from training.session import LocalSession

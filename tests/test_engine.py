@@ -17,7 +17,8 @@ from training import checkpoint
 from training.batch import Sample, collate
 from training.checkpoint import CheckpointError, DamagedCheckpointError
 from training.deepspeed_json import ds_config
-from training.engine import BEST, Engine, check_settings, clip_losses
+from training.engine import BEST, Engine, check_settings
+from training.losses import clip_losses
 from training.models import build
 from training.order import global_batches, rank_view
 from training.recipe import ModelSettings, Recipe, Task

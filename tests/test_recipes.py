@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.batch import FusionBatch, Stream
-from training.engine import clip_losses
+from training.losses import clip_losses
 from training.models import KINDS, build
 from training.recipe import ModelSettings, Pooling, Recipe, Schedule, Task
 from training.recipe_checks import ONE_TIME_BASE, check

@@ -12,7 +12,7 @@ import torch
 from tests.test_video_networks import READS, TINY
 from tests.test_video_networks import WIDTHS as PICTURED
 from training.batch import FusionBatch, OwnLosses, Stream
-from training.engine import clip_losses
+from training.losses import clip_losses
 from training.models import build
 from training.recipe import Task
 from training.recipes import RECIPES, named

@@ -1,9 +1,10 @@
-"""DeepSpeed behind one class: steps, predictions, weights, checkpoints. Its only user.
+"""DeepSpeed behind one class: steps, predictions, weights, checkpoints.
 
-Its settings are generated from the recipe, in `training.deepspeed_json`. Facts that shaped this
-file, of DeepSpeed 0.19.8: it clips gradients to norm 1 unless told otherwise; an optimizer named in
-its settings is compiled with g++, so ours is PyTorch's; its own checkpoints are pickled, and split
-over the ranks that wrote them, so ours are written from full tensors.
+Its settings are generated from the recipe, in `training.deepspeed_json`; what it rounds and splits
+is put together again in `training.deepspeed_state`, which is its only other user. Facts that shaped
+this file, of DeepSpeed 0.19.8: it clips gradients to norm 1 unless told otherwise; an optimizer
+named in its settings is compiled with g++, so ours is PyTorch's; its own checkpoints are pickled,
+and split over the ranks that wrote them, so ours are written from full tensors.
 """
 
 import logging
@@ -13,58 +14,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
 from training import checkpoint, deepspeed_json
-from training.batch import Criterion, FusionBatch, OwnLosses
+from training.batch import FusionBatch, OwnLosses
 from training.checkpoint import CheckpointError, DamagedCheckpointError
 from training.deepspeed_json import DeepSpeedSettings, ds_config
+from training.deepspeed_state import WholeState
+from training.losses import SumOfLosses, clip_losses
 from training.optimizer import groups
 from training.recipe import Recipe, micro_batch
 from training.timing import Collectives
 
 BEST = "best.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW knows of each number beside the count of its steps."""
-
-
-def clip_losses(
-    outputs: Tensor, target: Tensor, recipe: Recipe, positive: Sequence[float] = ()
-) -> Tensor:
-    """The loss of each clip, unweighted, in float32: [B].
-
-    Args:
-        outputs: [B, K].
-        target: Float [B] for a regression, int64 [B] for classes, float [B, K] for labels.
-        recipe: Says which loss.
-        positive: For labels, how much a clip that has one counts beside a clip that does not; all
-            alike where none are given.
-    """
-    outputs = outputs.float()
-    match recipe.loss:
-        case "l1":
-            return (outputs[:, 0] - target).abs()
-        case "mse":
-            return (outputs[:, 0] - target).square()
-        case "cross_entropy":
-            return functional.cross_entropy(outputs, target, reduction="none")
-        case "bce":
-            each = functional.binary_cross_entropy_with_logits(
-                outputs,
-                target,
-                pos_weight=outputs.new_tensor(positive) if positive else None,
-                reduction="none",
-            )
-            return each.mean(dim=1)
-        case unknown:
-            assert_never(unknown)
-
 
 COMPILER = "inductor"
 """PyTorch's own; on a CPU it needs a C++ compiler."""
@@ -94,7 +61,7 @@ class Engine:
         optimizer = torch.optim.AdamW([dict(group) for group in found])
         settings = ds_config(recipe, self._world, self.micro, pinned=torch.cuda.is_available())
         check_settings(settings)
-        trained = _Trained(model) if isinstance(model, OwnLosses) else model
+        trained = SumOfLosses(model) if isinstance(model, OwnLosses) else model
         if recipe.compile:
             # In place, so that names of weights stay; lengths differ from batch to batch.
             trained.compile(backend=COMPILER, dynamic=True)
@@ -106,7 +73,7 @@ class Engine:
         self._device = self._engine.device
         self._collectives = _collectives(self._device)
         self._hold(settings)
-        self._masters = self._begin()
+        self._whole = WholeState(model, recipe, self._engine)
 
     def step(self, micro_batches: Sequence[FusionBatch], weight_sum: float) -> Tensor:
         """One step of the optimizer on a global batch.
@@ -189,7 +156,7 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state of the model in main memory, numbers as float32, at any ZeRO stage."""
-        return {name: _apart(tensor, torch.float32) for name, tensor in self._full_weights()}
+        return {name: _apart(tensor, torch.float32) for name, tensor in self._whole.weights()}
 
     def save(
         self, folder: Path, position: int, state: Mapping[str, Any], best: Mapping[str, Tensor]
@@ -207,8 +174,8 @@ class Engine:
                 it is removed, and earlier ones stay. Raised on every rank.
         """
         about = {"recipe": self._recipe.digest, "world": self._world, "state": dict(state)}
-        about["steps"] = self._steps()
-        full = self._everything()
+        about["steps"] = self._whole.steps()
+        full = self._whole.everything()
         problem = ""
         try:
             if self._rank == 0:
@@ -220,7 +187,7 @@ class Engine:
                     save_file(dict(best), unfinished / BEST)
                     checkpoint.seal(unfinished, about)
         except (OSError, SafetensorError) as error:
-            last = next((f", the last good one is {path}" for path in self._whole(folder)), "")
+            last = next((f", the last good one is {path}" for path in _whole(folder)), "")
             problem = (
                 f"{folder}: no checkpoint could be written at step {position}: {error}; what was "
                 f"written of it is removed{last}; make room, and run the same command again"
@@ -251,11 +218,7 @@ class Engine:
                 f"{folder} is a checkpoint of another recipe ({about['recipe'][:12]}, not "
                 f"{self._recipe.digest[:12]}); give this run a folder of its own"
             )
-        self._prepare_moments(about["steps"])
-        targets = dict(self._model.state_dict(keep_vars=True))
-        for name, tensor in self._shared(folder):
-            kind, _, target = name.partition("/")
-            self._put(kind, targets[target], tensor)
+        self._whole.take_up(about["steps"], self._shared(folder))
         return about["state"], load_file(folder / BEST) if self._rank == 0 else {}
 
     def close(self) -> None:
@@ -298,160 +261,6 @@ class Engine:
             if value != wanted[name]:
                 raise RuntimeError(f"DeepSpeed took {name} {value!r}, told was {wanted[name]!r}")
 
-    def _begin(self) -> dict[int, Tensor]:
-        """The exact weights behind rounded ones that are not split, by the id of the parameter.
-
-        For those (bf16, stage 0) DeepSpeed 0.19.8 takes a step of the optimizer without gradients
-        to make room for its state: weights decay once too often, and AdamW counts from 1. Held by
-        test_bf16_begins_as_the_other_stages_do; may go when it makes room otherwise.
-        """
-        groups = getattr(self._engine.optimizer, "fp16_groups", None)
-        if self._recipe.zero or groups is None:
-            return {}
-        masters = {}
-        with torch.no_grad():
-            for rounded, exact in zip(groups, self._engine.optimizer.fp32_groups, strict=True):
-                for parameter, master in zip(rounded, exact, strict=True):
-                    master.copy_(parameter)
-                    masters[id(parameter)] = master
-        self._adamw.state.clear()
-        return masters
-
-    @property
-    def _adamw(self) -> torch.optim.AdamW:
-        """The optimizer within DeepSpeed's, which splits its state, or is the same."""
-        optimizer: torch.optim.AdamW = getattr(
-            self._engine.optimizer, "optimizer", self._engine.optimizer
-        )
-        return optimizer
-
-    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the module's state, whole and exact, on every rank."""
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            yield name, self._full(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach()
-
-    def _full(self, parameter: nn.Parameter) -> Tensor:
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self._recipe.zero == 3 and not parameter.requires_grad:
-            with GatheredParameters([parameter]):
-                return parameter.detach().clone()
-        if self._recipe.zero == 3 or (self._recipe.zero and self._recipe.precision == "bf16"):
-            master = safe_get_full_fp32_param(parameter)
-        else:
-            master = self._masters.get(id(parameter))
-        return (parameter if master is None else master).detach()
-
-    def _everything(self) -> Iterator[tuple[str, Tensor]]:
-        """All that decides the next steps, whole, on every rank: weights and moments."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        for name, tensor in self._full_weights():
-            yield f"weight/{name}", tensor
-        stepped = self._steps()
-        if stepped and self._recipe.zero in {1, 2}:
-            self._link()
-        for name, parameter in self._trained():
-            for moment in MOMENTS if name in stepped else ():
-                if self._recipe.zero:
-                    yield f"{moment}/{name}", safe_get_full_optimizer_state(parameter, moment)
-                else:
-                    yield f"{moment}/{name}", self._own_state(parameter)[moment]
-
-    def _link(self) -> None:
-        """Let every parameter know its part of AdamW's state.
-
-        DeepSpeed 0.19.8 does so at stages 1 and 2 once the first group of parameters has stepped,
-        when the others have no state yet. Held by
-        test_a_checkpoint_of_several_groups_goes_on_as_if_nothing_had_been; may go when it waits.
-        """
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        zero = self._engine.optimizer
-        for number, part in enumerate(zero.single_partition_of_fp32_groups):
-            lazy_init_hp_params_optimizer_state(zero.bit16_groups[number], part, self._adamw.state)
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        named = self._model.named_parameters()
-        return [(name, each) for name, each in named if each.requires_grad]
-
-    def _own_state(self, parameter: Tensor) -> dict[str, Any]:
-        """AdamW's state of a parameter that is not split; empty before its first step."""
-        state: dict[str, Any] = self._adamw.state[self._masters.get(id(parameter), parameter)]
-        return state
-
-    def _steps(self) -> dict[str, int]:
-        """How many steps each parameter has taken; those that took none are left out."""
-        if self._recipe.zero:
-            counts = [int(each["step"]) for each in self._adamw.state.values() if "step" in each]
-            return (
-                dict.fromkeys((name for name, _ in self._trained()), max(counts)) if counts else {}
-            )
-        states = {name: self._own_state(parameter) for name, parameter in self._trained()}
-        return {name: int(state["step"]) for name, state in states.items() if state}
-
-    def _prepare_moments(self, steps: Mapping[str, int]) -> None:
-        """Give AdamW a state of zeros with these counts, as its first step would."""
-        if not self._recipe.zero:
-            for name, parameter in self._trained():
-                master = self._masters.get(id(parameter), parameter)
-                if name in steps:
-                    self._adamw.state[master] = _no_moments(master, steps[name])
-            return
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        zero = self._engine.optimizer
-        third = self._recipe.zero == 3
-        flat = zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups
-        for number, part in enumerate(flat if steps else ()):
-            self._adamw.state[part] = _no_moments(part, max(steps.values()))
-            if not third:
-                lazy_init_hp_params_optimizer_state(
-                    zero.bit16_groups[number], part, self._adamw.state
-                )
-
-    @torch.no_grad()
-    def _put(self, kind: str, target: Tensor, value: Tensor) -> None:
-        """Set a weight or a moment from a whole tensor that all ranks have."""
-        if kind == "weight":
-            self._put_weight(target, value)
-        elif not self._recipe.zero:
-            self._own_state(target)[kind].copy_(value)
-        else:
-            self._put_split(target, value, kind)
-
-    def _put_weight(self, target: Tensor, value: Tensor) -> None:
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([target], modifier_rank=0, enabled=hasattr(target, "ds_id")):
-            if self._rank == 0 or not hasattr(target, "ds_id"):
-                target.copy_(value)
-        if id(target) in self._masters:
-            self._masters[id(target)].copy_(value)
-        elif self._recipe.zero and target.requires_grad:
-            self._put_split(target, value, None)
-
-    def _put_split(self, parameter: Tensor, value: Tensor, moment: str | None) -> None:
-        """Set this rank's part of a master weight (None) or a moment."""
-        from deepspeed import utils as of
-
-        if self._recipe.zero < 3:
-            if moment is None:
-                of.safe_set_full_fp32_param(parameter, value)
-            else:
-                of.safe_set_full_optimizer_state(parameter, value, moment)
-            return
-        # DeepSpeed 0.19.8 cuts past the end of a tensor that the ranks do not divide, so cut here.
-        # Held by test_a_checkpoint_of_two_ranks_goes_on_on_any_number.
-        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined] # DeepSpeed's
-        padded = functional.pad(value.flatten(), (0, size * self._world - value.numel()))
-        part = padded[size * self._rank :][:size]
-        if moment is None:
-            of.safe_set_local_fp32_param(parameter, part)
-        else:
-            of.safe_set_local_optimizer_state(parameter, part, moment)
-
     def _shared(self, folder: Path) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a checkpoint, one at a time, on every rank."""
         found = checkpoint.tensors(folder) if self._rank == 0 else iter(())
@@ -469,9 +278,6 @@ class Engine:
             there = torch.empty(shape, dtype=dtype, device=self._device) if there is None else there
             distributed.broadcast(there, src=0)
             yield name, there
-
-    def _whole(self, folder: Path) -> Iterator[Path]:
-        return (path for path in checkpoint.standing(folder) if not checkpoint.problem_of(path))
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -495,29 +301,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     deepspeed_json.check(settings, known, sections)
 
 
+def _whole(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a run that are whole, newest first."""
+    return (path for path in checkpoint.standing(folder) if not checkpoint.problem_of(path))
+
+
 def _apart(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A copy in main memory; of floating point numbers with this type, where one is given."""
     kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     return kept.detach().to("cpu", copy=True).contiguous()
-
-
-def _no_moments(parameter: Tensor, steps: int) -> dict[str, Tensor]:
-    zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-    return {"step": torch.tensor(float(steps)), **zeros}
-
-
-class _Trained(nn.Module):
-    """A model with losses of its own. DeepSpeed prepares for a step in `forward` alone."""
-
-    def __init__(self, model: OwnLosses) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: FusionBatch, criterion: Criterion | None = None) -> Tensor:
-        """The sum of its losses of each clip [B]; without a criterion the outputs [B, K]."""
-        if criterion is None:
-            return self.model.forward(batch)
-        return torch.stack(list(self.model.losses(batch, criterion).values())).sum(0)
 
 
 def _observed(model: nn.Module) -> list[str]:

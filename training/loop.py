@@ -19,8 +19,9 @@ from training import checkpoint, pretrained
 from training.batch import FusionBatch
 from training.class_weights import class_weights, weighed
 from training.data import Data
-from training.engine import Engine, clip_losses
+from training.engine import Engine
 from training.loader import Indexed, Loader, Seat, loader_of
+from training.losses import clip_losses
 from training.metrics import metrics
 from training.missing import draw, dropped
 from training.models import build
