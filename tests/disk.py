@@ -98,7 +98,8 @@ class Disk:
 
     Args:
         root: The folder.
-        limit: After so many steps `last` is called, in place of the next one.
+        limit: After so many steps `last` is called, in place of the next one; what lies there is
+            not recorded then.
         last: Kills or raises.
 
     Attributes:
@@ -115,7 +116,7 @@ class Disk:
     cut: list[object] = field(default_factory=list)
 
     def __post_init__(self):
-        self.root = Path(self.root)
+        self.root, self._brief = Path(self.root), self.limit is not None
         tree = Tree.read(self.root)
         self._live = {}
         self._entries = dict.fromkeys(tree.folders, FOLDER)
@@ -187,6 +188,8 @@ class Disk:
 
     def wrote(self, handle):
         """Bytes were written to a file."""
+        if self._brief:
+            return
         self._live[os.fstat(handle).st_ino].data = Path(f"/proc/self/fd/{handle}").read_bytes()
 
     def synced(self, handle, name):
@@ -201,6 +204,8 @@ class Disk:
             inode.synced, inode.loose = inode.data, False
 
     def _snapshot(self):
+        if self._brief:
+            return
         tree = Tree.read(self.root)
         # No step was passed over: what was recorded explains all that lies there.
         assert tree == _tree(self._entries, lambda inode: inode.data), self.steps[-1]

@@ -5,6 +5,7 @@ and run again. Some steps are also reached by a real kill -9, to see that it lea
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -44,7 +45,8 @@ FEATURES = {
 }
 SEED = 20
 
-# Does a verb and dies by kill -9 in place of the step after so many.
+# Does a verb for each number that it is given, in a child that dies by kill -9 in place of the step
+# after so many; says how the child ended.
 DIES = """
 import os, signal, sys
 from pathlib import Path
@@ -52,18 +54,43 @@ from pipelines.experiment import load
 from tests import test_crash_points
 from tests.disk import Disk
 
-made, verb, limit = load(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-with Disk(made.root, limit, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-    getattr(test_crash_points, verb)(made)
+made, work = load(Path(sys.argv[1])), getattr(test_crash_points, sys.argv[2])
+for limit in sys.stdin:
+    child = os.fork()
+    if not child:
+        with Disk(made.root, int(limit), lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            work(made)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
+class Remembers(Decoder):
+    """Decodes each film once: what it gave before, it gives again."""
+
+    def __init__(self):
+        super().__init__()
+        self._given = {}
+
+    def decode_first(self, path, spans, wants, **how):
+        asked = (path, tuple(spans), tuple(wants))
+        if asked not in self._given:
+            self._given[asked] = list(super().decode_first(path, spans, wants, **how)), self.spent
+        events, self.spent = self._given[asked]
+        yield from events
+
+
 @pytest.fixture(scope="module", autouse=True)
-def warm():
-    """One decoding child for all runs of this process: starting it is not what is looked at."""
-    decoder = Decoder()
+def quick():
+    """What is not looked at takes no time in this process: decoding, and waiting for the disk.
+
+    What is durable is told by `Disk`, which sees each sync all the same.
+    """
+    decoder = Remembers()
     with pytest.MonkeyPatch.context() as patch, decoder:
         patch.setattr(worker, "Decoder", lambda: decoder)
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(os, name, lambda handle: None)
         yield
 
 
@@ -320,23 +347,23 @@ def test_killed_twice_after_any_two_steps_the_bytes_are_the_same(tmp_path, rows)
 # Real kills
 
 
-def kill_for_real(scene, verb, limit):
+def kill_for_real(scene, verb, limits):
     """Do the work in another process, which is killed in place of the step after so many."""
-    scene.before.write(scene.made.root)
     file = scene.made.root.parent / "experiment.yaml"
-    ended = subprocess.run(
-        [sys.executable, "-c", DIES, file, verb, str(limit)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=HERE,
-        timeout=120,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    left = Tree.read(scene.made.root)
-    assert left.likeness() == scene.disk.left[limit].likeness()
-    scene.work(scene.made)
-    scene.end()
+    command = [sys.executable, "-c", DIES, file, verb]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE
+    ) as parent:
+        for limit in limits:
+            with scene.after(limit):
+                scene.before.write(scene.made.root)
+                print(limit, file=parent.stdin, flush=True)
+                assert parent.stdout.readline() == f"{-signal.SIGKILL}\n"
+                left = Tree.read(scene.made.root)
+                assert left.likeness() == scene.disk.left[limit].likeness()
+                scene.work(scene.made)
+                scene.end()
+        parent.stdin.close()
 
 
 def limits(scene, count):
@@ -348,9 +375,7 @@ def limits(scene, count):
 @pytest.mark.slow
 def test_a_real_kill_leaves_what_was_recorded(tmp_path, rows):
     scene = fresh(tmp_path, rows)
-    for limit in limits(scene, 4):
-        with scene.after(limit):
-            kill_for_real(scene, "featurized", limit)
+    kill_for_real(scene, "featurized", limits(scene, 4))
 
 
 @pytest.mark.soak
@@ -358,9 +383,7 @@ def test_a_real_kill_leaves_what_was_recorded(tmp_path, rows):
 @pytest.mark.timeout(3600)
 def test_thirty_real_kills_leave_what_was_recorded(tmp_path, rows):
     scene = fresh(tmp_path, rows)
-    for limit in limits(scene, 30):
-        with scene.after(limit):
-            kill_for_real(scene, "featurized", limit)
+    kill_for_real(scene, "featurized", limits(scene, 30))
 
 
 # Ingest
