@@ -103,8 +103,8 @@ def aligning(data: Data) -> float:
     features = [{name: each.read(key) for name, each in train.columns.items()} for key in keys]
     began = time.perf_counter()
     for at in range(0, len(keys), step.BATCH):
-        part = zip(keys[at : at + step.BATCH], features[at : at + step.BATCH], strict=True)
-        collate([train.made(key, found) for key, found in part], train.widths)
+        some = slice(at, at + step.BATCH)
+        collate(train.made(keys[some], features[some]), train.widths)
     return len(keys) / (time.perf_counter() - began)
 
 
@@ -147,16 +147,16 @@ def their_epoch(data: Data, tars: list[str], workers: int) -> Iterator[FusionBat
     """One epoch of webdataset's."""
 
     def batch(samples: list[Mapping[str, Any]]) -> FusionBatch:
-        made = [
-            data.train.made(
-                sample["__key__"],
+        made = data.train.made(
+            [sample["__key__"] for sample in samples],
+            [
                 {
                     name: Feature(sample[f"{name}.npy"], sample[f"{name}_times.npy"])
                     for name in data.train.widths
-                },
-            )
-            for sample in samples
-        ]
+                }
+                for sample in samples
+            ],
+        )
         return collate(made, data.train.widths)
 
     source = wds.WebDataset(tars, shardshuffle=100, seed=0, empty_check=False)

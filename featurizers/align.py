@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from featurizers.clip import Clip
 from featurizers.spec import Feature
 
+T = TypeVar("T", bound=np.generic)
+
 How: TypeAlias = Literal["mean", "overlap", "max", "first", "last"]
 HOWS: tuple[How, ...] = get_args(How)
 
 HELD = 1 << 20
 """Numbers of the steps under some targets that are held at one time: 8 MiB, a few times over."""
+
+TOGETHER = 1 << 17
+"""Numbers of neighbouring clips that are pooled in one go: what a core holds in its cache."""
+
+FEW = 32
+"""Targets that overlap no more steps are summed step by step, all of them at once."""
 
 ROUNDING = 1e-6
 """A target and a step that share no more than this part of the shorter of them are neighbours."""
@@ -97,51 +105,222 @@ def pool(
     Returns:
         Values float32 [W, D] and valid bool [W].
     """
-    return Pooled(targets).stream(feature, how)
+    ((_, values, valid),) = Pooled([targets]).stream([feature], how)
+    return values, valid
 
 
 class Pooled:
-    """Streams pooled to the same targets: what follows from times alone is found once for each.
+    """Streams of several clips, each pooled to its own clip's targets in every bit as by `pool`.
+
+    Many short clips are pooled in one go, which costs far less than one after the other; what
+    follows from times alone is found once for all streams that share them.
 
     Args:
-        targets: See `pool`.
+        targets: Of each clip, see `pool`.
     """
 
-    def __init__(self, targets: NDArray[np.float64]) -> None:
+    def __init__(self, targets: Sequence[NDArray[np.float64]]) -> None:
         self._targets = targets
-        self._touched: dict[bytes, _Touched] = {}
-        self._lines: dict[bytes, _Lines] = {}
+        self._clocks: dict[tuple[int, int, bytes], _Clock] = {}
 
     def stream(
-        self, feature: Feature, how: How = "mean"
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """What `pool` gives for a stream, in every bit."""
-        targets, width = self._targets, feature.values.shape[1]
-        most = max(1, HELD // max(1, width))
-        times = feature.times.tobytes()
-        pooled = np.zeros((len(targets), width), dtype=np.float32)
-        valid = np.zeros(len(targets), dtype=np.bool_)
-        for touched in self._blocks(feature.times, times, most):
-            pooled[touched.targets] = _one_each(feature.values, touched, how, most)
-            valid[touched.targets] = True
-        if how == "mean" and np.issubdtype(feature.values.dtype, np.floating):
-            if times not in self._lines:
-                self._lines[times] = _lines(feature.times, targets)
-            _join(feature.values, self._lines[times], pooled, valid, most)
-        return pooled, valid
+        self, features: Sequence[Feature | None], how: How = "mean"
+    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.bool_]]]:
+        """A stream of all clips, some neighbours at a time.
 
-    def _blocks(self, times: NDArray[np.float64], name: bytes, most: int) -> Iterable["_Touched"]:
-        known = self._touched.get(name)
-        if known is not None and len(known.steps) <= most:
-            return [known]
-        blocks = _touched(times, self._targets, most)
+        Args:
+            features: Of each clip; None where it has none.
+            how: See `pool`.
+
+        Yields:
+            Which clips, all of which have the stream; and one after the other their values float32
+            [W, D] and valid bool [W].
+        """
+        for clips in self._neighbours(features):
+            found = [feature for feature in features[clips] if feature is not None]
+            values = _joined([feature.values for feature in found])
+            clock = self._clock(clips, [feature.times for feature in found])
+            yield clips, *_pooled(values, clock, how)
+
+    def _neighbours(self, features: Sequence[Feature | None]) -> Iterator[slice]:
+        """Runs of clips that have the stream: of short ones many, of long ones each alone."""
+        first, held = 0, 0
+        for at, feature in enumerate(features):
+            size = 0
+            if feature is not None:
+                size = (len(feature.times) + len(self._targets[at])) * feature.values.shape[1]
+            if first < at and (feature is None or held + size > TOGETHER):
+                yield slice(first, at)
+                first, held = at, 0
+            held += size
+            if feature is None:
+                first = at + 1
+        if first < len(features):
+            yield slice(first, len(features))
+
+    def _clock(self, clips: slice, times: Sequence[NDArray[np.float64]]) -> "_Clock":
+        joined = _joined(times)
+        name = (clips.start, clips.stop, joined.tobytes())
+        if name not in self._clocks:
+            self._clocks[name] = _Clock(joined, list(map(len, times)), self._targets[clips])
+        return self._clocks[name]
+
+
+def _joined(arrays: Sequence[NDArray[T]]) -> NDArray[T]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _pooled(
+    values: NDArray[Any], clock: "_Clock", how: How
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Values [W, D] and valid [W] of all targets."""
+    count, width = len(clock.targets), values.shape[1]
+    most = max(1, HELD // max(1, width))
+    pooled = np.zeros((count, width), dtype=np.float32)
+    valid = np.zeros(count, dtype=np.bool_)
+    for touched in clock.touched(most):
+        pooled[touched.targets] = _one_each(values, touched, how, most)
+        valid[touched.targets] = True
+    if how == "mean" and np.issubdtype(values.dtype, np.floating):
+        _join(values, clock.lines, pooled, valid, most)
+    return pooled, valid
+
+
+class _Clock:
+    """Steps and targets of some clips, one clip after the other; rows are numbered through.
+
+    Attributes:
+        times: Of the steps [S, 2], in any order within a clip.
+        targets: [W, 2].
+    """
+
+    def __init__(
+        self,
+        times: NDArray[np.float64],
+        steps: Sequence[int],
+        targets: Sequence[NDArray[np.float64]],
+    ) -> None:
+        self.times, self.targets = times, _joined(targets)
+        self._clips = [
+            (slice(end - count, end), slice(last - len(each), last))
+            for count, end, each, last in zip(
+                steps,
+                itertools.accumulate(steps),
+                targets,
+                itertools.accumulate(map(len, targets)),
+                strict=True,
+            )
+        ]
+        self._one_block: _Touched | None = None
+
+    def touched(self, most: int) -> Iterable["_Touched"]:
+        """The steps of all targets; some targets at a time with `most` steps, or one with more."""
+        if self._one_block is not None and len(self._one_block.steps) <= most:
+            return [self._one_block]
+        blocks = self._found(most)
         first, second = next(blocks, None), next(blocks, None)
         if first is None:
             return []
         if second is not None:  # too many to be kept
             return itertools.chain([first, second], blocks)
-        self._touched[name] = first
+        self._one_block = first
         return [first]
+
+    def _found(self, most: int) -> Iterator["_Touched"]:
+        begin, end = self.times.T
+        if self._is_own:
+            own = np.arange(len(begin))
+            for at in range(0, len(own), most):
+                part = own[at : at + most]
+                yield _Touched(part, part - at, part, (end - begin)[part])
+            return
+        order = self._order(begin)
+        if order is not None:
+            begin, end = begin[order], end[order]
+        low, high = self.targets.T
+        start, counts = self._overlapping(begin, end)
+        for block in _blocks(counts, most):
+            rows = np.repeat(np.arange(block.start, block.stop), counts[block])
+            along = np.arange(len(rows)) - np.repeat(np.cumsum(counts[block]), counts[block])
+            steps = np.repeat((start + counts)[block], counts[block]) + along
+            weights = _weights(low[rows], high[rows], begin[steps], end[steps], rows - block.start)
+            there = np.flatnonzero(weights > 0)
+            if len(there) < len(rows):
+                rows, steps, weights = rows[there], steps[there], weights[there]
+            if len(rows):
+                first = np.append(0, np.flatnonzero(rows[1:] != rows[:-1]) + 1)
+                steps = steps if order is None else order[steps]
+                yield _Touched(rows[first], first, steps, weights)
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether every clip's targets are its steps, each apart from the others."""
+        if self.times.shape != self.targets.shape:
+            return False
+        alike = all(steps == targets for steps, targets in self._clips)
+        begin, end = self.times.T
+        return (
+            alike
+            and np.array_equal(self.times, self.targets)
+            and bool((end > begin).all())
+            and self._always(begin[1:] >= end[:-1])
+        )
+
+    def _always(self, holds: NDArray[np.bool_]) -> bool:
+        """Whether something holds of each step and the one before it in the same clip [S - 1]."""
+        fails = np.flatnonzero(~holds) + 1
+        return bool(np.isin(fails, [steps.start for steps, _ in self._clips]).all())
+
+    def _order(self, numbers: NDArray[np.float64]) -> NDArray[np.int64] | None:
+        """Rows of steps such that these rise within each clip; None where they do."""
+        if self._always(numbers[1:] >= numbers[:-1]):
+            return None
+        return np.concatenate(
+            [steps.start + np.argsort(numbers[steps], kind="stable") for steps, _ in self._clips]
+        )
+
+    def _overlapping(
+        self, begin: NDArray[np.float64], end: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each target the first of the steps that may overlap it, and how many they are."""
+        low, high = self.targets.T
+        # Steps may lie in each other, as the words of two speakers: none before the first whose
+        # latest end so far reaches the target can do so itself.
+        rising = self._always(end[1:] >= end[:-1])
+        start = np.empty(len(low), dtype=np.int64)
+        stop = np.empty(len(low), dtype=np.int64)
+        for steps, rows in self._clips:
+            latest = end[steps] if rising else np.maximum.accumulate(end[steps])
+            start[rows] = steps.start + latest.searchsorted(low[rows], side="left")
+            stop[rows] = steps.start + begin[steps].searchsorted(high[rows], side="right")
+        return start, np.maximum(0, stop - start)
+
+    @cached_property
+    def lines(self) -> "_Lines":
+        """The targets that have their value on the line between two steps."""
+        times, targets = self.times, self.targets
+        middles, wanted = times.mean(axis=1), targets.mean(axis=1)
+        order = self._order(middles)
+        rising = middles if order is None else middles[order]
+        after = np.empty(len(wanted), dtype=np.int64)
+        inside = np.empty(len(wanted), dtype=np.bool_)
+        for steps, rows in self._clips:
+            found = rising[steps].searchsorted(wanted[rows], side="right")
+            inside[rows] = (found > 0) & (found < steps.stop - steps.start)
+            after[rows] = steps.start + found
+        between = np.flatnonzero(inside)
+        left, right = after[between] - 1, after[between]
+        if order is not None:
+            left, right = order[left], order[right]
+        hop = middles[right] - middles[left]
+        apart = times[right, 0] - times[left, 1]
+        length = times[:, 1] - times[:, 0]
+        shorter = np.minimum(length[left], length[right])
+        longer = np.maximum(length[left], length[right])
+        joined = (apart <= ROUNDING * hop) & (longer <= ALIKE * shorter)
+        short = joined & (targets[between, 1] - targets[between, 0] < hop)
+        rows, left, right, hop = between[short], left[short], right[short], hop[short]
+        return _Lines(rows, left, right, ((wanted[rows] - middles[left]) / hop)[:, np.newaxis])
 
 
 @dataclass(frozen=True)
@@ -167,51 +346,17 @@ class _Touched:
         return slice(self.steps[0], self.steps[-1] + 1) if follow else self.steps
 
     @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How many steps each target has [N]."""
+        return np.diff(np.append(self.first, len(self.steps)))
+
+    @cached_property
     def shares(self) -> NDArray[np.float64]:
         """The part that each step has in its target [P]."""
         totals = np.add.reduceat(self.weights, self.first)
-        counts = np.diff(np.append(self.first, len(self.steps)))
         # Divided before the sum: the shortest overlaps would lose their values in it.
-        shares: NDArray[np.float64] = self.weights / np.repeat(totals, counts)
+        shares: NDArray[np.float64] = self.weights / np.repeat(totals, self.counts)
         return shares
-
-
-def _touched(
-    times: NDArray[np.float64], targets: NDArray[np.float64], most: int
-) -> Iterator[_Touched]:
-    """The steps of all targets; some targets at a time with `most` steps, or one with more."""
-    begin, end = times.T
-    if times.shape == targets.shape and _apart(times) and np.array_equal(times, targets):
-        own = np.arange(len(begin))
-        for at in range(0, len(own), most):
-            part = own[at : at + most]
-            yield _Touched(part, part - at, part, (end - begin)[part])
-        return
-    rising = bool((begin[1:] >= begin[:-1]).all())
-    order = np.arange(len(begin)) if rising else np.argsort(begin, kind="stable")
-    begin, end = (begin, end) if rising else (begin[order], end[order])
-    low, high = targets.T
-    # Steps may lie in each other, as the words of two speakers: none before the first whose latest
-    # end so far reaches the target can do so itself.
-    start = np.searchsorted(np.maximum.accumulate(end), low, side="left")
-    counts = np.maximum(0, np.searchsorted(begin, high, side="right") - start)
-    for block in _blocks(counts, most):
-        rows = np.repeat(np.arange(block.start, block.stop), counts[block])
-        along = np.arange(len(rows)) - np.repeat(np.cumsum(counts[block]), counts[block])
-        steps = np.repeat((start + counts)[block], counts[block]) + along
-        weights = _weights(low[rows], high[rows], begin[steps], end[steps], rows - block.start)
-        there = np.flatnonzero(weights > 0)
-        if len(there) < len(rows):
-            rows, steps, weights = rows[there], steps[there], weights[there]
-        if len(rows):
-            first = np.append(0, np.flatnonzero(rows[1:] != rows[:-1]) + 1)
-            yield _Touched(rows[first], first, order[steps], weights)
-
-
-def _apart(times: NDArray[np.float64]) -> bool:
-    """Whether spans [T, 2] have lengths, and follow each other."""
-    begin, end = times.T
-    return bool((end > begin).all() and (begin[1:] >= end[:-1]).all())
 
 
 def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
@@ -275,13 +420,38 @@ def _reduced(
 ) -> NDArray[np.float64]:
     """Steps times their factors [P], reduced for each target: [N, D].
 
-    More than `most` steps are of one target alone, and taken in pieces.
+    Steps of a target are taken in their order, by a rule that knows no other target. More than
+    `most` steps are of one target alone, and taken in pieces.
     """
-    if len(touched.steps) <= most:
-        whole: NDArray[np.float64] = ufunc.reduceat(
-            values[touched.run] * factors[:, np.newaxis], touched.first, axis=0
-        )
-        return whole
+    if len(touched.steps) > most:
+        return _in_pieces(ufunc, values, touched, factors, most)
+    reduced = np.empty((len(touched.first), values.shape[1]))
+    many = np.repeat(touched.counts > FEW, touched.counts)
+    if many.any():
+        counts = touched.counts[touched.counts > FEW]
+        weighted = values[touched.steps[many]] * factors[many, np.newaxis]
+        first = np.cumsum(counts) - counts
+        reduced[touched.counts > FEW] = ufunc.reduceat(weighted, first, axis=0)
+    rows = np.flatnonzero(touched.counts <= FEW)
+    at, along = touched.first[rows], 0
+    while len(rows):
+        # The first steps of all targets, then the second ones: far fewer calls than by target.
+        term = values[touched.steps[at + along]] * factors[at + along, np.newaxis]
+        reduced[rows] = ufunc(reduced[rows], term) if along else term
+        along += 1
+        more = touched.counts[rows] > along
+        rows, at = (rows, at) if more.all() else (rows[more], at[more])
+    return reduced
+
+
+def _in_pieces(
+    ufunc: np.ufunc,
+    values: NDArray[Any],
+    touched: _Touched,
+    factors: NDArray[np.float64],
+    most: int,
+) -> NDArray[np.float64]:
+    """As `_reduced`, of one target."""
     pieces = [
         ufunc.reduceat(
             values[touched.steps[at : at + most]] * factors[at : at + most, np.newaxis],
@@ -309,27 +479,6 @@ class _Lines:
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     share: NDArray[np.float64]
-
-
-def _lines(times: NDArray[np.float64], targets: NDArray[np.float64]) -> _Lines:
-    """The targets that have their value on the line between two steps."""
-    middles = times.mean(axis=1)
-    order = np.argsort(middles, kind="stable")
-    rising, wanted = middles[order], targets.mean(axis=1)
-    after = np.searchsorted(rising, wanted, side="right")
-    between = np.flatnonzero((after > 0) & (after < len(order)))
-    left, right = order[after[between] - 1], order[after[between]]
-    hop = middles[right] - middles[left]
-    apart = times[right, 0] - times[left, 1]
-    length = np.diff(times)[:, 0]
-    shorter, longer = (
-        np.minimum(length[left], length[right]),
-        np.maximum(length[left], length[right]),
-    )
-    joined = (apart <= ROUNDING * hop) & (longer <= ALIKE * shorter)
-    short = joined & (np.diff(targets[between])[:, 0] < hop)
-    rows, left, right, hop = between[short], left[short], right[short], hop[short]
-    return _Lines(rows, left, right, ((wanted[rows] - middles[left]) / hop)[:, np.newaxis])
 
 
 def _join(

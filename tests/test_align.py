@@ -187,17 +187,35 @@ def test_a_target_has_the_same_bits_whatever_is_pooled_beside_it(times, targets,
     np.testing.assert_allclose(values, pieces, atol=1e-6)
 
 
+CLIPS = st.lists(st.tuples(SPANS, SPANS, st.booleans(), st.booleans()), min_size=1, max_size=4)
+
+
 @settings(deadline=None)  # how long it takes is the affair of whoever else uses the machine
-@given(SPANS, SPANS, st.booleans(), st.sampled_from(HOWS))
-def test_streams_that_share_times_and_targets_are_pooled_as_each_alone(times, targets, same, how):
-    targets = times.copy() if same else targets
-    together = Pooled(targets)
-    for seed, width, later in ((0, 3, 0), (1, 5, 0), (0, 3, 0.25), (0, 3, 0)):
-        feature = steps(times + later, seed, width)
-        values, valid = together.stream(feature, how)
-        alone = [pool(feature, target[np.newaxis], how) for target in targets]
-        assert values.tobytes() == b"".join(each.tobytes() for each, _ in alone)
-        assert valid.tolist() == [bool(there[0]) for _, there in alone]
+@given(CLIPS, st.sampled_from(HOWS), st.sampled_from([0, 40, 1 << 17]))
+def test_clips_are_pooled_together_as_each_target_alone(clips, how, room):
+    targets = [times.copy() if same else targets for times, targets, same, _ in clips]
+    together, most = Pooled(targets), align.TOGETHER
+    align.TOGETHER = room  # with 0 each clip by itself
+    try:
+        for seed, width, later in ((0, 3, 0), (1, 5, 0), (0, 3, 0.25), (0, 3, 0)):
+            features = [
+                steps(times + later, seed + at, width) if there else None
+                for at, (times, _, _, there) in enumerate(clips)
+            ]
+            left = [at for at, feature in enumerate(features) if feature is not None]
+            for some, values, valid in together.stream(features, how):
+                numbers, left = left[: some.stop - some.start], left[some.stop - some.start :]
+                assert numbers == list(range(len(clips)))[some]
+                alone = [
+                    pool(features[at], target[np.newaxis], how)
+                    for at in numbers
+                    for target in targets[at]
+                ]
+                assert values.tobytes() == b"".join(each.tobytes() for each, _ in alone)
+                assert valid.tolist() == [bool(there[0]) for _, there in alone]
+            assert not left
+    finally:
+        align.TOGETHER = most
 
 
 @given(st.lists(GRID, min_size=3, max_size=3, unique=True).map(sorted), st.integers(0, 5))

@@ -17,16 +17,14 @@ from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from training.data import (
     fallback_of,
-    is_empty,
     load,
     micro_batch,
-    spoken_of,
     target_of,
-    to_sample,
 )
 from training.normaliser import LIMIT, Normaliser
 from training.order import global_batches, order, order_digest, rank_view
 from training.recipe import ModelSettings, Pooling, Recipe, Task
+from training.samples import is_empty, spoken_of, to_sample
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))

@@ -17,12 +17,13 @@ from featurizers.shards import job_id, write_shard
 from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from tracking.run import MemoryRun
-from training.data import load, to_sample
+from training.data import load
 from training.loop import fit
 from training.models import build
 from training.predict import Predictor, load_model
 from training.recipe import Task
 from training.recipes import named
+from training.samples import to_sample
 from training.session import LocalSession
 from training.start import begin, check, pinned
 

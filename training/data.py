@@ -2,16 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurizers import dataset, manifest
-from featurizers.align import How, Pooled, cells, parts, pool, word_times
 from featurizers.clip import Clip
 from featurizers.node_cache import NodeCache
 from featurizers.spec import Feature, FeatureSpec, canonical_json
@@ -20,117 +18,10 @@ from training.batch import FusionBatch, Sample, collate
 from training.folds import in_fold
 from training.normaliser import Normaliser, measured_once
 from training.order import Buckets, Slot, order
-from training.recipe import Pooling, Recipe, Target, Task
+from training.recipe import Recipe, Target, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
+from training.samples import spoken_of, stored_steps, to_samples
 from training.stream import whole
-
-
-def to_sample(
-    clip: Clip,
-    features: Mapping[str, Feature | None],
-    pooling: Pooling,
-    normaliser: Normaliser | None,
-    target: Target | None = None,
-    *,
-    spoken: Collection[str] = (),
-    encoded: Collection[str] = (),
-) -> Sample:
-    """A clip's features as a model takes them: pooled to the recipe's time base, and normalised.
-
-    Training and the registered model both go through here, so they cannot differ.
-
-    Args:
-        clip: Gives the words or the duration.
-        features: By stream, in the model's order; None where the clip lacks it (absent or
-            quarantined).
-        pooling: The time base, and how steps are pooled to it.
-        normaliser: None only while the normaliser itself is being measured.
-        target: See `target_of`.
-        spoken: The streams whose steps are words, see `spoken_of`: between two words nothing is
-            said, so that the mean of these is by overlap alone.
-        encoded: Streams that an encoder within the model reads: they keep their steps with their
-            times, in their order, and the model pools what the encoder makes of them.
-    """
-    base = None if pooling.kind == "own" else _time_base(clip, features, pooling)
-    together = None if base is None else Pooled(base)
-    values: dict[str, NDArray[np.float32] | None] = {}
-    valid: dict[str, NDArray[np.bool_] | None] = {}
-    times: dict[str, NDArray[np.float64]] = {}
-    for name, feature in features.items():
-        values[name], valid[name] = None, None
-        if feature is None:
-            continue
-        if name in encoded:
-            if _reaches(feature, base):
-                values[name] = feature.values.astype(np.float32)
-                times[name] = feature.times
-            continue
-        how = "overlap" if pooling.how == "mean" and name in spoken else pooling.how
-        if together is None:
-            pooled, there = _own_steps(feature, pooling.most, how)
-        else:
-            pooled, there = together.stream(feature, how)
-        if there.any():
-            scaled = pooled if normaliser is None else normaliser.apply(name, pooled)
-            scaled[~there] = 0.0
-            values[name], valid[name] = scaled, None if there.all() else there
-    return Sample(
-        key=clip.key,
-        values=values,
-        valid=valid,
-        target=target,
-        times=times,
-        base=base if encoded else None,
-    )
-
-
-def _reaches(feature: Feature, base: NDArray[np.float64] | None) -> bool:
-    """Whether there are steps, and the time base has any of them."""
-    if base is None or not len(feature.times):
-        return bool(len(feature.times))
-    steps = Feature(np.zeros((len(feature.times), 1), dtype=np.float32), feature.times)
-    return bool(pool(steps, base, "overlap")[1].any())
-
-
-def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
-    """The streams whose steps are words, or what was said at once: they are read from words."""
-    return frozenset(name for name, spec in specs.items() if "words" in spec.reads)
-
-
-def is_empty(sample: Sample) -> bool:
-    """Whether no stream has anything at the sample's time base, so that no model can tell."""
-    return all(values is None for values in sample.values.values())
-
-
-def _own_steps(
-    feature: Feature, most: int, how: How
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A stream's own steps in order of time, or where they are too many equal parts of its time."""
-    if len(feature.times) > most:
-        begin, end = feature.times[:, 0].min(), feature.times[:, 1].max()
-        return pool(feature, begin + parts(end - begin, most), how)
-    order = np.argsort(feature.times[:, 0], kind="stable")
-    return feature.values[order].astype(np.float32), np.ones(len(order), dtype=np.bool_)
-
-
-def _time_base(
-    clip: Clip, features: Mapping[str, Feature | None], pooling: Pooling
-) -> NDArray[np.float64]:
-    if pooling.kind == "words" and clip.words:
-        return word_times(clip)
-    ends = [f.times[-1, 1] for f in features.values() if f is not None and len(f.times)]
-    # A clip that only has a table of numbers has no media that know its duration.
-    seconds = clip.seconds or max(ends, default=0.0)
-    if pooling.kind == "steps":
-        return parts(seconds, pooling.steps)
-    return cells(seconds, pooling.cell_s)
-
-
-def _steps(clip: Clip, stored: Sequence[int], pooling: Pooling) -> int:
-    """Steps of the longest stream of a clip's sample, of which so many are stored for each."""
-    if pooling.kind == "own":
-        return min(max(stored), pooling.most)
-    return len(_time_base(clip, {}, pooling))
 
 
 def target_of(clip: Clip, task: Task) -> Target:
@@ -241,37 +132,53 @@ class Samples:
             return None
         pooling = self._recipe.pooling
         lengths = {
-            key: _steps(clip, [column.rows[key].steps for column in self.columns.values()], pooling)
+            key: stored_steps(
+                clip, [column.rows[key].steps for column in self.columns.values()], pooling
+            )
             for key, clip in self._usable.items()
         }
         return Buckets(lengths, self._recipe.global_batch)
 
     def sample(self, key: str) -> Sample:
         """The sample of a usable clip."""
-        if key in self._cache:
-            return self._cache[key]
-        sample = self.made(key, {name: column.read(key) for name, column in self.columns.items()})
-        size = sum(values.nbytes for values in sample.values.values() if values is not None)
-        if size <= self._room_bytes:
-            self._room_bytes -= size
-            self._cache[key] = sample
+        (sample,) = self.some([key])
         return sample
 
-    def made(self, key: str, features: Mapping[str, Feature | None]) -> Sample:
-        """The sample of a usable clip, of features that are read already."""
-        return to_sample(
-            self._usable[key],
+    def some(self, keys: Sequence[str]) -> list[Sample]:
+        """The samples of usable clips; those that are not in memory are made together."""
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        absent = [key for key in dict.fromkeys(keys) if key not in found]
+        made = self.made(
+            absent,
+            [{name: each.read(key) for name, each in self.columns.items()} for key in absent],
+        )
+        for sample in made:
+            found[sample.key] = sample
+            size = sum(values.nbytes for values in sample.values.values() if values is not None)
+            if size <= self._room_bytes:
+                self._room_bytes -= size
+                self._cache[sample.key] = sample
+        return [found[key] for key in keys]
+
+    def made(
+        self, keys: Sequence[str], features: Sequence[Mapping[str, Feature | None]]
+    ) -> list[Sample]:
+        """The samples of usable clips, of features that are read already."""
+        return to_samples(
+            [self._usable[key] for key in keys],
             features,
             self._recipe.pooling,
             self._normaliser,
-            self.targets[key],
+            [self.targets[key] for key in keys],
             spoken=self._spoken,
             encoded=self._recipe.model.encoders.keys(),
         )
 
     def batch(self, slots: Sequence[Slot]) -> FusionBatch:
         """The batch of these keys and weights."""
-        return collate([self.sample(key).weighing(weight) for key, weight in slots], self.widths)
+        samples = self.some([key for key, _ in slots])
+        weighed = [each.weighing(weight) for each, (_, weight) in zip(samples, slots, strict=True)]
+        return collate(weighed, self.widths)
 
     def keep_less(self, parts: int) -> None:
         """Keep this part of what may be kept in memory: so many processes remember samples."""

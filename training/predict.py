@@ -30,10 +30,10 @@ from featurizers.intake import CHOSEN, RawClip, take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
 from featurizers.transcript import FORMATS, file_and_tier
 from training.batch import Sample, collate
-from training.data import is_empty, spoken_of, to_sample
 from training.models import build
 from training.normaliser import Normaliser
 from training.recipe import Recipe, Target, Task
+from training.samples import is_empty, spoken_of, to_sample
 
 FORMAT = 1
 NAME = "training.predict:Predictor"

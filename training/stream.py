@@ -65,7 +65,7 @@ class Lane:
         samples = self.samples
         found = islice(self._shuffled(), taken * self.share, None)
         for _ in range(taken, self.steps):
-            own = [made(samples, raw) for raw in islice(found, self.share)]
+            own = made(samples, list(islice(found, self.share)))
             if len(own) < self.share:
                 filler = own[0] if own else samples.sample(samples.keys[0])
                 own += [filler.weighing(0.0)] * (self.share - len(own))
@@ -134,17 +134,19 @@ def whole(samples: "Samples") -> Iterator[Sample]:
     """All samples, shard by shard."""
     for shard, keys in sorted(in_stored_order(samples).items()):
         for raw in read(samples.columns, shard, keys):
-            yield made(samples, raw)
+            yield from made(samples, [raw])
 
 
-def made(samples: "Samples", raw: Raw) -> Sample:
-    """A clip's sample."""
-    key, members = raw
-    features = {
-        name: None if pair is None else Feature(*(array_of(memoryview(each)) for each in pair))
-        for name, pair in members.items()
-    }
-    return samples.made(key, features)
+def made(samples: "Samples", raws: Sequence[Raw]) -> list[Sample]:
+    """The samples of some clips."""
+    features = [
+        {
+            name: None if pair is None else Feature(*(array_of(memoryview(each)) for each in pair))
+            for name, pair in members.items()
+        }
+        for _, members in raws
+    ]
+    return samples.made([key for key, _ in raws], features)
 
 
 def read(columns: Mapping[str, Column], shard: int, keys: Sequence[str]) -> Iterator[Raw]:
