@@ -84,7 +84,7 @@ def main() -> None:
     waits: list[float] = []
     print("model    ranks  ours ms/step  bare ms/step  ours over bare (time)  waiting for data")
     with tempfile.TemporaryDirectory() as scratch:
-        columns = write_dataset(Path(scratch, "data"), 128 if quick else 512)
+        columns = write_dataset(Path(scratch, "data"), 256 if quick else 512)
         for name in MODELS:
             for world in (1, 2):
                 found = measured(Path(scratch), columns, name, world)
