@@ -1,12 +1,15 @@
 """The scorecards of an experiment's finished runs, and the tables that people read of one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from featurizers.clip import Clip
 from featurizers.dataset import read_clips
+from featurizers.manifest import Column
 from pipelines.experiment import Experiment, InputError
 from pipelines.featurize import finished
 from pipelines.folds import with_folds
-from pipelines.plans import plan_run, read, score_test
+from pipelines.plans import Trained, plan_run, read, score_test
 from pipelines.run import recipes_of
 from pipelines.show import with_interval
 from pipelines.sources import task_of
@@ -15,8 +18,22 @@ from tracking.scorecard import Part, Scorecard
 Row = dict[str, object]
 
 
-def evaluate(experiment: Experiment) -> dict[str, Scorecard]:
-    """The scorecard of each seed's run on the labelled test clips, by the run's name.
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The finished runs of an experiment, with what they were trained and tested on."""
+
+    trained: Sequence[Trained]
+    clips: Sequence[Clip]
+    columns: Mapping[str, Column]
+
+    @property
+    def cards(self) -> dict[str, Scorecard]:
+        """The scorecard of each run on the labelled test clips, by the run's name."""
+        return {each.plan.name: score_test(each, self.clips, parity=None) for each in self.trained}
+
+
+def evaluate(experiment: Experiment) -> Evaluated:
+    """The run of each seed and fold.
 
     Raises:
         InputError: A run is not trained as the experiment stands.
@@ -31,7 +48,7 @@ def evaluate(experiment: Experiment) -> dict[str, Scorecard]:
             f"{len(missing)} of {len(plans)} runs are not trained as the experiment stands, the "
             f"first is {missing[0]}; `fuseline train` trains them"
         )
-    return {plan.name: score_test(read(plan), clips, parity=None) for plan in plans}
+    return Evaluated([read(plan) for plan in plans], clips, columns)
 
 
 def tables(card: Scorecard) -> Iterator[tuple[str, list[Row]]]:

@@ -28,6 +28,8 @@ FINISHED = "finished.json"
 SETTLED = "settled.json"
 PROGRESS = "progress.jsonl"
 CHECKPOINTS = "checkpoints"
+SCORECARD = "scorecard.json"
+"""What a run was registered with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines import HOME
 from pipelines.experiment import FailedError, InputError
-from pipelines.plans import Trained, score_test
+from pipelines.plans import SCORECARD, Trained, score_test
 from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
@@ -122,7 +122,8 @@ def register_model(
             f"{'; '.join(differences[:3])} ({len(differences)} in all)"
         )
     card = score_test(trained, clips, parity=True if compared else None)
-    _keep(run, "scorecard.json", canonical_json(card.to_json()))
+    _keep(run, SCORECARD, canonical_json(card.to_json()))
+    publish(trained.plan.folder / SCORECARD, canonical_json(card.to_json()))
     tags = {
         "fuseline.evaluation_set": card.evaluation_set,
         "fuseline.parity": "checked" if compared else "not compared",
@@ -344,7 +345,7 @@ def card_of(uri: str, name: str, version: int) -> Scorecard:
     """
     run_id = run_of(uri, name, version)
     try:
-        return Scorecard.from_json(json.loads(read_file(uri, run_id, "scorecard.json")))
+        return Scorecard.from_json(json.loads(read_file(uri, run_id, SCORECARD)))
     except FileNotFoundError:
         raise InputError(
             f"version {version} of {name!r} has no scorecard: it was registered by other means"

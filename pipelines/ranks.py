@@ -20,7 +20,7 @@ from featurizers.store import publish
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Loading, Plan
-from pipelines.tracked import gauged, journaled
+from pipelines.tracked import attempts, gauged, journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
 from training.session import PreemptedError, Session, Wish
@@ -180,7 +180,8 @@ def train_one(
     )
 
     def progress(epoch: int, metrics: Mapping[str, float]) -> None:
-        note(plan.folder, {"name": plan.name, "epoch": epoch, "metrics": dict(metrics)})
+        attempt = {"attempt": attempts(plan), "ranks": session.world}
+        note(plan.folder, {"name": plan.name, "epoch": epoch, **attempt, "metrics": dict(metrics)})
         if told is not None:
             told(metrics)
 

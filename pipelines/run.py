@@ -26,6 +26,7 @@ from pipelines.limits import Care
 from pipelines.plans import Loading, Plan, Trained, plan_run, score_test
 from pipelines.promote import Promotion, Registered, consider, register_model
 from pipelines.resume import Resumed, check_resume
+from pipelines.run_pages import keep_pages
 from pipelines.score import row_of, score
 from pipelines.segment import Segmented, segment
 from pipelines.show import Show
@@ -189,6 +190,11 @@ def train_all(
         rows = runs_table(trained, clips)
         keep(parent, rows)
         show.rows(f"{len(trained)} runs of run {parent.run_id}", rows)
+    pages = keep_pages(
+        trained, clips, columns, uri=store_uri(experiment), parent=parent, say=show.say
+    )
+    for file in pages:
+        show.say(f"page: {file}")
     return trained
 
 
@@ -328,6 +334,8 @@ def register_best(
         stage=stage_of(experiment),
         weights=sorted({each.spec.source for each in experiment.featurizers().values()} - {""}),
     )
+    # Again: that of the best run tells of the comparison with the shards.
+    keep_pages([best], clips, columns, uri=store_uri(experiment), parent=None, say=show.say)
     show.say(
         f"{registered.name} version {registered.version} ({best.plan.name}): {registered.checked}"
     )

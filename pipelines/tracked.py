@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,23 +42,32 @@ def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
                 f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
             )
         return MlflowRun(uri=uri, run_id=standing["run_id"])
+    made_by = _made_by()
     # A crash between the server and the file leaves a run that no file names.
     run = find_run(uri, experiment, "fuseline.plan", plan.folder.name)
-    run = run or _new_run(plan, uri, experiment)
-    publish(file, canonical_json({"run_id": run.run_id, "uri": uri}))
+    run = run or _new_run(plan, uri, experiment, made_by)
+    publish(file, canonical_json({"run_id": run.run_id, "uri": uri, "made_by": made_by}))
     return run
 
 
-def _new_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
+def _made_by() -> dict[str, str]:
+    """Code, versions and machine; nothing for what is not known."""
+    facts = {
+        "code": bundled_code_digest(),
+        "commit": git_commit(HOME),
+        **{f"env.{name}": value for name, value in environment().items()},
+        **{f"version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _new_run(plan: Plan, uri: str, experiment: str, made_by: Mapping[str, str]) -> MlflowRun:
     tags = {
         "fuseline.plan": plan.folder.name,
-        "fuseline.code": bundled_code_digest(),
-        "fuseline.commit": git_commit(HOME),
         "fuseline.dataset": str(plan.root),
-        **{f"fuseline.env.{name}": value for name, value in environment().items()},
-        **{f"fuseline.version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
+        **{f"fuseline.{name}": value for name, value in made_by.items()},
     }
-    return start_run(uri, experiment, plan.name, {name: v for name, v in tags.items() if v})
+    return start_run(uri, experiment, plan.name, tags)
 
 
 def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
@@ -92,13 +101,19 @@ def settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
 
 def journaled(plan: Plan, uri: str, run_id: str) -> JournaledRun:
     """The run as rank 0 logs to it, in one attempt more than before."""
-    with (plan.folder / ATTEMPTS).open("ab") as attempts:
-        attempts.write(b".")
-        attempts.flush()
-        number = attempts.tell()
+    with (plan.folder / ATTEMPTS).open("ab") as begun:
+        begun.write(b".")
+        begun.flush()
+        number = begun.tell()
     run = JournaledRun(_there(uri, run_id), plan.folder / JOURNAL, attempt=number)
     run.set_tags({"fuseline.attempts": str(number)})
     return run
+
+
+def attempts(plan: Plan) -> int:
+    """How often a run was begun; 0 for one that nobody is told of."""
+    file = plan.folder / ATTEMPTS
+    return file.stat().st_size if file.is_file() else 0
 
 
 def gauged(plan: Plan, uri: str, run_id: str) -> Gauges:

@@ -101,8 +101,11 @@ def test_running_again_takes_the_finished_work_as_it_is(project):
 
 
 def test_the_runs_are_evaluated_with_intervals_and_with_each_stream_taken_away(project):
-    result = fuseline("evaluate", "experiment.yaml", "--json", cwd=project)
+    page = ("--page", "runs.html")
+    result = fuseline("evaluate", "experiment.yaml", *page, "--json", cwd=project)
     assert result.returncode == 0, result.stderr
+    [kept] = (project / "data" / "training").glob("runs-*/report.html")
+    assert (project / "runs.html").read_bytes() == kept.read_bytes()
     cards = json.loads(result.stdout)
     assert list(cards) == ["mmlatch seed 0", "mmlatch seed 1"]
     summary = json.loads((project / "summary.json").read_text())
@@ -182,7 +185,7 @@ def test_a_version_or_model_that_does_not_exist_is_one_line_and_exit_code_2(proj
         assert result.stderr.startswith("fuseline: ")
 
 
-def test_the_mlflow_run_knows_settings_metrics_data_and_model(project):
+def test_the_mlflow_run_knows_settings_metrics_data_model_and_page(project, tmp_path):
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{project / 'mlflow.db'}"
@@ -197,4 +200,13 @@ def test_the_mlflow_run_knows_settings_metrics_data_and_model(project):
     ] == 5
     assert {"fuseline.dataset.train", "fuseline.dataset.test"} <= set(run.data.tags)
     names = {Path(item.path).name for item in client.list_artifacts(version.run_id)}
-    assert {"scorecard.json", "finished.json"} <= names
+    assert {"scorecard.json", "finished.json", "report.html"} <= names
+    page = Path(client.download_artifacts(version.run_id, "report.html", str(tmp_path)))
+    written = [file.read_text() for file in project.glob("data/training/mmlatch-*/report.html")]
+    assert len(written) == 2
+    assert page.read_text() in written
+    # Made again after registration, which compared features with the shards.
+    assert sum("equal those of the shards" in each for each in written) == 1
+    assert "equal those of the shards" in page.read_text()
+    family = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert "report.html" in {item.path for item in client.list_artifacts(family.info.run_id)}

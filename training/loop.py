@@ -345,8 +345,9 @@ def _tell(
     shares: Mapping[str, float],
     progress: Progress | None,
 ) -> None:
-    shown = {**state.history[-1], "samples_per_second": len(work.data.train) / seconds}
-    work.run.log_metrics({**shown, **shares}, step=state.newest)
+    speed = len(work.data.train) / seconds
+    shown = {**state.history[-1], "samples_per_second": speed, **shares}
+    work.run.log_metrics(shown, step=state.newest)
     if progress is not None:
         progress(state.newest, shown)
 

@@ -97,13 +97,22 @@ def evaluate_command(
     seeds: Seeds = None,
     folds: Folds = None,
     fold: Fold = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write one HTML file too, that needs nothing else.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Test metrics of trained runs: with intervals, by class, and when streams are missing."""
     from pipelines.evaluate import evaluate, tables
     from pipelines.show import Show
 
-    cards = evaluate(load(file, [*(settings or ()), *runs_of(seeds, folds, fold)]))
+    found = evaluate(load(file, [*(settings or ()), *runs_of(seeds, folds, fold)]))
+    cards = found.cards
+    if page is not None:
+        from featurizers.store import publish
+        from pipelines.run_pages import page_of
+
+        publish(page, page_of(found.trained, found.clips, found.columns).encode())
     if as_json:
         plain = {name: card.to_json() for name, card in cards.items()}
         for each in plain.values():

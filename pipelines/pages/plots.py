@@ -26,6 +26,7 @@ RED, SKY, PURPLE, YELLOW = "#d55e00", "#56b4e9", "#cc79a7", "#f0e442"
 GREY = "#8c8c8c"
 GRID = "#8c8c8c66"
 PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY)
+DASHES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (5, 6)))
 HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "//")  # lines alone: dots are large
 
 # What matplotlib writes, and what does in its place inside a page.
@@ -41,8 +42,9 @@ _TIDY = (
 
 # Stand-ins that become the page's own colours; no figure draws with them.
 _INK, _FAINT = "#010203", "#040506"
-_WIDTH_IN = 4.8
+_WIDTH_IN = 4.5
 _LONGEST = 28  # letters of a bar's name
+_LEGEND = 68  # letters in a row
 
 
 def bars(
@@ -159,6 +161,93 @@ def ranges(
         return _svg(figure, name, title)
 
 
+def curves(
+    name: str,
+    title: str,
+    unit: str,
+    series: Mapping[str, Sequence[float]],
+    *,
+    best: int | None = None,
+    marks: Sequence[int] = (),
+    log: bool = False,
+) -> "Markup":
+    """Lines over epochs, told apart by colour and by dashes.
+
+    Args:
+        name: As for `bars`.
+        title: As there.
+        unit: What the axis of values shows, with its unit.
+        series: Values by epoch, the first of epoch 1, by name; NaN leaves a gap.
+        best: An epoch with a line through it, from 0.
+        marks: Epochs before which there is a mark: the run was resumed.
+        log: Makes the axis of values logarithmic.
+    """
+    with _drawing(name, 9) as (figure, axes):
+        if log:
+            axes.set_yscale("log")
+        for number, (label, values) in enumerate(series.items()):
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                label=label,
+                color=PALETTE[number % len(PALETTE)],
+                linestyle=DASHES[number % len(DASHES)],
+                marker="o" if len(values) < 3 else "",
+                linewidth=1.6,
+            )
+        for number, mark in enumerate(marks):
+            axes.axvline(
+                mark + 0.5, color=RED, linestyle=":", label="" if number else "resumed here"
+            )
+        if best is not None:
+            axes.axvline(best + 1, color=GREY, linewidth=1, label="best epoch")
+        _legend(figure, axes)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.grid(visible=True)
+        _whole_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis, log=log)
+        return _svg(figure, name, title)
+
+
+def scatter(
+    name: str, title: str, across: str, down: str, points: Sequence[tuple[float, float]]
+) -> "Markup":
+    """Points on equal axes with the line on which both are equal.
+
+    `name` and `title` are as for `bars`; `across` and `down` name the axes with their units, and
+    `points` has both values of each.
+    """
+    with _drawing(name, 12) as (figure, axes):
+        x, y = zip(*points, strict=True)
+        low, high = min(*x, *y), max(*x, *y)
+        room = 0.05 * (high - low or 1.0)
+        ends = (low - room, high + room)
+        axes.plot(ends, ends, color=GREY, linewidth=1)
+        axes.scatter(x, y, s=14, color=BLUE, alpha=0.6, linewidths=0)
+        axes.set(xlim=ends, ylim=ends, xlabel=across, ylabel=down)
+        axes.grid(visible=True)
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain_ticks(axis, log=False)
+        return _svg(figure, name, title)
+
+
+def whiskers(
+    name: str, title: str, unit: str, values: Mapping[str, tuple[float, float, float]]
+) -> "Markup":
+    """For each name a value with its interval, the first on top.
+
+    `name`, `title` and `unit` are as for `bars`; `values` has value, low and high end by name, the
+    ends NaN where there is no interval.
+    """
+    with _drawing(name, len(values)) as (figure, axes):
+        for place, (value, low, high) in enumerate(values.values()):
+            axes.plot([low, high], [place, place], color=SKY, linewidth=5, solid_capstyle="butt")
+            axes.plot([value], [place], "o", color=BLUE, markersize=6)
+        _named(axes, list(values), unit)
+        return _svg(figure, name, title)
+
+
 @contextmanager
 def _drawing(name: str, rows: int) -> Iterator[tuple["Figure", "Axes"]]:
     """An empty figure of so many rows, under settings that no file of the user's can change."""
@@ -231,7 +320,9 @@ def _ends(axes: "Axes", lengths: Sequence[float], notes: Sequence[str]) -> None:
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4)
+    # As many beside each other as there is room for, each as wide as the longest.
+    most = max(1, _LEGEND // (4 + max(map(len, labels))))
+    figure.legend(handles, labels, loc="outside upper left", ncols=most, handlelength=1.4)
 
 
 def _plain_ticks(axis: Any, *, log: bool) -> None:  # noqa: ANN401 - matplotlib's axes are not typed
@@ -240,8 +331,13 @@ def _plain_ticks(axis: Any, *, log: bool) -> None:  # noqa: ANN401 - matplotlib'
     low, high = axis.get_view_interval()
     steps = (1, 2, 5) if log and high < 300 * low else (1,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=12) if log else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float) -> str:
+    """A tick's number, with a true minus."""
+    return f"{value:,.10g}".replace("-", "\u2212")
 
 
 def _whole_ticks(axis: Any) -> None:  # noqa: ANN401 - matplotlib's axes are not typed
