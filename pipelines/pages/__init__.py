@@ -26,7 +26,9 @@ _UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 # What is written in figures stands on the right, so that it can be compared.
-_FIGURES = re.compile(r"[<>+\u2212-]?[0-9][0-9.,]*( ?(%|ms|s|min|h|bytes|[kMGTP]B|\([^()]*\)))?")
+_FIGURES = re.compile(
+    r"[<>+\u2212-]?[0-9][0-9.,]*( ?(%|ms|s|min|h|bytes|[kMGTP]B|\([^()]*\)))?|undefined"
+)
 
 
 @dataclass(frozen=True, slots=True)

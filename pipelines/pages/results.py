@@ -28,9 +28,9 @@ MEANINGS = {
     "acc2_non0": "share right: negative or positive, truths of 0 left out",
     "f1_has0": "weighted F1: negative or not",
     "f1_non0": "weighted F1: negative or positive, truths of 0 left out",
-    "acc7": "share right when rounded to -3 ... 3",
-    "acc5": "share right when rounded to -2 ... 2",
-    "acc3": "share right when rounded to -1 ... 1",
+    "acc7": "share right when rounded, from \u22123 to 3",
+    "acc5": "share right when rounded, from \u22122 to 2",
+    "acc3": "share right when rounded, from \u22121 to 1",
     "accuracy": "share right",
     "uar": "mean recall of the classes",
     "f1_weighted": "mean F1 of the classes, by their clips",
@@ -249,8 +249,8 @@ def _worst(made: Result) -> Table:
     wrong = [each for each in made.predicted if each.error > 0]
     ordered = sorted(wrong, key=lambda each: (-each.error, each.id))[:WORST]
     left = len(wrong) - len(ordered)
-    note = f"{amount(left)} more clips are off." if left > 0 else ""
-    return Table("The clips that are furthest off", [_predicted(made, e) for e in ordered], note)
+    said = "" if made.task.kind == "regression" or left <= 0 else f"{amount(left)} more are wrong."
+    return Table("The clips that are furthest off", [_predicted(made, e) for e in ordered], said)
 
 
 def _predicted(made: Result, each: Predicted) -> dict[str, object]:
