@@ -26,12 +26,8 @@ def checked(cluster):
 
 
 def start_commands(cluster):
-    return [
-        command
-        for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"])
-        for command in commands
-        if "ray start" in command
-    ]
+    """Of the head and of workers, what starts Ray."""
+    return [cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]]
 
 
 def test_ray_accepts_the_cluster_file(cluster):
@@ -73,10 +69,18 @@ def test_spot_nodes_do_the_work_that_may_be_interrupted_and_no_other(cluster):
 
 
 def test_every_node_starts_with_token_authentication(cluster):
-    commands = start_commands(checked(cluster))
-    assert len(commands) == 2
-    assert all(command.startswith("export RAY_AUTH_MODE=token;") for command in commands)
+    """start.sh exports it, which tests/test_deploy.py holds, and the image has it for shells."""
+    head, worker = start_commands(checked(cluster))
+    assert head.endswith("/home/ray/fuseline/deploy/start.sh head")
+    assert worker.endswith("/home/ray/fuseline/deploy/start.sh worker")
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+
+
+def test_the_head_scales_the_cluster_by_the_file_that_the_launcher_leaves(cluster):
+    head = start_commands(checked(cluster))[0]
+    assert head.startswith(
+        'FUSELINE_RAY_FLAGS="--autoscaling-config=$HOME/ray_bootstrap_config.yaml" '
+    )
 
 
 def test_every_node_gets_the_token_where_ray_looks_for_it(cluster):
@@ -85,10 +89,10 @@ def test_every_node_gets_the_token_where_ray_looks_for_it(cluster):
     assert cluster["file_mounts"][path] == "~/.ray/auth_token"
 
 
-def test_the_dashboard_is_reached_from_the_head_alone(cluster):
-    head = start_commands(checked(cluster))[0]
-    assert "--dashboard-host=127.0.0.1" in head
-    assert "0.0.0.0" not in " ".join(start_commands(checked(cluster)))  # noqa: S104 - looked for, not bound
+def test_nothing_listens_on_all_addresses(cluster):
+    said = (ROOT / "deploy" / "start.sh").read_text() + " ".join(start_commands(checked(cluster)))
+    assert "--dashboard-host=127.0.0.1" in said
+    assert "0.0.0.0" not in said  # noqa: S104 - looked for, not bound
 
 
 def test_images_carry_the_ray_that_is_installed_here(cluster):

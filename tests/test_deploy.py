@@ -1,0 +1,259 @@
+"""The ways to deploy state the same (node types, limits, token, versions), and do what they say."""
+
+import os
+import re
+import stat
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+START = DEPLOY / "start.sh"
+
+# Writes what it was called with, and what it was told by the environment, one line a call.
+STUB = """#!/usr/bin/env bash
+line=$(basename "$0")$(printf ' %q' "$@")
+echo "$line | ${RAY_AUTH_MODE:-} ${MLFLOW_TRACKING_URI:-} ${MLFLOW_BACKEND_STORE_URI:-}" >> "$CALLS"
+"""
+
+
+def read(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def kinds_of(cluster):
+    """Node types of a launcher's file: CPUs, GPUs, the most of them, labels, whether on spot."""
+    return {
+        name: (
+            kind["resources"].get("CPU", 0),
+            kind["resources"].get("GPU", 0),
+            kind["max_workers"],
+            kind.get("labels", {}),
+            "spot" in str(kind["node_config"]).lower(),
+        )
+        for name, kind in cluster["available_node_types"].items()
+        if name != cluster["head_node_type"]
+    }
+
+
+@pytest.fixture(scope="module")
+def aws():
+    return read("cluster.yaml")
+
+
+@pytest.fixture(scope="module")
+def gcp():
+    return read("deploy/gcp.yaml")
+
+
+@pytest.fixture(scope="module")
+def kuberay():
+    return next(yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text()))["spec"]
+
+
+def test_google_cloud_differs_from_aws_in_what_the_provider_decides_alone(aws, gcp):
+    def without_provider(cluster):
+        left = {key: value for key, value in cluster.items() if key != "provider"}
+        left["available_node_types"] = {
+            name: {key: value for key, value in kind.items() if key != "node_config"}
+            for name, kind in cluster["available_node_types"].items()
+        }
+        return left
+
+    assert without_provider(gcp) == without_provider(aws)
+    assert kinds_of(gcp) == kinds_of(aws)
+
+
+def test_ray_accepts_the_file_of_google_cloud(gcp):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(gcp)
+    validate_config(prepared)
+    assert prepared["provider"]["type"] == "gcp"
+
+
+def test_kuberay_has_the_node_types_of_the_launcher(aws, kuberay):
+    groups = kuberay["rayClusterSpec"]["workerGroupSpecs"]
+    found = {}
+    for group in groups:
+        spec = group["template"]["spec"]
+        (container,) = spec["containers"]
+        limits = container["resources"]["limits"]
+        assert container["resources"]["requests"] == limits
+        found[group["groupName"]] = (
+            int(limits["cpu"]),
+            int(limits.get("nvidia.com/gpu", 0)),
+            group["maxReplicas"],
+            group["labels"],
+            bool(spec.get("tolerations")),
+        )
+        assert group["minReplicas"] == 0
+    assert found == kinds_of(aws)
+    head = kuberay["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    idle = kuberay["rayClusterSpec"]["autoscalerOptions"]["idleTimeoutSeconds"]
+    assert idle == aws["idle_timeout_minutes"] * 60
+
+
+def test_every_way_has_the_token_and_the_tested_ray(aws, gcp, kuberay):
+    assert kuberay["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert kuberay["rayClusterSpec"]["rayVersion"] == version("ray")
+    docker = (DEPLOY / "Dockerfile").read_text()
+    assert f"ARG RAY={version('ray')}\n" in docker
+    assert "ENV RAY_AUTH_MODE=token" in docker
+    assert "--constraint /home/ray/fuseline/constraints.txt" in docker
+    for name in ("start.sh", "slurm.sbatch"):
+        assert "export RAY_AUTH_MODE=token" in (DEPLOY / name).read_text()
+    for cluster in (aws, gcp):
+        assert cluster["docker"]["image"] == f"rayproject/ray:{version('ray')}-py311"
+        assert "start.sh head" in cluster["head_start_ray_commands"][-1]
+        assert cluster["worker_start_ray_commands"][-1].endswith("start.sh worker")
+
+
+def test_the_image_has_the_packages_and_what_the_wheel_is_made_of(aws):
+    copied = re.findall(r"/home/ray/fuseline/(\w+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    mounted = {Path(remote).name for remote in aws["file_mounts"] if "fuseline" in remote}
+    assert set(copied) == {each for each in mounted if (ROOT / each).is_dir()}
+
+
+@pytest.mark.parametrize("name", ["start.sh", "slurm.sbatch"])
+def test_scripts_parse_and_may_be_run(name):
+    subprocess.run(["/bin/bash", "-n", DEPLOY / name], check=True)
+    assert (DEPLOY / name).stat().st_mode & stat.S_IXUSR
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """A PATH on which ray, mlflow and others only write down how they were called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("ray", "mlflow", "fuseline"):
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    (folder / "python").symlink_to(os.path.realpath(ROOT / ".venv" / "bin" / "python"))
+    return folder
+
+
+def run(stubs, *arguments, script=START, **environment):
+    calls = stubs.parent / "calls"
+    calls.touch()
+    done = subprocess.run(
+        [script, *arguments],
+        env={
+            "PATH": f"{stubs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+            "HOME": str(stubs.parent),
+            "CALLS": str(calls),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done, calls
+
+
+def lines_of(calls, count):
+    """What was called; MLflow is started beside the rest, so that it may come late."""
+    import time
+
+    for _ in range(100):
+        lines = calls.read_text().splitlines()
+        if len(lines) >= count:
+            return sorted(lines)
+        time.sleep(0.05)
+    raise AssertionError(calls.read_text())
+
+
+def test_a_head_binds_ray_and_mlflow_to_the_private_address_and_the_dashboard_to_loopback(stubs):
+    done, calls = run(
+        stubs,
+        "head",
+        FUSELINE_NODE_IP="127.0.0.9",
+        FUSELINE_MLFLOW_STORE="postgresql://me:secret@db/runs",
+        FUSELINE_ARTIFACTS="s3://bucket/mlflow",
+        FUSELINE_RAY_FLAGS="--num-cpus=0 --labels=role=head",
+    )
+    assert done.returncode == 0, done.stderr
+    mlflow, ray = lines_of(calls, 2)
+    assert "--host 127.0.0.9 --port 5000" in mlflow
+    assert "--allowed-hosts 127.0.0.9:5000\\,localhost:5000" in mlflow
+    assert "--artifacts-destination s3://bucket/mlflow" in mlflow
+    said, _, told = mlflow.partition(" | ")
+    assert "secret" not in said  # an argument can be read by everybody on the machine
+    assert told.endswith("postgresql://me:secret@db/runs")
+    assert "--dashboard-host=127.0.0.1 --num-cpus=0 --labels=role=head" in ray
+    assert ray.partition(" | ")[2].strip() == "token http://127.0.0.9:5000"
+
+
+def test_a_worker_joins_the_head_and_logs_to_its_mlflow(stubs):
+    done, calls = run(stubs, "worker", RAY_HEAD_IP="127.0.0.8", FUSELINE_NODE_IP="127.0.0.9")
+    assert done.returncode == 0, done.stderr
+    (ray,) = lines_of(calls, 1)
+    assert ray.startswith("ray start --address=127.0.0.8:6379 --node-ip-address=127.0.0.9 ")
+    assert ray.partition(" | ")[2].strip() == "token http://127.0.0.8:5000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("worker",), "RAY_HEAD_IP is not set"),
+        (("haed",), "head or worker, not 'haed'"),
+        ((), "head or worker, not ''"),
+    ],
+)
+def test_a_wrong_call_is_told_in_one_line(stubs, arguments, said):
+    done, calls = run(stubs, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not calls.read_text()
+
+
+# Runs what it is given here, as Slurm would on the node; nodes of the allocation are two.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+case $1 in hostname) echo 127.0.0.7 ;; *) "$@" ;; esac
+"""
+
+
+@pytest.fixture
+def slurm(stubs):
+    (stubs / "srun").write_text(SRUN)
+    (stubs / "scontrol").write_text("#!/usr/bin/env bash\nprintf 'node1\\nnode2\\n'\n")
+    for name in ("srun", "scontrol"):
+        (stubs / name).chmod(0o755)
+    # The cluster ends with the command: it must not, before the nodes have begun.
+    waits = "for _ in {1..200}; do grep -q 'ray start --address' $CALLS && break; sleep 0.05; done"
+    (stubs / "fuseline").write_text(f"{STUB}{waits}\n")
+    home = stubs.parent / "home"
+    (home / ".venv").mkdir(parents=True)
+    (home / "deploy").symlink_to(DEPLOY)
+    (home / ".venv" / "bin").symlink_to(stubs)
+    return {"SLURM_SUBMIT_DIR": str(home), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7"}
+
+
+def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stubs, slurm):
+    done, calls = run(stubs, "run", "my file.yaml", script=DEPLOY / "slurm.sbatch", **slurm)
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(calls, 5)
+    (head,) = [each for each in lines if each.startswith("ray start --head")]
+    (worker,) = [each for each in lines if each.startswith("ray start --address")]
+    (command,) = [each for each in lines if each.startswith("fuseline")]
+    assert "--num-cpus=0 --num-gpus=0 --labels=role=head" in head
+    assert worker.startswith("ray start --address=127.0.0.7:6379")
+    assert worker.index("--object-manager-port=8076") < worker.index("--object-manager-port=8077")
+    assert command.startswith("fuseline run my\\ file.yaml | token http://127.0.0.7:5000")
+    assert not list(Path(slurm["SLURM_SUBMIT_DIR"]).glob(".fuseline-*"))
+
+
+def test_slurm_ends_with_the_code_of_the_command(stubs, slurm):
+    (stubs / "fuseline").write_text("#!/usr/bin/env bash\nexit 3\n")
+    done, _ = run(stubs, "run", "x.yaml", script=DEPLOY / "slurm.sbatch", **slurm)
+    assert done.returncode == 3
+    done, _ = run(stubs, script=DEPLOY / "slurm.sbatch", **slurm)
+    assert (done.returncode, "which command?" in done.stderr) == (2, True)
