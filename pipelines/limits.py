@@ -71,7 +71,8 @@ class Limits:
     @property
     def waiting(self) -> bool:
         """Whether no rank was at work for a while."""
-        return self._clock() - self._seen_at > TOLD_S
+        while_s = min(TOLD_S, self._care.wait_minutes * MINUTE_S)
+        return self._clock() - self._seen_at > while_s
 
     def over(self) -> str:
         """Why training shall end; empty where it shall go on."""

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 
 from featurizers.node_cache import NodeCache
 from featurizers.store import publish
+from pipelines.claim import claim
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Loading, Plan
 from pipelines.tracked import attempts, gauged, journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
-from training.session import PreemptedError, Session, Wish
+from training.session import PreemptedError, Session, Wish, unclaimed
 
 STACKS = "stacks"
 STATISTICS = "statistics"
@@ -63,6 +64,7 @@ def train_each(config: Mapping[str, Any]) -> None:
                 watch=watch,
                 stop=stop,
                 notice=notice,
+                hold=unclaimed if rank else claim(plan.folder, plain["start"]),
             )
             looks = context.get_local_rank() == 0 and plain["run_id"]
             try:
@@ -105,8 +107,14 @@ def attended(
     return attend
 
 
-def sent(plan: Plan, run_id: str) -> dict[str, Any]:
-    """A plan as plain data: what crosses to the workers is small and readable."""
+def sent(plan: Plan, run_id: str, start: str) -> dict[str, Any]:
+    """A plan as plain data: what crosses to the workers is small and readable.
+
+    Args:
+        plan: The run.
+        run_id: Its id at the tracking server; empty for one that nobody is told of.
+        start: By which ranks claim its folder; see `claim`.
+    """
     cache = plan.loading.node_cache
     return {
         "name": plan.name,
@@ -115,6 +123,7 @@ def sent(plan: Plan, run_id: str) -> dict[str, Any]:
         "folder": str(plan.folder),
         "columns": dict(plan.columns),
         "run_id": run_id,
+        "start": start,
         "loader": plan.loading.workers,
         "node_cache": None if cache is None else [str(cache.folder), cache.limit_bytes],
     }
@@ -190,6 +199,7 @@ def train_one(
         outcome = fit(plan.recipe, data, session, run, progress, loader_workers=loading.workers)
     if session.rank:
         return
+    session.hold()
     Predictor.save(
         plan.folder / "predictor",
         recipe=plan.recipe,
@@ -207,6 +217,7 @@ def train_one(
         "lacking": lacking(data.test),
         "without": without_each(model, data.test, plan.recipe.task, data.fallback),
     }
+    session.hold()
     publish(plan.folder / FINISHED, json.dumps(finished, sort_keys=True).encode())
 
 
@@ -267,6 +278,7 @@ class RaySession:
         watch: Of this process.
         stop: The file that tells all ranks to end.
         notice: Of machines that go.
+        hold: Raises where somebody else trains the run by now.
     """
 
     def __init__(
@@ -279,11 +291,12 @@ class RaySession:
         watch: Watch,
         stop: Path,
         notice: Notice,
+        hold: Callable[[], None] = unclaimed,
     ) -> None:
         self.rank, self.world, self.keep = rank, world, keep
         self.folder = folder / CHECKPOINTS
         self._run, self._watch, self._stop, self._notice = folder, watch, stop, notice
-        self._looked = 0.0
+        self._hold, self._looked = hold, 0.0
 
     def wish(self, position: int) -> Wish:
         """To end when SIGTERM came or rank 0 saw the driver's file; to save when a machine goes."""
@@ -302,6 +315,10 @@ class RaySession:
     def alive(self) -> None:
         """See `training.session.Session`."""
         self._watch.beat()
+
+    def hold(self) -> None:
+        """See `training.session.Session`."""
+        self._hold()
 
     def say(self, sentence: str) -> None:
         """See `training.session.Session`."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from featurizers.spec import canonical_json
 from featurizers.store import publish
+from pipelines.claim import taken_over
 from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
@@ -86,7 +87,7 @@ def check_resume(
         part.folder.mkdir(parents=True)
         config: Mapping[str, Any] = {
             "uri": "",
-            "runs": [sent(part, "")],
+            "runs": [sent(part, "", taken_over(part.folder))],
             "check": {"ends": steps, "killed": killed},
         }
         often = replace(care, max_failures=care.max_failures + 1)

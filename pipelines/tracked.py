@@ -93,7 +93,7 @@ def settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
         # The store may be what failed; why training stopped matters more than that.
         with suppress(StoreError):
             for plan, run in todo:
-                if not plan.finished:
+                if not plan.finished and _is_trained_here(plan):
                     run.finish(status)
                     (plan.folder / DRIVER).unlink(missing_ok=True)
         raise
@@ -172,6 +172,12 @@ def bury(plans: Sequence[Plan]) -> None:
             _send_rest(run, file.parent)
             run.finish("KILLED")
             file.unlink()
+
+
+def _is_trained_here(plan: Plan) -> bool:
+    """Whether nobody took the run over who will settle it."""
+    file = plan.folder / DRIVER
+    return file.is_file() and json.loads(file.read_bytes()) == _this_process()
 
 
 def _this_process() -> dict[str, str | int]:

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from featurizers.clip import Clip
+from pipelines.claim import taken_over
 from pipelines.executors import resources, start_ray, stop_ray
 from pipelines.limits import Care, Limits, TrainingFailedError
 from pipelines.plans import (
@@ -95,7 +97,7 @@ def train(
                 run.set_tags({"fuseline.world": str(workers)})
                 run.go_on()
             group = plans[0].folder.parent / "ray" / group_name(plans)
-            runs_sent = [sent(plan, run.run_id) for plan, run in todo]
+            runs_sent = [sent(plan, run.run_id, taken_over(plan.folder)) for plan, run in todo]
             config = {"uri": uri, "runs": runs_sent}
             fit(train_each, config, group=group, workers=workers, care=care, say=say)
     for plan, run in zip(plans, runs, strict=True):
@@ -146,13 +148,13 @@ def fit(
     stop = group / "stop"
     start_ray(workers)
     told = {"stop": str(stop.resolve()), "keep": care.keep, "hang_s": care.hang_s, "check": {}}
-    trainer = _trainer(attended(work, group), {**told, **config}, group, workers, care)
+    trainer = partial(_trainer, attended(work, group), {**told, **config}, group, workers, care)
     limits = Limits(group, wanted(workers), care, found=_has, say=say)
     failure: list[Exception] = []
 
     def follow() -> None:
         try:
-            trainer.fit()
+            _fit(trainer, care.max_failures, stop, say)
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             failure.append(error)
 
@@ -170,6 +172,26 @@ def fit(
         raise
     if failure:
         raise _told(failure[0], care.max_failures) from failure[0]
+
+
+def _fit(trainer: Callable[[], Any], max_failures: int, stop: Path, say: Say) -> None:
+    """Train; what fails about the group and not in it is tried again, too, as often as ranks are.
+
+    Ray Train (2.60.0) begins a group anew when a rank fails in its work, or in starting. What is
+    lost between these, with a machine or on one that is too busy, ends the job.
+    Held by test_a_group_that_is_lost_while_it_starts_is_started_again; may go when it is retried.
+    """
+    from ray.train.v2.api.exceptions import ControllerError
+
+    for failures in count(1):
+        try:
+            trainer().fit()
+        except ControllerError as error:
+            if failures > max_failures or stop.exists():
+                raise
+            say(f"the ranks were lost, and are started again: {last_words(error)}")
+        else:
+            return
 
 
 def _wait(thread: threading.Thread, limits: Limits) -> None:

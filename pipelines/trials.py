@@ -16,6 +16,7 @@ from typing import Any
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
+from pipelines.claim import claim, taken_over
 from pipelines.executors import start_ray
 from pipelines.experiment import Experiment, InputError
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
@@ -130,7 +131,7 @@ def _tuned(
     shutil.rmtree(folder, ignore_errors=True)
     way = "min" if better(metric) == "lower" else "max"
     trials = [
-        {"plan": sent(plan, run.run_id), "uri": uri, "metric": metric}
+        {"plan": sent(plan, run.run_id, taken_over(plan.folder)), "uri": uri, "metric": metric}
         for plan, run in zip(plans, runs, strict=True)
     ]
     work = tune.with_parameters(_try, trials=trials)
@@ -203,7 +204,7 @@ def _try(config: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None
         tune.report({metric: epoch[metric]})
     train_one(
         plan,
-        LocalSession(plan.folder / CHECKPOINTS),
+        LocalSession(plan.folder / CHECKPOINTS, hold=claim(plan.folder, trial["plan"]["start"])),
         trial["uri"],
         trial["plan"]["run_id"],
         lambda epoch: tune.report({metric: epoch[metric]}),

@@ -52,9 +52,9 @@ def test_the_file_says_how_and_it_crosses_to_the_ranks_in_no_digest(tmp_path, ma
     assert plan.loading == Loading(workers=3, node_cache=NodeCache(tmp_path / "near", 1 << 29))
     assert plain.loading == Loading()
     assert plan.folder == plain.folder
-    crossed = received(json.loads(json.dumps(sent(plan, "run"))))
+    crossed = received(json.loads(json.dumps(sent(plan, "run", ""))))
     assert crossed.loading == plan.loading
-    assert received(json.loads(json.dumps(sent(plain, "run")))).loading == Loading()
+    assert received(json.loads(json.dumps(sent(plain, "run", "")))).loading == Loading()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -326,24 +327,63 @@ def test_at_the_deadline_the_ranks_are_told_to_end(tmp_path, monkeypatch):
     assert said == ["stopping: the ranks finish their step and save"]
 
 
-@pytest.fixture
-def fitted(tmp_path):
-    """Runs a function of a folder on a rank, as training does."""
+class Group:
+    """Is lost in starting so often."""
 
-    def run(rank):
-        where = str(tmp_path)
+    def __init__(self, losses):
+        self.losses, self.started = losses, 0
+
+    def fit(self):
+        from ray.train.v2.api.exceptions import ControllerError
+
+        self.started += 1
+        if self.started <= self.losses:
+            raise ControllerError(RuntimeError("The actor is dead"))
+
+
+@pytest.mark.parametrize(("losses", "started"), [(2, 3), (3, 3)])
+def test_a_group_that_is_lost_while_it_starts_is_started_again(
+    tmp_path, monkeypatch, losses, started
+):
+    group, said = Group(losses), []
+    monkeypatch.setattr(train, "start_ray", lambda cpus: None)
+    monkeypatch.setattr(train, "resources", dict)
+    monkeypatch.setattr(train, "_trainer", lambda *each: group)
+    with nullcontext() if losses < started else pytest.raises(TrainingFailedError):
         fit(
-            lambda config: rank(config["where"]),
-            {"where": Path(where)},
+            print,
+            {},
             group=tmp_path / "group",
+            workers=1,
+            care=Care(max_failures=2),
+            say=said.append,
+        )
+    assert group.started == started
+    assert said == ["the ranks were lost, and are started again: The actor is dead"] * 2
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """The folder of a group of one rank that was trained to its end, all that is looked at here."""
+    folder = tmp_path_factory.mktemp("fitted")
+    where = str(folder)
+    (folder / "group").mkdir()
+    (folder / "group" / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2')
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        fit(
+            lambda config: tells_its_patience(Path(where)),
+            {},
+            group=folder / "group",
             workers=1,
             care=Care(max_failures=0),
             say=lambda sentence: None,
         )
-        return tmp_path
-
-    yield run
-    stop_ray()
+        if signal.getsignal(signal.SIGINT) is before:
+            (folder / "answered").touch()
+    finally:
+        stop_ray()
+    return folder
 
 
 def tells_its_patience(folder):
@@ -357,15 +397,13 @@ def tells_its_patience(folder):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ranks_that_wait_for_each_other_give_up_after_ten_minutes(fitted):
-    assert (fitted(tells_its_patience) / "patience").read_text() == "0:10:00"
+    assert (fitted / "patience").read_text() == "0:10:00"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_after_training_ctrl_c_is_answered_as_before(fitted):
-    before = signal.getsignal(signal.SIGINT)
-    fitted(lambda folder: None)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert (fitted / "answered").exists()
 
 
 @pytest.mark.ray
@@ -381,11 +419,9 @@ def test_ctrl_c_while_ranks_train_is_no_success(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_ray_train_left_behind_is_not_in_the_way(fitted, tmp_path):
-    (tmp_path / "group").mkdir()
-    (tmp_path / "group" / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2')
-    fitted(lambda folder: (folder / "done").touch())
-    assert (tmp_path / "done").exists()
+def test_what_ray_train_left_behind_is_not_in_the_way(fitted):
+    """A file of its own, cut short, with which it would never start again under that name."""
+    assert (fitted / "patience").exists()
 
 
 @pytest.mark.ray

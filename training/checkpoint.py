@@ -3,14 +3,18 @@
 It is written under a hidden name and renamed when all of it lies on the disk, so that a folder
 called `step-NUMBER` was whole once; the marker tells whether it still is. Tensors are full and
 named, in safetensors files: nothing is unpickled, and nothing depends on the number of ranks.
+
+Who was left behind by a killed command may still be writing here when the next one trains. Each
+draft has a name of its own, and is renamed only by who holds the run at that moment.
 """
 
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featurizers.spec import canonical_json
+from training.session import unclaimed
 
 FORMAT = 2
 MARKER = "checkpoint.json"
@@ -43,21 +48,28 @@ def standing(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def draft(folder: Path, position: int) -> Iterator[Path]:
+def draft(folder: Path, position: int, hold: Callable[[], None] = unclaimed) -> Iterator[Path]:
     """A folder to write a checkpoint into, which is then given its name; or is removed.
 
     Args:
         folder: Where the checkpoints of a run lie.
         position: Steps that were taken.
+        hold: Raises where somebody else writes here by now.
+
+    Raises:
+        SupersededError: By `hold`; nothing that had a name was touched.
     """
-    unfinished = folder / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)
+    hold()
+    for left in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished = _hidden(folder)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
         for path in unfinished.iterdir():
             _sync(path)
         _sync(unfinished)
+        hold()
         final = folder / f"step-{position:09d}"
         shutil.rmtree(
             final, ignore_errors=True
@@ -72,9 +84,14 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest `keep`, at least one."""
     for path in standing(folder)[max(1, keep) :]:
         # A folder that is half removed must not look like one that is damaged.
-        gone = folder / UNFINISHED
+        gone = _hidden(folder)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    """A name that nobody else writes under."""
+    return folder / f"{UNFINISHED}-{secrets.token_hex(4)}"
 
 
 def _sync(path: Path) -> None:

@@ -29,6 +29,7 @@ from training.deepspeed_state import WholeState
 from training.losses import SumOfLosses, clip_losses
 from training.optimizer import groups
 from training.recipe import Recipe, micro_batch
+from training.session import SupersededError, unclaimed
 from training.timing import Collectives
 
 BEST = "best.safetensors"
@@ -159,7 +160,12 @@ class Engine:
         return {name: _apart(tensor, torch.float32) for name, tensor in self._whole.weights()}
 
     def save(
-        self, folder: Path, position: int, state: Mapping[str, Any], best: Mapping[str, Tensor]
+        self,
+        folder: Path,
+        position: int,
+        state: Mapping[str, Any],
+        best: Mapping[str, Tensor],
+        hold: Callable[[], None] = unclaimed,
     ) -> None:
         """Write a checkpoint, which any number of ranks can take up; rank 0 alone writes.
 
@@ -168,10 +174,12 @@ class Engine:
             position: Steps that were taken; names the checkpoint.
             state: Plain data of the loop.
             best: Weights worth keeping, on rank 0.
+            hold: Asked on rank 0, see `checkpoint.draft`.
 
         Raises:
-            CheckpointError: It could not be written, as when the disk is full; what was written of
-                it is removed, and earlier ones stay. Raised on every rank.
+            CheckpointError: It could not be written, as when the disk is full, or the run is
+                somebody else's by now; what was written of it is removed, and earlier ones stay.
+                Raised on every rank.
         """
         about = {"recipe": self._recipe.digest, "world": self._world, "state": dict(state)}
         about["steps"] = self._whole.steps()
@@ -179,13 +187,15 @@ class Engine:
         problem = ""
         try:
             if self._rank == 0:
-                with checkpoint.draft(folder, position) as unfinished:
+                with checkpoint.draft(folder, position, hold) as unfinished:
                     pieces = checkpoint.Pieces(unfinished)
                     for name, tensor in full:
                         pieces.add(name, _apart(tensor))
                     pieces.end()
                     save_file(dict(best), unfinished / BEST)
                     checkpoint.seal(unfinished, about)
+        except SupersededError as error:
+            problem = str(error)
         except (OSError, SafetensorError) as error:
             last = next((f", the last good one is {path}" for path in _whole(folder)), "")
             problem = (

@@ -356,6 +356,6 @@ def _checkpoint(work: _Work, state: _State, best: Mapping[str, Tensor]) -> None:
     session = work.session
     if session.rank == 0:
         work.run.flush()
-    work.engine.save(session.folder, state.position, asdict(state), best)
+    work.engine.save(session.folder, state.position, asdict(state), best, session.hold)
     if session.rank == 0:
         checkpoint.prune(session.folder, session.keep)

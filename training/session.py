@@ -1,6 +1,7 @@
 """What a run is told by whoever started it: which rank it is, where it is kept, when to end."""
 
 import logging
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,14 @@ class Wish(IntEnum):
 
 class PreemptedError(Exception):
     """Training was asked to end: all steps that were taken are saved, and running again goes on."""
+
+
+class SupersededError(Exception):
+    """Somebody else trains this run by now; who finds out writes nothing more."""
+
+
+def unclaimed() -> None:
+    """Holds a folder in which nobody else writes; see `Session.hold`."""
 
 
 class Session(Protocol):
@@ -47,6 +56,13 @@ class Session(Protocol):
     def alive(self) -> None:
         """Told between steps, too, that something was done."""
 
+    def hold(self) -> None:
+        """Asked of rank 0 before anything in the run's folder is given its name.
+
+        Raises:
+            SupersededError: Somebody else trains this run by now.
+        """
+
     def say(self, sentence: str) -> None:
         """Tell people; called on rank 0."""
 
@@ -57,13 +73,14 @@ class LocalSession:
     Args:
         folder: Of this run alone; a run that is started again with the same folder resumes.
         keep: How many checkpoints stay.
+        hold: Raises where somebody else trains the run by now.
     """
 
     rank = 0
     world = 1
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, hold: Callable[[], None] = unclaimed) -> None:
+        self.folder, self.keep, self._hold = folder, keep, hold
 
     def wish(self, position: int) -> Wish:
         """To go on: nobody takes the machine away."""
@@ -72,6 +89,10 @@ class LocalSession:
 
     def alive(self) -> None:
         """Nobody waits for it."""
+
+    def hold(self) -> None:
+        """See `Session`."""
+        self._hold()
 
     def say(self, sentence: str) -> None:
         """As a warning of this module's logger."""
