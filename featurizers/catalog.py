@@ -52,6 +52,17 @@ KINDS: Mapping[str, type[Featurizer]] = {
 }
 NAMES = tuple(KINDS)
 
+# Of these one is enough; each has the same module.
+_OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "egemaps": ("opensmile",),
+    "face-track": _OPENCV,
+    "frames": _OPENCV,
+    "appearance": _OPENCV,
+    "landmarks": ("mediapipe", *_OPENCV),
+    "word-pieces": ("huggingface-hub", "tokenizers"),
+}
+
 
 def build(name: str, /, **parameters: Scalar) -> Featurizer:
     """The featurizer of this name with these settings.
@@ -126,6 +137,14 @@ def places(name: str) -> str:
 def is_encoder(name: str) -> bool:
     """Whether this featurizer runs a model of transformers, on a GPU where it is given one."""
     return bool(getattr(kind(name), "takes_gpu", False))
+
+
+def packages(name: str) -> tuple[str, ...]:
+    """The distributions, as pip names them, that this featurizer needs and others do not.
+
+    Where several give the same, all are named, and one is enough.
+    """
+    return _PACKAGES.get(name, ())
 
 
 def kind(name: str) -> type[Featurizer]:

@@ -47,7 +47,7 @@ class RawClip:
     columns: Mapping[str, Any]
 
 
-def take_in(raw: RawClip, decoder: Decoder) -> Clip:
+def take_in(raw: RawClip, decoder: Decoder, *, digests: bool = True) -> Clip:
     """Read what a clip needs to be planned and featurized.
 
     Words without times are spread over the spans in which the clip has voice, for which its sound
@@ -55,6 +55,12 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
 
     Media that cannot be read are not an error here: the clip is kept with a duration of 0, and
     featurizing quarantines it with the reason.
+
+    Args:
+        raw: What a user says of it.
+        decoder: Probes its media, and listens for voice.
+        digests: Whether to digest its files, for which they are read once more; they name what is
+            kept of a clip, and decide no number.
 
     Raises:
         BadClipError: "bad_transcript" or "bad_span".
@@ -70,13 +76,15 @@ def take_in(raw: RawClip, decoder: Decoder) -> Clip:
         key=raw.key,
         id=raw.id,
         media=raw.media,
-        media_digest="" if raw.path is None else _known_digest(raw.path),
+        media_digest=_known_digest(raw.path) if digests and raw.path is not None else "",
         start=raw.start,
         end=raw.end,
         seconds=seconds,
         words=_words(raw, seconds, decoder),
         streams={name: str(path) for name, path in raw.streams.items()},
-        stream_digests={name: _known_digest(path) for name, path in raw.streams.items()},
+        stream_digests={
+            name: _known_digest(path) if digests else "" for name, path in raw.streams.items()
+        },
         stream_rates=raw.stream_rates,
         source=raw.media,
         **raw.columns,

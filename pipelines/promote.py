@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featurizers import catalog
 from featurizers.clip import Clip
-from featurizers.intake import CHOSEN
 from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from featurizers.store import publish
-from pipelines import HOME
 from pipelines.experiment import FailedError, InputError
+from pipelines.packaging import logged
 from pipelines.plans import SCORECARD, Trained, score_test
 from pipelines.score import parity
 from pipelines.sources import Asked
@@ -33,26 +31,14 @@ from tracking.ledger import (
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
-    log_model,
     read_file,
     register,
     run_of,
 )
-from tracking.provenance import versions
 from tracking.registry import UnknownModelError
 from tracking.scorecard import Scorecard
-from training.recipe import Task
 
-REQUIREMENTS = ("av", "mlflow", "numpy", "pandas", "pysubs2", "safetensors", "torch")
 PARITY_CLIPS = 4
-INPUTS = (
-    ("media", "string", True),
-    ("transcript", "string", False),
-    ("start", "double", False),
-    ("end", "double", False),
-    *((name, "string", False) for name in CHOSEN),
-    ("id", "string", False),
-)
 
 
 class ParityError(FailedError):
@@ -112,7 +98,7 @@ def register_model(
         ParityError: Features through the model differ from the shards; nothing is registered.
     """
     run = MlflowRun(uri=uri, run_id=trained.run_id)
-    model_uri = _logged(trained, run)
+    model_uri = logged(trained, run)
     used = {stream: columns[stream] for stream in trained.plan.recipe.model.streams}
     some = _some(asked, clips, used, remote=stage is not None)
     differences, compared = _compare(uri, model_uri, some, used, stage, weights=weights)
@@ -131,56 +117,6 @@ def register_model(
     }
     version = register(uri, name, model_uri, trained.run_id, tags)
     return Registered(name=name, version=version, model_uri=model_uri, card=card, compared=compared)
-
-
-def _logged(trained: Trained, run: MlflowRun) -> str:
-    """The address of the run's model, logged once."""
-    file = trained.plan.folder / "model.json"
-    if file.is_file():
-        return str(json.loads(file.read_bytes())["model_uri"])
-    installed = versions([*REQUIREMENTS, *_encoders(trained)])
-    model_uri = log_model(
-        run,
-        trained.predictor,
-        name="model",
-        code=[HOME / "featurizers", HOME / "training"],
-        inputs=[*INPUTS, *_stream_inputs(trained)],
-        outputs=_outputs(trained.plan.recipe.task),
-        # A build tag such as +cpu names no release that others could install.
-        requirements=[f"{name}=={version.split('+')[0]}" for name, version in installed.items()],
-    )
-    publish(file, canonical_json({"model_uri": model_uri}))
-    return model_uri
-
-
-def _encoders(trained: Trained) -> list[str]:
-    """What runs the pretrained encoders of the model's features, where there are any."""
-    about = json.loads((trained.predictor / "predictor.json").read_bytes())
-    names = [spec["name"] for _, spec in about["specs"]]
-    return ["transformers"] if any(map(catalog.is_encoder, names)) else []
-
-
-def _stream_inputs(trained: Trained) -> list[tuple[str, str, bool]]:
-    """The columns of numbers that the model's features read."""
-    about = json.loads((trained.predictor / "predictor.json").read_bytes())
-    reads = sorted({name for _, spec in about["specs"] for name in spec["reads"]})
-    streams = [name for name in reads if name.startswith("stream:")]
-    return [
-        each
-        for name in streams
-        for each in ((name, "string", False), (f"{name}:hz", "double", False))
-    ]
-
-
-def _outputs(task: Task) -> list[tuple[str, str]]:
-    kind = "double" if task.kind == "regression" else "string"
-    texts = ("scores", "missing", "fault", "message")
-    return [
-        ("id", "string"),
-        ("state", "string"),
-        ("prediction", kind),
-        *((text, "string") for text in texts),
-    ]
 
 
 def _some(

@@ -122,8 +122,9 @@ def parity(
 def row_of(asked: Asked) -> dict[str, Any]:
     """A checked row of a table as a model takes it."""
     raw = asked.raw
-    text = raw.transcript if raw.transcript_file is None else str(raw.transcript_file)
-    row = {"id": raw.id, "media": raw.media, "transcript": text, "start": raw.start, "end": raw.end}
+    row = {"id": raw.id, "media": raw.media, "start": raw.start, "end": raw.end}
+    row |= {"transcript": raw.transcript}
+    row |= {} if raw.transcript_file is None else {"transcript_file": str(raw.transcript_file)}
     chosen = {name: raw.columns.get(name) or None for name in CHOSEN}
     row |= chosen | {f"stream:{name}": str(path) for name, path in raw.streams.items()}
     row |= {f"stream:{name}:hz": rate for name, rate in raw.stream_rates.items()}

@@ -21,7 +21,7 @@ from pipelines.score import row_of
 from pipelines.sources import Asked, stream_of
 from tests.media_maker import flat, tone
 from training.evaluate import evaluation_set
-from training.predict import _raw
+from training.rows import Access, checked
 
 pytestmark = pytest.mark.media
 
@@ -141,7 +141,9 @@ def test_a_registered_model_is_told_which_streams_were_chosen(path):
     row = row_of(Asked(number=1, raw=raw))
     assert row["audio_stream"] == "fra"
     assert "video_stream" not in row
-    assert _raw(0, row).columns == {"audio_stream": "fra", "video_stream": ""}
+    (asked,) = checked([row], {}, Access(), pooled_to_words=False)
+    columns = asked.raw("k", path.parent).columns
+    assert columns == {"audio_stream": "fra", "video_stream": ""}
 
 
 @pytest.mark.parametrize(("cell", "stream"), [("1", "1"), ("1.0", "1"), (1.0, "1"), ("eng", "eng")])

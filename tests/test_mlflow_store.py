@@ -19,6 +19,8 @@ from pathlib import Path
 from toybundle.words import count
 
 class Predictor:
+    Refused = ValueError
+
     def __init__(self, bias):
         self.bias = bias
 
@@ -26,7 +28,7 @@ class Predictor:
     def load(folder):
         return Predictor(json.loads((Path(folder) / "bias.json").read_text()))
 
-    def predict(self, rows):
+    def predict(self, rows, *, paths, root):
         return [
             {"score": self.bias + count(row.get("transcript", "")), "seen": ",".join(sorted(row))}
             for row in rows

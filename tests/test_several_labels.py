@@ -11,7 +11,7 @@ from pipelines.executors import InProcess
 from pipelines.experiment import load
 from pipelines.featurize import featurize
 from pipelines.ingest import ingest
-from pipelines.promote import _outputs
+from pipelines.packaging import outputs_of
 from pipelines.sources import task_of
 from pipelines.start import init
 from tracking.run import MemoryRun
@@ -96,8 +96,8 @@ def test_labels_with_commas_are_learnt_kept_and_named_for_raw_clips(project, tmp
 def test_a_registered_model_of_several_labels_promises_text(project):
     experiment, _ = project
     task = task_of(experiment, read_clips(experiment.root))
-    assert ("prediction", "string") in _outputs(task)
-    assert ("scores", "string") in _outputs(task)
+    assert ("prediction", "string") in outputs_of(task)
+    assert ("scores", "string") in outputs_of(task)
 
 
 @pytest.mark.parametrize("name", ["mmlatch", "mult", "msaf"])

@@ -11,10 +11,13 @@ Loading it needs neither deepspeed nor ray nor mlflow, and unpickles nothing.
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,14 +28,17 @@ from torch import Tensor, nn
 from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
-from featurizers.extract import Outcome, extract
-from featurizers.intake import CHOSEN, RawClip, take_in
+from featurizers.extract import Outcome, extract_all, in_order_of_media
+from featurizers.intake import take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
-from featurizers.transcript import FORMATS, file_and_tier
+from featurizers.stages import Stages
+from featurizers.store import StorageError
 from training.batch import Sample, collate
+from training.explain import explained
 from training.models import build
 from training.normaliser import Normaliser
 from training.recipe import Recipe, Target, Task
+from training.rows import Access, Asked, WrongRowsError, checked
 from training.samples import is_empty, spoken_of, to_sample
 
 FORMAT = 1
@@ -101,8 +107,38 @@ class _Taken:
     """A row after its features were computed: a clip, or the error that it met."""
 
     clip: Clip | None
-    outcomes: Mapping[str, Outcome]
-    error: BadClipError | None = None
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    error: BadClipError | StorageError | None = None
+
+
+class _Decoders:
+    """Decoding children that wait for work: a call takes one, or starts another, and gives it back.
+
+    They are ended with the object or the process.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[Decoder] = []
+        weakref.finalize(self, _close, self._idle)
+
+    @contextmanager
+    def one(self) -> Iterator[Decoder]:
+        """A decoder that nobody else uses meanwhile."""
+        try:
+            decoder = self._idle.pop()
+        except IndexError:
+            decoder = Decoder()
+        try:
+            yield decoder
+        except BaseException:
+            decoder.close()
+            raise
+        self._idle.append(decoder)
+
+
+def _close(decoders: Sequence[Decoder]) -> None:
+    for decoder in decoders:
+        decoder.close()
 
 
 @dataclass(slots=True)
@@ -115,6 +151,7 @@ class Predictor:
             `training.data.fallback_of`.
         model: In evaluation mode.
         featurizers: What computes the feature of each stream.
+        Refused: What is raised for rows that no clip can be made of.
     """
 
     recipe: Recipe
@@ -123,6 +160,8 @@ class Predictor:
     fallback: Target
     model: nn.Module
     featurizers: Mapping[str, Featurizer]
+    Refused: ClassVar[type[ValueError]] = WrongRowsError
+    _decoders: _Decoders = field(default_factory=_Decoders, repr=False)
 
     @staticmethod
     def save(
@@ -182,53 +221,108 @@ class Predictor:
 
         Raises:
             BadClipError: The transcript or the span cannot be read.
+            StorageError: Something cannot be read now, which says nothing of the clip.
+            WrongRowsError: The row is none that `predict` takes.
         """
-        with Decoder() as decoder:
-            taken = self._take(0, row, decoder)
+        (taken,) = self._take(self._check([row], Access()))
         if taken.error is not None:
             raise taken.error
         return dict(taken.outcomes)
 
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Score raw clips; a bad one is a row that says so, never an exception.
+    def _check(self, rows: Sequence[Mapping[str, Any]], access: Access) -> list[Asked]:
+        words = self.recipe.pooling.kind == "words"
+        return checked(rows, self.specs, access, pooled_to_words=words)
+
+    def predict(
+        self, rows: Sequence[Mapping[str, Any]], *, paths: bool = True, root: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """Score clips; a bad one is a row that says so, never an exception.
+
+        What is said of a clip does not depend on those beside it, to the last bit: each is shown to
+        the model alone. (Encoders whose features are promised `within` a bound do batch clips.)
 
         Args:
-            rows: Each has `media` (a path on this machine) and, where wanted, `transcript` (the
-                words, or the path of a file that `read_transcript` takes), `start` and `end` in
-                seconds, `id`, and `stream:NAME` (a .npy or .csv file) with `stream:NAME:hz`.
+            rows: Each has `media` (a path on this machine) or `media_bytes` (what such a file
+                holds) and, where wanted, `transcript` (the words; or captions, from "WEBVTT" on) or
+                `transcript_file` (the path of a file that `read_transcript` takes), `start` and
+                `end` in seconds, `id`, and `stream:NAME` (a .npy or .csv file) with
+                `stream:NAME:hz`. Or it brings features in place of media: `features:STREAM`
+                [T, D] with `times:STREAM` [T, 2], for as many of the model's streams as it has, and
+                `times:words` [W, 2]; `end` is then the clip's duration. Other cells are passed
+                over, and empty ones are as if they were not there.
+            paths: Whether rows may name files at all.
+            root: The folder below which these must lie; any on this machine where not given.
 
         Returns:
             For each row, in order:
 
             - id, as given, or else the media
-            - state: "scored" or "quarantined"
+            - state: "scored", "quarantined", or "failed" where something cannot be read now, which
+              says nothing of the clip
             - prediction: a number, the name of a class, or the names of all labels whose
-              probability is over a half, with commas; None when quarantined
+              probability is over a half, with commas; None when not scored
             - scores: JSON, the probability of each class or label; "" for a regression
             - missing: the streams that the clip lacks, with commas
-            - fault, message: why it is quarantined; or what damage was passed over
+            - fault, message: why it is not scored; or what damage was passed over
+
+        Raises:
+            WrongRowsError: Names the row and the column.
         """
-        with Decoder() as decoder:
-            taken = [self._take(index, row, decoder) for index, row in enumerate(rows)]
-        found = self._outputs(taken)
+        asked = self._check(rows, Access(paths, root))
+        taken = self._take(asked)
+        samples = self._samples(taken)
         return [
-            self._answer(_id_of(index, row), taken[index], found.get(index))
-            for index, row in enumerate(rows)
+            self._answer(row.id, each, self._outputs(samples.get(number)))
+            for number, (row, each) in enumerate(zip(asked, taken, strict=True))
         ]
 
-    def _outputs(self, taken: Sequence[_Taken]) -> dict[int, NDArray[np.float32]]:
-        """Outputs [K] of the rows that can be scored."""
-        samples = {
-            index: sample
-            for index, each in enumerate(taken)
+    def explain(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Score clips as `predict`, and say what each stream did.
+
+        Returns:
+            What `predict` gives, with
+
+            - words: [text, start, end] of each, in seconds from the clip's start
+            - without: by stream that the clip has, what is said of the clip when it is taken away
+              (prediction and scores; None where nothing would be left), and `change`: how far the
+              number, or the probability of the class that was said (for several labels, of each),
+              moves by that
+            - masks: of a model that has them, by stream: how far it was let through, a number
+              between 0 and 1 for each step that the model sees (each word, where it sees words)
+
+        Raises:
+            WrongRowsError: Names the row and the column.
+        """
+        asked = self._check(rows, Access())
+        taken = self._take(asked)
+        samples = self._samples(taken)
+        answers = []
+        for number, (row, each) in enumerate(zip(asked, taken, strict=True)):
+            answer = self._answer(row.id, each, self._outputs(samples.get(number)))
+            words = () if each.clip is None else each.clip.words or ()
+            answer["words"] = [[word.text, word.start, word.end] for word in words]
+            answer |= {"without": {}, "masks": {}}
+            if answer["state"] == "scored":
+                answer |= explained(self.model, samples[number], self._widths, answer, self._said)
+            answers.append(answer)
+        return answers
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return {name: spec.width for name, spec in self.specs.items()}
+
+    def _outputs(self, sample: Sample | None) -> NDArray[np.float32] | None:
+        """Outputs [K] of a clip that can be scored."""
+        return None if sample is None else outputs(self.model, [sample], self._widths)[0]
+
+    def _samples(self, taken: Sequence[_Taken]) -> dict[int, Sample]:
+        """The rows that can be scored, by their numbers."""
+        return {
+            number: sample
+            for number, each in enumerate(taken)
             if each.clip is not None
             and not is_empty(sample := self._sample(each.clip, each.outcomes))
         }
-        if not samples:
-            return {}
-        widths = {name: spec.width for name, spec in self.specs.items()}
-        found = outputs(self.model, list(samples.values()), widths)
-        return dict(zip(samples, found, strict=True))
 
     def _sample(self, clip: Clip, outcomes: Mapping[str, Outcome]) -> Sample:
         features = {name: outcome.feature for name, outcome in outcomes.items()}
@@ -241,14 +335,63 @@ class Predictor:
             encoded=self.recipe.model.encoders.keys(),
         )
 
-    def _take(self, index: int, row: Mapping[str, Any], decoder: Decoder) -> _Taken:
+    def _take(self, asked: Sequence[Asked]) -> list[_Taken]:
+        """Read the rows' clips and compute their features, decoding ahead."""
+        scratch = tempfile.TemporaryDirectory(prefix="fuseline-media-")
+        with scratch as folder, self._decoders.one() as decoder:
+            taken = [
+                self._read(row, f"row-{number}", Path(folder), decoder)
+                for number, row in enumerate(asked)
+            ]
+            computed = self._computed([each.clip for each in taken if _is_raw(each)], decoder)
+        return [
+            computed[each.clip.key] if each.clip is not None and _is_raw(each) else each
+            for each in taken
+        ]
+
+    def _read(self, row: Asked, key: str, scratch: Path, decoder: Decoder) -> _Taken:
+        if row.features:
+            return _Taken(row.clip(key), self._given(row))
         try:
-            raw = _raw(index, row)
-            clip = take_in(raw, decoder)
-        except BadClipError as bad:
-            return _Taken(None, {}, bad)
-        found = extract(clip, raw.path, list(self.featurizers.values()), decoder)
-        return _Taken(clip, dict(zip(self.featurizers, found, strict=True)))
+            return _Taken(take_in(row.raw(key, scratch), decoder, digests=False))
+        except (BadClipError, StorageError) as error:
+            return _Taken(None, error=error)
+
+    def _given(self, row: Asked) -> dict[str, Outcome]:
+        """What a row brings, as if it had been computed."""
+        absent = Outcome(state="absent")
+        return {
+            name: Outcome(state="sample", feature=row.features[name])
+            if name in row.features
+            else absent
+            for name in self.specs
+        }
+
+    def _computed(self, clips: Sequence[Clip | None], decoder: Decoder) -> dict[str, _Taken]:
+        """The features of raw clips, by key."""
+        left = in_order_of_media([clip for clip in clips if clip is not None])
+        taken: dict[str, _Taken] = {}
+        while left:
+            found = extract_all(
+                left,
+                lambda clip: Path(clip.media) if clip.media else None,
+                list(self.featurizers.values()),
+                decoder,
+                Stages(),
+            )
+            done = 0
+            try:
+                for clip, outcomes in zip(left, found, strict=True):
+                    taken[clip.key] = _Taken(
+                        clip, dict(zip(self.featurizers, outcomes, strict=True))
+                    )
+                    done += 1
+            except StorageError as error:
+                # Given after the outcomes of the clips before it: this one's media failed.
+                taken[left[done].key] = _Taken(None, error=error)
+                done += 1
+            left = left[done:]
+        return taken
 
     def _answer(
         self, row_id: str, taken: _Taken, outputs_K: NDArray[np.float32] | None
@@ -263,7 +406,9 @@ class Predictor:
             "fault": "",
             "message": "",
         }
-        if outputs_K is None:
+        if isinstance(taken.error, StorageError):
+            answer |= {"state": "failed", "message": str(taken.error)}
+        elif outputs_K is None:
             answer["fault"], answer["message"] = _why(taken)
         elif not np.isfinite(outputs_K).all():
             answer["fault"], answer["message"] = "not_finite", "the model gave NaN or infinity"
@@ -292,54 +437,9 @@ def _named(task: Task, shares_K: Tensor) -> str:
     return json.dumps(dict(zip(task.classes, shares_K.tolist(), strict=True)))
 
 
-def _raw(index: int, row: Mapping[str, Any]) -> RawClip:
-    media = str(row.get("media") or "")
-    path = Path(media) if media else None
-    text = row.get("transcript")
-    file = _transcript_file(text)
-    streams = {
-        name.removeprefix("stream:"): Path(str(value))
-        for name, value in row.items()
-        if name.startswith("stream:") and name.count(":") == 1
-    }
-    return RawClip(
-        key=f"row-{index}",
-        id=_id_of(index, row),
-        media=media,
-        path=path,
-        transcript=None if file is not None or text is None else str(text),
-        transcript_file=file,
-        start=_seconds(row, "start") or 0.0,
-        end=_seconds(row, "end"),
-        streams=streams,
-        stream_rates={name: hz for name in streams if (hz := _seconds(row, f"stream:{name}:hz"))},
-        columns={name: str(row.get(name) or "") for name in CHOSEN},
-    )
-
-
-def _id_of(index: int, row: Mapping[str, Any]) -> str:
-    return str(row.get("id") or row.get("media") or f"row {index + 1}")
-
-
-def _transcript_file(text: object) -> Path | None:
-    """The file, if the text is the name of one; words that merely end in .txt are words."""
-    if not isinstance(text, str) or "\n" in text:
-        return None
-    try:
-        file, _ = file_and_tier(Path(text))
-        there = file.suffix.lower() in FORMATS and file.is_file()
-    except (OSError, ValueError):
-        return None  # longer than a path can be, or with a character that none has
-    return Path(text) if there else None
-
-
-def _seconds(row: Mapping[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    try:
-        seconds = None if value is None else float(value)
-    except (TypeError, ValueError):
-        raise BadClipError("bad_span", f"{name} is {value!r}; wanted seconds") from None
-    return None if seconds is None or math.isnan(seconds) else seconds
+def _is_raw(taken: _Taken) -> bool:
+    """Whether the clip's features are still to be computed."""
+    return taken.clip is not None and not taken.outcomes
 
 
 def _has(outcomes: Mapping[str, Outcome], name: str) -> bool:
@@ -355,7 +455,7 @@ def _notes(taken: _Taken) -> str:
 
 def _why(taken: _Taken) -> tuple[str, str]:
     """Fault and message of a clip of which nothing could be read."""
-    if taken.error is not None:
+    if isinstance(taken.error, BadClipError):
         return taken.error.fault, taken.error.message
     for outcome in taken.outcomes.values():
         if outcome.fault is not None:

@@ -202,7 +202,7 @@ def score_command(
     for clip in clips:
         if not clip.is_file():
             raise InputError(f"{clip}: there is no such file")
-    given = {"transcript": _transcript(transcript), "start": start, "end": end}
+    given = {**_transcript(transcript), "start": start, "end": end}
     extra = {name: value for name, value in given.items() if value is not None}
     rows = [{"id": str(clip), "media": str(clip.resolve()), **extra} for clip in clips]
     answers = score(tracking_uri(store), model, rows)
@@ -214,15 +214,17 @@ def score_command(
         raise typer.Exit(1)
 
 
-def _transcript(text: str | None) -> str | None:
+def _transcript(text: str | None) -> dict[str, str]:
     """Words as they are; a file by its whole path, since another process will read it."""
     from featurizers.transcript import FORMATS, file_and_tier
 
-    file, tier = (None, None) if text is None else file_and_tier(Path(text))
-    if file is None or file.suffix.lower() not in FORMATS:
-        return text
-    if file.is_file():
-        return str(file.resolve()) if tier is None else f"{file.resolve()}#{tier}"
-    if " " not in str(text):
-        raise InputError(f"--transcript {text}: there is no such file")
-    return text
+    if text is None:
+        return {}
+    file, tier = file_and_tier(Path(text))
+    if file.suffix.lower() in FORMATS:
+        if file.is_file():
+            whole = str(file.resolve())
+            return {"transcript_file": whole if tier is None else f"{whole}#{tier}"}
+        if " " not in text:
+            raise InputError(f"--transcript {text}: there is no such file")
+    return {"transcript": text}

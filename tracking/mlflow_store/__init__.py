@@ -10,7 +10,14 @@ from tracking.mlflow_store.connection import (
     public,
     tracking_uri,
 )
-from tracking.mlflow_store.models import download, load, log_model, register, run_of
+from tracking.mlflow_store.models import (
+    describe,
+    download,
+    load,
+    log_model,
+    register,
+    run_of,
+)
 from tracking.mlflow_store.registry import MlflowRegistry
 from tracking.mlflow_store.runs import MlflowRun, find_run, read_file, start_run
 
@@ -22,6 +29,7 @@ __all__ = [
     "StoreError",
     "client_of",
     "connect",
+    "describe",
     "download",
     "find_run",
     "initialise",

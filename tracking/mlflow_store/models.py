@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracking.mlflow_store.connection import answered, client_of, public, unknown
 from tracking.mlflow_store.registry import MlflowRegistry, create_model
@@ -26,6 +26,11 @@ DIGEST_TAG = "fuseline.digest"
 # What differs from one save of a model to the next, and decides nothing: a file, and fields of
 # MLmodel (the size is of files that are digested themselves, "uri" is where artifacts came from).
 _PER_SAVE = "registered_model_meta"
+# Told of a model after it is logged: it decides nothing, and has a digest of its own.
+MODEL_CARD = "MODEL_CARD.md"
+# What `tracking.serving` holds a model's files against.
+FILES = "files.json"
+MATRIX = "matrix"
 _FIELDS_PER_SAVE = frozenset(
     ("model_id", "model_uuid", "run_id", "utc_time_created", "model_size_bytes", "uri")
 )
@@ -41,6 +46,7 @@ def log_model(
     inputs: Sequence[tuple[str, str, bool]],
     outputs: Sequence[tuple[str, str]],
     requirements: Sequence[str],
+    example: Mapping[str, Any] | None = None,
 ) -> str:
     """Keep a trained model with its code, so that `load` gives it back in any process.
 
@@ -49,14 +55,17 @@ def log_model(
         folder: What `Predictor.load` reads, and `predictor.json` (see `tracking.serving`).
         name: A name within the run, such as "model".
         code: Package folders that are bundled with the model.
-        inputs: Columns that a prediction takes: name, MLflow type, whether it must be there.
+        inputs: Columns that a prediction takes: name, MLflow type or "matrix" (numbers, [rows,
+            columns]), whether it must be there.
         outputs: Columns that it gives: name, MLflow type.
         requirements: Third-party requirements, as pip takes them.
+        example: A row that a prediction takes, for people to begin with.
 
     Returns:
         The model's address, "models:/m-...".
     """
     import mlflow.pyfunc
+    import pandas as pd
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -65,7 +74,7 @@ def log_model(
     experiment = client.get_run(run.run_id).info.experiment_id
     model = client.create_logged_model(experiment, name=name, source_run_id=run.run_id)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # MLflow would like to store an example, but ours would be somebody's media.
+        # Said of a model that is logged without an example.
         warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
         saved = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
@@ -74,19 +83,47 @@ def log_model(
             artifacts={"model": str(folder.resolve())},
             code_paths=[str(package.resolve()) for package in code],
             signature=ModelSignature(
-                inputs=Schema([ColSpec(kind, column, need) for column, kind, need in inputs]),
+                inputs=Schema(
+                    [ColSpec(_type(kind), column, need) for column, kind, need in inputs]
+                ),
                 outputs=Schema([ColSpec(kind, column) for column, kind in outputs]),
             ),
             pip_requirements=list(requirements),
+            input_example=None if example is None else pd.DataFrame([example]),
             mlflow_model=Model(run_id=run.run_id, model_id=model.model_id),
         )
         for cache in sorted(saved.rglob("__pycache__")):
             shutil.rmtree(cache)
+        (saved / FILES).write_text(json.dumps(_files(saved), indent=1))
         client.log_model_artifacts(model.model_id, str(saved))
         client.set_logged_model_tags(model.model_id, {DIGEST_TAG: _digest(saved)})
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
     return f"models:/{model.model_id}"
+
+
+def _type(kind: str) -> Any:  # noqa: ANN401 - a type of MLflow
+    from mlflow.types.schema import Array, DataType
+
+    return Array(Array(DataType.double)) if kind == MATRIX else kind
+
+
+def _files(saved: Path) -> dict[str, str]:
+    """sha256 in hex of what a model is loaded from, by relative name."""
+    return {
+        file.relative_to(saved).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(saved.rglob("*"))
+        if file.is_file() and file.parent != saved
+    }
+
+
+@answered
+def describe(uri: str, model_uri: str, card: str) -> None:
+    """Keep a model's card with it, in place of one that is there."""
+    client = client_of(uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / MODEL_CARD).write_text(card, encoding="utf-8")
+        client.log_model_artifacts(model_uri.removeprefix("models:/"), scratch)
 
 
 @answered
@@ -147,6 +184,9 @@ def download(uri: str, model_uri: str, to: Path) -> Path:
 
     location, digest = locate(uri, model_uri)
     found = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(to), tracking_uri=uri))
+    # The digest is of sources; Python would sooner run compiled code that was put beside them.
+    for cache in sorted(to.rglob("__pycache__")):
+        shutil.rmtree(cache)
     if digest and _digest(found) != digest:
         raise OSError(
             f"the files of {model_uri} at {location} are not those that were logged "
@@ -208,7 +248,11 @@ def _digest(saved: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(saved.rglob("*")):
         name = file.relative_to(saved).as_posix()
-        if file.is_file() and name != _PER_SAVE and "__pycache__" not in file.parts:
+        if (
+            file.is_file()
+            and name not in (_PER_SAVE, MODEL_CARD)
+            and "__pycache__" not in file.parts
+        ):
             content = _lasting(file) if name == "MLmodel" else file.read_bytes()
             digest.update(f"{name}\0{len(content)}\0".encode())
             digest.update(content)

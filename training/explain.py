@@ -1,0 +1,80 @@
+"""What each stream does to what a model says of a clip."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from training.batch import FusionBatch, Sample, collate
+from training.missing import without
+from training.models.feedback import Explanation
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A model that tells how far it lets each stream through."""
+
+    def explain(self, batch: FusionBatch) -> Explanation:
+        """The masks. Raises ValueError when the model was built without any."""
+
+
+def explained(
+    model: nn.Module,
+    sample: Sample,
+    widths: Mapping[str, int],
+    answer: Mapping[str, Any],
+    said: Callable[[NDArray[np.float32]], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What is said of a clip with each stream taken away, and the model's masks.
+
+    Args:
+        model: In evaluation mode.
+        sample: The clip.
+        widths: Dimensions of each stream.
+        answer: What is said of the whole clip.
+        said: Makes prediction and scores of outputs [K].
+
+    Returns:
+        `without` and `masks`, see `training.predict.Predictor.explain`.
+    """
+    batch = collate([sample], widths)
+    there = [name for name, values in sample.values.items() if values is not None]
+    taken: dict[str, dict[str, Any] | None] = {}
+    for name in there:
+        if len(there) == 1:
+            taken[name] = None
+            continue
+        with torch.no_grad():
+            less = dict(said(model(without(batch, [name]))[0].numpy()))
+        taken[name] = {**less, "change": _change(answer, less)}
+    return {"without": taken, "masks": _masks(model, batch, sample)}
+
+
+def _change(answer: Mapping[str, Any], less: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """How far a number moves; or the probability of the class, or those of the labels."""
+    whole, rest = answer["scores"], less.get("scores", "")
+    if not whole:
+        return less["prediction"] - answer["prediction"]
+    moved = {name: rest[name] - share for name, share in whole.items()}
+    return moved.get(answer["prediction"], moved)
+
+
+def _masks(model: nn.Module, batch: FusionBatch, sample: Sample) -> dict[str, list[float | None]]:
+    if not isinstance(model, Explaining):
+        return {}
+    with torch.no_grad():
+        try:
+            means = model.explain(batch).means
+        except ValueError:  # it was built without masks
+            return {}
+    return {
+        name: [
+            float(mean) if there else None
+            for mean, there in zip(means_BT[0], batch.streams[name].mask[0], strict=True)
+        ]
+        for name, means_BT in means.items()
+        if sample.values.get(name) is not None
+    }
