@@ -16,6 +16,7 @@ from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.spec import FeatureSpec
 from pipelines.featurize import Balance, ledger
+from pipelines.masks import Step, Why, choose, masks
 from pipelines.plans import PROGRESS, SCORECARD, Trained, score_test
 from pipelines.tracked import RUN, attempts
 from tracking.scorecard import Scorecard
@@ -32,11 +33,13 @@ class Predicted:
     """What a model says of one labelled test clip.
 
     Attributes:
+        key, id: Of the clip.
         truth, said: As `training.recipe.Target`; NaN is said where the model gave none.
         lacking: The streams that it lacks.
         without: By stream, what is said when it is taken away.
     """
 
+    key: str
     id: str
     truth: Target
     said: Target
@@ -111,6 +114,9 @@ class Result:
         predicted: Each of them, sorted by key.
         sources: By stream, in the model's order.
         made_by: What is known of code, versions and machine, by name.
+        masks: Of a model with feedback how far it let each stream through, for a few clips by key,
+            from the one with the least error to the one with the largest.
+        chosen: Why these, by key.
     """
 
     name: str
@@ -127,6 +133,8 @@ class Result:
     predicted: tuple[Predicted, ...]
     sources: Mapping[str, Source]
     made_by: Mapping[str, str]
+    masks: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    chosen: Mapping[str, Why] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -146,6 +154,11 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
     streams = plan.recipe.model.streams
     used = {stream: columns[stream] for stream in streams}
     noted, resumed = _course(plan.folder / PROGRESS, len(trained.history))
+    predicted = tuple(_predicted(trained, clips))
+    # Of a clip that lacks a stream, masks say little.
+    fewest = min((len(each.lacking) for each in predicted), default=0)
+    chosen = choose({each.key: each.error for each in predicted if len(each.lacking) == fewest})
+    by_key = {clip.key: clip for clip in clips if clip.key in chosen}
     return Result(
         name=plan.name,
         run_id=trained.run_id,
@@ -158,7 +171,7 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
         resumed=resumed,
         attempts=attempts(plan),
         card=_card(trained, clips),
-        predicted=tuple(_predicted(trained, clips)),
+        predicted=predicted,
         sources={
             balance.stream: Source(
                 spec=used[balance.stream].spec,
@@ -168,6 +181,8 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
             for balance in ledger(used)
         },
         made_by=_made_by(plan.folder / RUN),
+        masks=masks(trained.predictor, plan.recipe, [by_key[key] for key in chosen], used),
+        chosen=chosen,
     )
 
 
@@ -191,6 +206,7 @@ def _predicted(trained: Trained, clips: Sequence[Clip]) -> list[Predicted]:
     ]
     return [
         Predicted(
+            key=clip.key,
             id=clip.id,
             truth=target_of(clip, task),
             said=trained.predictions[clip.key],

@@ -190,12 +190,22 @@ def train_all(
         rows = runs_table(trained, clips)
         keep(parent, rows)
         show.rows(f"{len(trained)} runs of run {parent.run_id}", rows)
-    pages = keep_pages(
-        trained, clips, columns, uri=store_uri(experiment), parent=parent, say=show.say
-    )
-    for file in pages:
+    for file in _pages(experiment, trained, columns, clips, show):
         show.say(f"page: {file}")
     return trained
+
+
+def _pages(
+    experiment: Experiment,
+    trained: Sequence[Trained],
+    columns: Mapping[str, Column],
+    clips: Sequence[Clip],
+    show: Show,
+) -> list[Path]:
+    """Keep the pages of some runs that are changed; returns the files of all."""
+    parent = _parent(experiment, [each.plan for each in trained])
+    uri = store_uri(experiment)
+    return keep_pages(trained, clips, columns, uri=uri, parent=parent, say=show.say)
 
 
 def check_resuming(
@@ -334,8 +344,8 @@ def register_best(
         stage=stage_of(experiment),
         weights=sorted({each.spec.source for each in experiment.featurizers().values()} - {""}),
     )
-    # Again: that of the best run tells of the comparison with the shards.
-    keep_pages([best], clips, columns, uri=store_uri(experiment), parent=None, say=show.say)
+    # Again: they tell of the comparison with the shards now.
+    _pages(experiment, trained, columns, clips, show)
     show.say(
         f"{registered.name} version {registered.version} ({best.plan.name}): {registered.checked}"
     )

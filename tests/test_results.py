@@ -8,10 +8,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from featurizers.clip import Word
 from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
 from pipelines.family import table
+from pipelines.masks import choose, masks
 from pipelines.pages.results import WORST, page
 from pipelines.plans import FINISHED, PROGRESS, SCORECARD, Plan, read, score_test
 from pipelines.results import Resumed, result_of
@@ -19,18 +22,24 @@ from pipelines.run_pages import page_of
 from pipelines.tracked import ATTEMPTS, RUN
 from tests.test_loop import RECIPE, WIDTHS, make_dataset
 from tests.test_pages import EVIL, Page
-from training.recipe import Task
+from training.batch import collate
+from training.models import build
+from training.normaliser import Normaliser
+from training.predict import Predictor, load_model
+from training.recipe import ModelSettings, Pooling, Task
+from training.samples import to_sample
 
 TASKS = {
     "regression": RECIPE.task,
     "classes": Task(kind="classes", label="side", classes=("minus", "plus")),
     "labels": Task(kind="labels", label="marks", classes=("loud", "glad", "odd")),
 }
+LATCHED = ModelSettings(kind="mmlatch", streams=tuple(WIDTHS), settings={"hidden": 8})
 SHARES = {"time/data_wait_share": 0.2, "time/device_share": 0.5, "time/collectives_share": 0.1}
 
 
 class Tables(HTMLParser):
-    """The tables of a page by caption: rows of texts, the headings first."""
+    """The tables of a page by caption: rows of texts, small ones in brackets."""
 
     def __init__(self, content):
         super().__init__()
@@ -44,14 +53,16 @@ class Tables(HTMLParser):
             self._rows.append([])
         elif tag in {"th", "td"}:
             self._rows[-1].append("")
-        self._in = (
-            "small" if tag == "small" else tag if tag in {"th", "td", "caption"} else self._in
-        )
+        elif tag == "small":
+            self._rows[-1][-1] += " ("
+        self._in = tag if tag in {"th", "td", "caption"} else self._in
 
     def handle_endtag(self, tag):
         if tag == "table":
             self.tables[self._caption] = self._rows
-        self._in = "td" if tag == "small" else "" if tag in {"th", "td", "caption"} else self._in
+        elif tag == "small":
+            self._rows[-1][-1] += ")"
+        self._in = "" if tag in {"th", "td", "caption"} else self._in
 
     def handle_data(self, data):
         if self._in == "caption":
@@ -87,14 +98,23 @@ class World:
         self.clips = labelled(read_clips(self.root))
         self.drawn = {}
 
-    def trained(self, kind, seed=0, *, epochs=6, broken=False):
-        """A finished run of which chance said the predictions."""
-        recipe = replace(RECIPE, task=TASKS[kind], seed=seed)
+    def trained(self, kind, seed=0, *, epochs=6, broken=False, model=RECIPE.model, pooling=None):
+        """A finished run of which chance said the predictions, with the weights that it began with.
+
+        Its streams are pooled to cells, unless told otherwise.
+        """
+        recipe = replace(
+            RECIPE,
+            task=TASKS[kind],
+            seed=seed,
+            model=model,
+            pooling=pooling or RECIPE.pooling,
+        )
         plan = Plan(
             name=f"late_fusion seed {seed}",
             recipe=recipe,
             root=str(self.root),
-            folder=self.root / "training" / f"{kind}-{seed}-{broken}",
+            folder=self.root / "training" / f"{kind}-{seed}-{broken}-{recipe.digest[:8]}",
             columns=self.fingerprints,
         )
         plan.folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +163,15 @@ class World:
         ]
         (plan.folder / PROGRESS).write_text(
             '{"say": "hello"}\n' + "".join(f"{json.dumps(line)}\n" for line in lines) + '{"epo'
+        )
+        made = build(recipe.model, WIDTHS, recipe.task.outputs)
+        Predictor.save(
+            plan.folder / "predictor",
+            recipe=recipe,
+            specs={name: column.spec for name, column in self.columns.items()},
+            normaliser=Normaliser.identity(WIDTHS),
+            fallback=0.0,
+            weights=made.state_dict(),
         )
         return read(plan)
 
@@ -232,7 +261,8 @@ def test_confusion_and_classes_are_the_scorecards(world):
     found = tables(world.page(trained))
     matrix = found["Confusion"]
     for row, counts in zip(matrix, card.confusion, strict=True):
-        assert [int(row["minus"]), int(row["plus"]), int(row["clips"])] == [*counts, sum(counts)]
+        shown = [int(row[name].split()[0]) for name in ("minus", "plus", "clips")]
+        assert shown == [*counts, sum(counts)]
     for row in found["By class"]:
         values = card.by_class[row["class"]]
         assert int(row["clips"]) == values["support"]
@@ -305,6 +335,76 @@ def test_a_run_of_which_nothing_was_noted_has_a_page_all_the_same(world):
     assert {"fact": "attempts", "value": "not known"} in found["Provenance"]
 
 
+# Masks
+
+
+def test_masks_are_the_models_own_of_the_nearest_the_middle_and_the_furthest_clip(world):
+    torch.manual_seed(0)
+    trained = world.trained("regression", model=LATCHED)
+    made = world.result(trained)
+    errors = sorted((e.error, e.key) for e in made.predicted if not e.lacking)
+    wanted = [errors[0][1], errors[len(errors) // 2][1], errors[-1][1]]
+    assert list(made.masks) == wanted
+    assert [made.chosen[key] for key in wanted] == ["nearest", "in the middle", "furthest off"]
+    model = load_model(trained.predictor)
+    for key, steps in made.masks.items():
+        found = {name: column.read(key) for name, column in world.columns.items()}
+        clip = next(each for each in world.clips if each.key == key)
+        sample = to_sample(clip, found, trained.plan.recipe.pooling, None)
+        means = model.explain(collate([sample], WIDTHS)).means
+        for name in WIDTHS:
+            shown = [step.means[name] for step in steps]
+            assert shown == pytest.approx(means[name][0].tolist(), abs=1e-6)
+        assert [(step.start, step.end) for step in steps] == [
+            (t / 2, t / 2 + 0.5) for t in range(4)
+        ]
+
+
+def test_masks_stand_on_the_page_step_by_step_and_only_of_a_model_that_has_some(world):
+    trained = world.trained("regression", model=LATCHED)
+    made, found = world.result(trained), tables(world.page(trained))
+    ids = {each.key: each.id for each in made.predicted}
+    for key, steps in made.masks.items():
+        assert found[f"Masks of {ids[key]}"] == [
+            {
+                "seconds": f"{step.start:.2f}\u2013{step.end:.2f}",
+                **{name: f"{mean:.3f}" for name, mean in step.means.items()},
+            }
+            for step in steps
+        ]
+    plain = replace(LATCHED, settings={**LATCHED.settings, "mask": "none"})
+    assert world.result(world.trained("regression", model=plain)).masks == {}
+    assert world.result(world.trained("regression")).masks == {}
+
+
+def test_masks_of_words_name_them_and_say_nothing_where_a_stream_has_nothing(world):
+    said = (Word(text="well", start=0.0, end=0.5), Word(text="then", start=0.6, end=1.9))
+    clips = [replace(clip, words=said) for clip in world.clips if clip.key in {"k56", "k58"}]
+    recipe = replace(RECIPE, model=LATCHED, pooling=Pooling(kind="words"))
+    folder = world.trained("regression", model=LATCHED).predictor
+    found = masks(folder, recipe, clips, world.columns)
+    assert [step.word for step in found["k56"]] == ["well", "then"]
+    assert all(0 < mean < 1 for step in found["k56"] for mean in step.means.values())
+    assert [step.means["audio"] for step in found["k58"]] == [None, None]
+    assert masks(folder, recipe, [], world.columns) == {}
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        ({}, {}),
+        ({"a": 1.0}, {"a": "nearest"}),
+        ({"a": 1.0, "b": 0.5}, {"b": "nearest", "a": "furthest off"}),
+        (
+            {"c": 1.0, "b": 1.0, "a": 1.0},
+            {"a": "nearest", "b": "in the middle", "c": "furthest off"},
+        ),
+    ],
+)
+def test_few_clips_are_chosen_once_each(errors, chosen):
+    assert list(choose(errors).items()) == list(chosen.items())
+
+
 # Provenance
 
 
@@ -316,8 +416,10 @@ def test_recipe_manifests_licences_and_digests_are_told(world):
     assert settings["model.streams"] == "text, audio"
     assert settings["model.settings.hidden"] == "8"
     streams = {row["stream"]: row for row in found["Streams"]}
+    manifests = {row["stream"]: row for row in found["Columns, with their manifests (sha256)"]}
     for name, column in world.columns.items():
-        assert streams[name]["manifest"] == column.digest
+        assert manifests[name]["manifest"] == column.digest
+        assert manifests[name]["column"] == column.spec.fingerprint
         assert streams[name]["licence"] == column.spec.licence
         assert int(streams[name]["absent"]) == (7 if name == "audio" else 0)
     facts = {row["fact"]: row["value"] for row in found["Provenance"]}

@@ -25,15 +25,20 @@ _FOLDER = Path(__file__).parent
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-# What is written in figures stands on the right, so that it can be compared.
+# What is written in figures stands on the right, so that it can be compared; what follows in a line
+# of its own is its interval.
 _FIGURES = re.compile(
-    r"[<>+\u2212-]?[0-9][0-9.,]*( ?(%|ms|s|min|h|bytes|[kMGTP]B|\([^()]*\)))?|undefined"
+    r"(undefined|[<>+\u2212-]?[0-9][0-9.,]*(e[+\u2212-]?[0-9]+)?"
+    r"( ?(%|ms|s|min|h|bytes|[kMGTP]B|\([^()]*\)))?)(\n.*)?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of a page; the first heading names the rows. One without rows is not shown."""
+    """A table of a page; the first heading names the rows. One without rows is not shown.
+
+    A figure may have its interval in a second line of its text, which is shown small below it.
+    """
 
     caption: str
     rows: Rows
