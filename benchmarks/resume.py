@@ -65,9 +65,9 @@ def dropouts(kind: str) -> list[str]:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """The model with its batch norms in evaluation mode for good."""
+    """The model with its batch norms in evaluation mode for good, PyTorch's and our own."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - of all dimensions
+        if "running_mean" in dict(module.named_buffers(recurse=False)):
             module.eval()
             module.train = lambda mode=True, norm=module: norm  # type: ignore[method-assign, misc]
     return model
