@@ -13,7 +13,8 @@ from pipelines.plans import Trained, plan_run, read, score_test
 from pipelines.run import recipes_of
 from pipelines.show import with_interval
 from pipelines.sources import task_of
-from tracking.scorecard import Part, Scorecard
+from tracking.parts import Calibration, Latency, Part
+from tracking.scorecard import Scorecard
 
 Row = dict[str, object]
 
@@ -52,7 +53,7 @@ def evaluate(experiment: Experiment) -> Evaluated:
 
 
 def tables(card: Scorecard) -> Iterator[tuple[str, list[Row]]]:
-    """Title and rows of each table: classes, confusion, missing streams; those that there are."""
+    """Title and rows of each table: classes, streams, groups, calibration; those that there are."""
     if card.by_class:
         yield "by class", [{"class": name, **values} for name, values in card.by_class.items()]
     if card.confusion:
@@ -62,6 +63,12 @@ def tables(card: Scorecard) -> Iterator[tuple[str, list[Row]]]:
     if card.as_asked:
         whole = Part(streams=(), count=card.count, metrics=card.metrics, intervals=card.intervals)
         yield "all clips, with streams taken away", _by_metric([whole, *card.as_asked])
+    if len(card.by_group) > 1:
+        yield "by group of speakers", list(_by_group(card))
+    if card.calibration is not None:
+        yield from _calibration(card.calibration)
+    if card.latency is not None:
+        yield "seconds of the model alone for one clip", [_latency(card.latency)]
 
 
 def _confusion(card: Scorecard) -> Iterator[Row]:
@@ -73,6 +80,36 @@ def _confusion(card: Scorecard) -> Iterator[Row]:
             (right, added), (left_out, hit) = counts
             yes = {"has it, said": hit, "has it, not said": left_out}
             yield {"label": name, **yes, "not, said": added, "not, not said": right}
+
+
+def _by_group(card: Scorecard) -> Iterator[Row]:
+    for each in card.by_group:
+        scores = {
+            name: with_interval(value, each.intervals[name]) for name, value in each.metrics.items()
+        }
+        yield {"speakers": each.name, "clips": each.count, **scores}
+
+
+def _calibration(found: Calibration) -> Iterator[tuple[str, list[Row]]]:
+    headings = ("mean prediction", "mean truth", "mean absolute error")
+    if found.kind != "regression":
+        headings = ("mean probability", "share right", "distance")
+    rows: list[Row] = [
+        {
+            "from": each.low,
+            "to": each.high,
+            "clips": each.count,
+            **dict(zip(headings, (each.predicted, each.observed, each.error), strict=True)),
+        }
+        for each in found.bins
+    ]
+    yield "calibration", [dict(found.numbers)]
+    yield "calibration by what was said", rows
+
+
+def _latency(found: Latency) -> Row:
+    times = {"median": found.median_s, "95th percentile": found.p95_s}
+    return {**times, "clips": found.clips, "machine": found.machine}
 
 
 def _by_metric(parts: Sequence[Part]) -> list[Row]:

@@ -7,7 +7,7 @@ and a finished run is taken as it is.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurizers.clip import Clip
@@ -16,20 +16,28 @@ from featurizers.node_cache import NodeCache
 from featurizers.spec import canonical_json
 from featurizers.store import Root
 from pipelines import HOME
+from tracking.parts import Latency
 from tracking.provenance import code_digest
 from tracking.scorecard import Scorecard
-from training.evaluate import scorecard
+from training.evaluate import evaluation_set, scorecard
 from training.folds import in_fold
+from training.predicted import About, Predicted, predicted
 from training.recipe import Recipe, Target
 from training.schedule import losses_like
 
 FOLDER = "training"
 FINISHED = "finished.json"
 SETTLED = "settled.json"
+LATENCY = "latency.json"
+"""How long the model took for a clip when it was trained: measured, so it is not in `FINISHED`."""
+
 PROGRESS = "progress.jsonl"
 CHECKPOINTS = "checkpoints"
 SCORECARD = "scorecard.json"
 """What a run was registered with."""
+
+PREDICTIONS = "predictions.parquet"
+"""What was said of each clip; see `training.predicted`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,7 @@ class Plan:
         folder: Where its results go, named by its digest.
         columns: The fingerprint of each stream's column.
         loading: How its batches are brought.
+        family: A digest of all that decides its numbers but the seed.
     """
 
     name: str
@@ -62,6 +71,7 @@ class Plan:
     folder: Path
     columns: Mapping[str, str]
     loading: Loading = Loading()
+    family: str = ""
 
     @property
     def finished(self) -> bool:
@@ -78,6 +88,8 @@ class Trained:
         predictions: For each labelled test clip.
         lacking: The streams that each of them lacks.
         without: By stream, the predictions when no clip has it.
+        scores: For each test clip of which something can be read, the probability of each class or
+            label; of a regression nothing.
     """
 
     plan: Plan
@@ -87,11 +99,18 @@ class Trained:
     predictions: Mapping[str, Target]
     lacking: Mapping[str, Sequence[str]]
     without: Mapping[str, Mapping[str, Target]]
+    scores: Mapping[str, Sequence[float]]
 
     @property
     def predictor(self) -> Path:
         """The folder of the predictor."""
         return self.plan.folder / "predictor"
+
+    @property
+    def latency(self) -> Latency | None:
+        """How long the model takes for a clip; None when nothing could be timed."""
+        file = self.plan.folder / LATENCY
+        return Latency.from_json(json.loads(file.read_bytes())) if file.is_file() else None
 
     @property
     def valid_loss(self) -> float:
@@ -128,13 +147,23 @@ def plan_run(
         ]
         for clip in in_fold(clips, recipe.fold)
     ]
-    identity = [recipe.digest, {n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
-    digest = hashlib.sha256(canonical_json(identity)).hexdigest()
+    given = [{n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
+    digest, family = (
+        hashlib.sha256(canonical_json([each.digest, *given])).hexdigest()
+        for each in (recipe, replace(recipe, seed=0))
+    )
     streams = "+".join(recipe.model.streams) if recipe.name == "unimodal" else recipe.name
     name = f"{streams} seed {recipe.seed}" + (f" fold {recipe.fold}" if recipe.fold else "")
     folder = work / FOLDER / f"{recipe.name}-{digest[:16]}"
     fingerprints = {stream: column.spec.fingerprint for stream, column in used.items()}
-    return Plan(name=name, recipe=recipe, root=root, folder=folder, columns=fingerprints)
+    return Plan(
+        name=name,
+        recipe=recipe,
+        root=root,
+        folder=folder,
+        columns=fingerprints,
+        family=family[:16],
+    )
 
 
 def bundled_code_digest() -> str:
@@ -149,17 +178,56 @@ def read(plan: Plan) -> Trained:
     return Trained(plan=plan, run_id=run["run_id"], **plain)
 
 
-def score_test(trained: Trained, clips: Sequence[Clip], parity: bool | None) -> Scorecard:
-    """The scorecard of a finished run on the labelled test clips."""
+def score_test(
+    trained: Trained,
+    clips: Sequence[Clip],
+    parity: bool | None,
+    *,
+    duplicates: Sequence[str] | None = None,
+    reproducible: bool | None = None,
+) -> Scorecard:
+    """The scorecard of a finished run on the labelled test clips.
+
+    Args:
+        trained: The run.
+        clips: All clips of the dataset.
+        parity: As in `training.evaluate.scorecard`.
+        duplicates: As there.
+        reproducible: As there.
+    """
     task = trained.plan.recipe.task
-    dealt = in_fold(clips, trained.plan.recipe.fold)
-    labelled = [clip for clip in dealt if task.label in clip.labels]
     return scorecard(
-        [clip for clip in labelled if clip.split == "test"],
+        labelled(trained.plan.recipe, clips, "test"),
         trained.predictions,
         task,
-        [clip for clip in labelled if clip.split == "train"],
+        labelled(trained.plan.recipe, clips, "train"),
         parity=parity,
         missing=trained.lacking,
         without=trained.without,
+        scores=trained.scores,
+        duplicates=duplicates,
+        reproducible=reproducible,
+        latency=trained.latency,
     )
+
+
+def predicted_test(trained: Trained, clips: Sequence[Clip]) -> Predicted:
+    """What a finished run says of each labelled test clip."""
+    plan, task = trained.plan, trained.plan.recipe.task
+    test = labelled(plan.recipe, clips, "test")
+    return predicted(
+        evaluation_set(test, task.label),
+        test,
+        task,
+        About.of(plan.name, plan.recipe, plan.family),
+        trained.predictions,
+        scores=trained.scores,
+        lacking=trained.lacking,
+        without=trained.without,
+    )
+
+
+def labelled(recipe: Recipe, clips: Sequence[Clip], split: str) -> list[Clip]:
+    """The clips of a split that have the recipe's label, as the recipe's fold deals them."""
+    dealt = in_fold(clips, recipe.fold)
+    return [clip for clip in dealt if recipe.task.label in clip.labels and clip.split == split]

@@ -4,11 +4,9 @@ import datetime as dt
 import getpass
 import hashlib
 import json
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column
@@ -20,6 +18,7 @@ from pipelines.plans import SCORECARD, Trained, score_test
 from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
+from pipelines.tracked import keep_file
 from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
 from tracking.ledger import (
     Entry,
@@ -108,8 +107,8 @@ def register_model(
             f"{'; '.join(differences[:3])} ({len(differences)} in all)"
         )
     card = score_test(trained, clips, parity=True if compared else None)
-    _keep(run, SCORECARD, canonical_json(card.to_json()))
     publish(trained.plan.folder / SCORECARD, canonical_json(card.to_json()))
+    keep_file(run, SCORECARD, canonical_json(card.to_json()))
     tags = {
         "fuseline.evaluation_set": card.evaluation_set,
         "fuseline.parity": "checked" if compared else "not compared",
@@ -163,14 +162,6 @@ def _compare(
             differences += parity(uri, model_uri, [here], columns, weights)
             compared += 1
     return differences, compared
-
-
-def _keep(run: MlflowRun, name: str, content: bytes, folder: str = "") -> None:
-    """Keep bytes as a file of a run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / name
-        file.write_bytes(content)
-        run.log_file(file, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +245,7 @@ def _act(
     digest = hashlib.sha256(report).hexdigest()
     # Before the claim, so that the ledger never names a report that is nowhere.
     run = MlflowRun(uri=registry.uri, run_id=run_of(registry.uri, name, version))
-    _keep(run, "verdict.json", report, f"promotion/{digest}")
+    keep_file(run, "verdict.json", report, f"promotion/{digest}")
     reasons = {f"fuseline.gate.{i}": r.text[:4000] for i, r in enumerate(verdict.reasons)}
     registry.set_tags(name, version, reasons)
     entry = promote(

@@ -20,7 +20,7 @@ from featurizers.store import publish
 from pipelines.claim import claim
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
-from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Loading, Plan
+from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, PROGRESS, Loading, Plan
 from pipelines.tracked import attempts, gauged, journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
@@ -174,7 +174,8 @@ def train_one(
         told: Given the metrics of each epoch, on rank 0.
     """
     from training.data import load
-    from training.evaluate import lacking, predictions, without_each
+    from training.evaluate import answers, lacking, without_each
+    from training.latency import latency
     from training.loop import fit
     from training.predict import Predictor, load_model
     from training.pretrained import tokenizers
@@ -210,10 +211,14 @@ def train_one(
         tokenizers=tokenizers(plan.recipe, data.specs),
     )
     model = load_model(plan.folder / "predictor")
+    if (took := latency(model, data.test)) is not None:
+        publish(plan.folder / LATENCY, json.dumps(took.to_json()).encode())
+    given = answers(model, data.test, plan.recipe.task, data.fallback)
     finished = {
         "best_epoch": outcome.best_epoch,
         "history": list(outcome.history),
-        "predictions": predictions(model, data.test, plan.recipe.task, data.fallback),
+        "predictions": given.said,
+        "scores": given.scores,
         "lacking": lacking(data.test),
         "without": without_each(model, data.test, plan.recipe.task, data.fallback),
     }

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,17 @@ from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.gauges import Gauges
 from pipelines.limits import TrainingFailedError
-from pipelines.plans import FINISHED, SETTLED, Plan, bundled_code_digest, read, score_test
+from pipelines.plans import (
+    FINISHED,
+    PREDICTIONS,
+    SCORECARD,
+    SETTLED,
+    Plan,
+    bundled_code_digest,
+    predicted_test,
+    read,
+    score_test,
+)
 from tracking.journal import JournaledRun, deliver
 from tracking.mlflow_store import MlflowRun, StoreError, connect, find_run, start_run
 from tracking.provenance import environment, git_commit, versions
@@ -74,11 +85,22 @@ def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     """Tell the server how a finished run ended; after a crash in between it is told again."""
     _send_rest(run, plan.folder)
     run.log_file(plan.folder / FINISHED)
-    card = score_test(read(plan), clips, parity=None)
+    trained = read(plan)
+    card = score_test(trained, clips, parity=None)
+    keep_file(run, PREDICTIONS, predicted_test(trained, clips).to_parquet())
+    keep_file(run, SCORECARD, canonical_json(card.to_json()))
     run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
     run.finish()
     publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
     (plan.folder / DRIVER).unlink(missing_ok=True)
+
+
+def keep_file(run: MlflowRun, name: str, content: bytes, folder: str = "") -> None:
+    """Keep bytes as a file of a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / name
+        file.write_bytes(content)
+        run.log_file(file, folder)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The scorecard: every clip of a named set, what leaks, and two of them compared."""
 
+import hashlib
+import json
 import math
 from dataclasses import replace
 
@@ -8,7 +10,7 @@ import pytest
 
 from featurizers.clip import Clip
 from training.bootstrap import paired_bound
-from training.evaluate import evaluation_set, scorecard
+from training.evaluate import evaluation_set, members, scorecard
 from training.metrics import DIRECTION
 from training.recipe import Task
 
@@ -144,3 +146,47 @@ def test_the_paired_bound_is_the_one_that_promotion_uses():
     for margin, wanted in ((-bound + 1e-9, True), (-bound - 1e-9, False)):
         verdict = judge(ours, theirs, [Rule(metric="mae", not_worse_by=margin)])
         assert verdict.promote is wanted
+
+
+def test_a_scorecard_tells_groups_apart_and_speakers_who_are_in_none():
+    made = [
+        replace(clip, group="young" if i < 6 else None, speaker=None if i > 26 else clip.speaker)
+        for i, clip in enumerate(clips())
+    ]
+    said = {clip.key: clip.labels["score"] + i / 10 for i, clip in enumerate(made)}
+    card = scorecard(made, said, SCORE, [], parity=None, replicates=60)
+    found = [(each.kind, each.name, each.count) for each in card.by_group]
+    assert found == [
+        ("group", "young", 6),
+        ("speaker", "speaker 1", 6),
+        ("speaker", "speaker 2", 6),
+        ("speaker", "speaker 3", 6),
+        ("speaker", "speaker 4", 3),
+    ]
+    young = card.by_group[0]
+    assert young.metrics["mae"] == pytest.approx(0.25)
+    low, high = young.intervals["mae"]
+    assert low < 0.25 < high
+    assert young.clips == members(clip.key for clip in made[5::-1])
+    assert len({each.clips for each in card.by_group}) == 5
+
+
+def test_calibration_is_of_what_the_model_itself_said():
+    made = clips()
+    said = {clip.key: 0.0 for clip in made}
+    scores = {clip.key: [0.8, 0.1, 0.1] for clip in made[3:]}
+    card = scorecard(made, said, MOOD, [], parity=None, replicates=40, scores=scores)
+    assert card.calibration.count == 27
+    assert card.calibration.numbers["confidence"] == pytest.approx(0.8)
+    scores["k05"] = [math.nan] * 3
+    broken = scorecard(made, said, MOOD, [], parity=None, replicates=40, scores=scores)
+    assert broken.calibration is None
+    assert scorecard(made, said, MOOD, [], parity=None, replicates=40).calibration is None
+
+
+def test_an_evaluation_set_is_named_by_exactly_what_it_should_be():
+    made = clips()[:2]
+    one = {"key": "k00", "digest": f"{0:064d}", "start": 0.0, "end": None, "label": -3.0}
+    two = {"key": "k01", "digest": f"{1:064d}", "start": 0.0, "end": None, "label": -2.0}
+    plain = json.dumps([list(one.values()), list(two.values())], separators=(",", ":"))
+    assert evaluation_set(made, "score") == hashlib.sha256(plain.encode()).hexdigest()

@@ -1,7 +1,8 @@
 """The tables of `fuseline evaluate`."""
 
 from pipelines.evaluate import tables
-from tracking.scorecard import Part, Scorecard
+from tracking.parts import Bin, Calibration, Latency, Part, Subgroup
+from tracking.scorecard import Scorecard
 
 PART = Part(streams=(), count=2, metrics={"uar": 0.5}, intervals={"uar": (0.25, 0.75)})
 
@@ -47,3 +48,27 @@ def test_patterns_of_missing_streams_are_told_where_there_are_several():
         {"missing": "uar", "nothing": "0.500 (0.125 to 0.875)", "a, b": "1.000 (0.250 to 0.750)"},
     ]
     assert dict(tables(card(as_found=(PART,)))) == {}
+
+
+def test_groups_calibration_and_latency_are_told_where_they_are_known():
+    groups = [
+        Subgroup(kind=kind, name=name, count=2, metrics={"uar": 0.5}, intervals=PART.intervals)
+        for kind, name in (("group", "young"), ("speaker", "anna"))
+    ]
+    bins = (Bin(low=0.8, high=0.9, count=2, predicted=0.85, observed=0.5, error=0.35),)
+    known = Calibration(kind="classes", count=2, bins=bins, numbers={"ece": 0.35})
+    took = Latency(median_s=0.25, p95_s=0.5, clips=3, machine="a machine")
+    made = dict(tables(card(by_group=tuple(groups), calibration=known, latency=took)))
+    assert made["by group of speakers"][1] == {
+        "speakers": "anna",
+        "clips": 2,
+        "uar": "0.500 (0.250 to 0.750)",
+    }
+    assert made["calibration"] == [{"ece": 0.35}]
+    (row,) = made["calibration by what was said"]
+    assert (row["from"], row["mean probability"], row["share right"]) == (0.8, 0.85, 0.5)
+    (row,) = made["seconds of the model alone for one clip"]
+    assert row == {"median": 0.25, "95th percentile": 0.5, "clips": 3, "machine": "a machine"}
+    numbers = Calibration(kind="regression", count=2, bins=bins, numbers={"bias": 0.5})
+    (row,) = dict(tables(card(calibration=numbers)))["calibration by what was said"]
+    assert (row["mean prediction"], row["mean absolute error"]) == (0.85, 0.35)

@@ -102,6 +102,7 @@ def trained(seed, loss, fold=""):
         predictions={},
         lacking={},
         without={},
+        scores={},
     )
 
 

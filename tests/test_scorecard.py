@@ -3,7 +3,8 @@
 import json
 import math
 
-from tracking.scorecard import Part, Scorecard, interval
+from tracking.parts import Bin, Calibration, Latency, Part, Subgroup
+from tracking.scorecard import Scorecard, interval
 
 NAN = math.nan
 
@@ -23,6 +24,25 @@ CARD = Scorecard(
         Part(streams=("audio",), count=1, metrics={"uar": 1.0}, intervals={"uar": (NAN, NAN)}),
     ),
     as_asked=(Part(streams=("text",), count=3, metrics={"uar": 0.0}, intervals={"uar": (0, 0)}),),
+    by_group=(
+        Subgroup(
+            kind="group",
+            name="young",
+            count=2,
+            metrics={"uar": NAN},
+            intervals={"uar": (NAN, NAN)},
+            clips="a" * 64,
+        ),
+    ),
+    calibration=Calibration(
+        kind="classes",
+        count=2,
+        bins=(Bin(low=0.8, high=0.9, count=2, predicted=0.85, observed=0.5, error=0.35),),
+        numbers={"ece": 0.35, "slope": NAN},
+    ),
+    latency=Latency(median_s=0.002, p95_s=math.inf, clips=50, machine="a machine"),
+    duplicates=("a looks like b",),
+    reproducible=True,
 )
 
 
@@ -38,6 +58,9 @@ def test_a_scorecard_survives_strict_json():
     assert (back.undefined, back.confusion) == (CARD.undefined, CARD.confusion)
     assert back.as_asked == CARD.as_asked
     assert [part.streams for part in back.as_found] == [(), ("audio",)]
+    assert (back.duplicates, back.reproducible) == (("a looks like b",), True)
+    assert (back.latency, back.calibration.bins) == (CARD.latency, CARD.calibration.bins)
+    assert math.isnan(back.by_group[0].metrics["uar"])
     assert math.isnan(back.as_found[1].intervals["uar"][0])
 
 
@@ -54,4 +77,6 @@ def test_a_scorecard_of_an_earlier_version_is_read():
     assert back.metrics["uar"] == 0.5
     assert back.intervals["uar"] == (0.01, 0.98)
     assert (back.undefined, back.by_class, list(back.confusion)) == ({}, {}, [])
-    assert (back.as_found, back.as_asked) == ((), ())
+    assert (back.as_found, back.as_asked, back.by_group) == ((), (), ())
+    assert (back.calibration, back.latency) == (None, None)
+    assert (back.duplicates, back.reproducible) == (None, None)

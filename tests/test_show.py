@@ -10,7 +10,8 @@ from pipelines import show
 from pipelines.forecast import ColumnForecast, Forecast
 from pipelines.show import Show
 from pipelines.worker import Done
-from tracking.scorecard import Part, Scorecard
+from tracking.parts import Part
+from tracking.scorecard import Scorecard
 
 
 @pytest.fixture(autouse=True)

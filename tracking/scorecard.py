@@ -5,46 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from tracking.parts import Calibration, Latency, Part, Subgroup
+from tracking.strict_json import by_name, number, plain, plain_by_name, plain_ends
+
 Better: TypeAlias = Literal["lower", "higher"]
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Metrics of the clips that lack the same streams, or of all clips when streams are taken away.
-
-    Attributes:
-        streams: What is missing, sorted; empty where nothing is.
-        count: Clips.
-        metrics: As in `Scorecard`.
-        intervals: As there.
-    """
-
-    streams: tuple[str, ...]
-    count: int
-    metrics: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for strict JSON, as in `Scorecard`."""
-        return {
-            "streams": list(self.streams),
-            "count": self.count,
-            "metrics": _plain(self.metrics),
-            "intervals": _plain_ends(self.intervals),
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Part":
-        """The part that `to_json` wrote."""
-        ends = data["intervals"].items()
-        return Part(
-            streams=tuple(data["streams"]),
-            count=data["count"],
-            metrics=_back(data["metrics"]),
-            intervals={name: (_from_plain(low), _from_plain(high)) for name, (low, high) in ends},
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +24,23 @@ class Scorecard:
         better: For each metric, whether lower or higher is better.
         replicates: For each metric, its values on the bootstrap draws.
         leaks: Speakers and sources that are in the training data too, for people to read.
+        duplicates: Clips that look or sound like one of the training data, for people to read; None
+            when nobody looked.
         parity: Whether the registered model computes the features that are in the shards; None
             when nobody looked.
+        reproducible: Whether the registered model says the same of a clip when it is asked again,
+            in another process; None when nobody looked.
         undefined: For each metric that is NaN, why.
         by_class: For each class or label its own support and metrics; empty for a regression.
         confusion: Counts of clips, rows are the truth and columns the prediction, in the order of
             `by_class`. Of several labels one such table for each, of "no" and "yes".
         as_found: The clips by the streams that they really lack; those that lack none come first.
         as_asked: All clips, with each stream taken away in turn.
+        by_group: The clips by group of speakers, or else by speaker, by name; a clip that has
+            neither is in none of them.
+        calibration: Whether probabilities or predicted numbers mean what they say; None when
+            predictions are not finite, or none of them is the model's own.
+        latency: How long the model takes for a clip; None when nobody measured it.
     """
 
     evaluation_set: str
@@ -74,12 +49,17 @@ class Scorecard:
     better: Mapping[str, Better]
     replicates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     leaks: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] | None = None
     parity: bool | None = None
+    reproducible: bool | None = None
     undefined: Mapping[str, str] = field(default_factory=dict)
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     confusion: Sequence[Any] = ()
     as_found: tuple[Part, ...] = ()
     as_asked: tuple[Part, ...] = ()
+    by_group: tuple[Subgroup, ...] = ()
+    calibration: Calibration | None = None
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         if set(self.better) != set(self.metrics):
@@ -101,42 +81,52 @@ class Scorecard:
         return {
             "evaluation_set": self.evaluation_set,
             "count": self.count,
-            "metrics": _plain(self.metrics),
-            "intervals": _plain_ends(self.intervals),
+            "metrics": plain_by_name(self.metrics),
+            "intervals": plain_ends(self.intervals),
             "better": dict(self.better),
             "replicates": {
-                name: [_to_plain(value) for value in values]
-                for name, values in self.replicates.items()
+                name: [plain(value) for value in values] for name, values in self.replicates.items()
             },
             "leaks": list(self.leaks),
+            "duplicates": None if self.duplicates is None else list(self.duplicates),
             "parity": self.parity,
+            "reproducible": self.reproducible,
             "undefined": dict(self.undefined),
-            "by_class": {name: _plain(values) for name, values in self.by_class.items()},
+            "by_class": {name: plain_by_name(values) for name, values in self.by_class.items()},
             "confusion": list(self.confusion),
             "as_found": [part.to_json() for part in self.as_found],
             "as_asked": [part.to_json() for part in self.as_asked],
+            "by_group": [part.to_json() for part in self.by_group],
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "latency": None if self.latency is None else self.latency.to_json(),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Scorecard":
         """The scorecard that `to_json` wrote, now or before there were reasons and parts in it."""
-        by_class = data.get("by_class", {})
+        by_class, duplicates = data.get("by_class", {}), data.get("duplicates")
+        calibration, latency = data.get("calibration"), data.get("latency")
         return Scorecard(
             evaluation_set=data["evaluation_set"],
             count=data["count"],
-            metrics=_back(data["metrics"]),
+            metrics=by_name(data["metrics"]),
             better=dict(data["better"]),
             replicates={
-                name: tuple(_from_plain(value) for value in values)
+                name: tuple(number(value) for value in values)
                 for name, values in data["replicates"].items()
             },
             leaks=tuple(data["leaks"]),
+            duplicates=None if duplicates is None else tuple(duplicates),
             parity=data["parity"],
+            reproducible=data.get("reproducible"),
             undefined=dict(data.get("undefined", {})),
-            by_class={name: _back(values) for name, values in by_class.items()},
+            by_class={name: by_name(values) for name, values in by_class.items()},
             confusion=data.get("confusion", ()),
             as_found=tuple(Part.from_json(part) for part in data.get("as_found", ())),
             as_asked=tuple(Part.from_json(part) for part in data.get("as_asked", ())),
+            by_group=tuple(Subgroup.from_json(part) for part in data.get("by_group", ())),
+            calibration=None if calibration is None else Calibration.from_json(calibration),
+            latency=None if latency is None else Latency.from_json(latency),
         )
 
 
@@ -158,25 +148,3 @@ def middle(values: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(values)
     outside = max(math.floor((len(ordered) + 1) * (1 - CONFIDENCE) / 2 + 1e-9), 1)
     return ordered[outside - 1], ordered[-outside]
-
-
-def _plain(values: Mapping[str, float]) -> dict[str, float | str | None]:
-    return {name: _to_plain(value) for name, value in values.items()}
-
-
-def _plain_ends(ends: Mapping[str, tuple[float, float]]) -> dict[str, list[float | str | None]]:
-    return {name: [_to_plain(end) for end in each] for name, each in ends.items()}
-
-
-def _back(values: Mapping[str, float | str | None]) -> dict[str, float]:
-    return {name: _from_plain(value) for name, value in values.items()}
-
-
-def _to_plain(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return str(value) if math.isinf(value) else value
-
-
-def _from_plain(value: float | str | None) -> float:
-    return math.nan if value is None else float(value)

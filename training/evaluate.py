@@ -5,28 +5,38 @@ can be read with the training mean, the commonest class, or the labels that most
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from torch import Tensor, nn
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
-from tracking.scorecard import Part, Scorecard, interval
+from tracking.parts import Calibration, Latency, Part, Subgroup
+from tracking.scorecard import Scorecard, interval
 from training.batch import FusionBatch, Sample
 from training.bootstrap import REPLICATES, replicate, resamples
+from training.calibration import calibration
 from training.data import Samples, target_of
 from training.metrics import DIRECTION, Floats, by_class, confusion, metrics, undefined
 from training.missing import without
-from training.predict import decide, outputs
+from training.predict import decide, outputs, probabilities
 from training.recipe import Target, Task
 
 
 class _ByClass(TypedDict, total=False):
     by_class: dict[str, dict[str, float]]
     confusion: list[Any]
+
+
+class _Measured(TypedDict):
+    count: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    clips: str
 
 
 def evaluation_set(clips: Sequence[Clip], label: str) -> str:
@@ -47,15 +57,29 @@ def _chosen(clip: Clip) -> list[list[str]]:
     return [chosen] if any(chosen) else []
 
 
-def predictions(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a model says of a split.
+
+    Attributes:
+        said: For every labelled clip, by key; see `training.predict.decide`.
+        scores: For each clip of which something can be read, the probability of each class or
+            label; of a regression nothing. NaN where the model gave NaN or infinity.
+    """
+
+    said: Mapping[str, Target]
+    scores: Mapping[str, Sequence[float]]
+
+
+def answers(
     model: nn.Module,
     samples: Samples,
     task: Task,
     fallback: Target,
     *,
     lost: Collection[str] = (),
-) -> dict[str, Target]:
-    """A prediction for every labelled clip of a split, by key; see `training.predict.decide`.
+) -> Answers:
+    """A prediction for every labelled clip of a split.
 
     Args:
         model: In main memory; is put into evaluation mode.
@@ -64,21 +88,35 @@ def predictions(
         fallback: For clips of which nothing can be read; see `training.data.fallback_of`.
         lost: Streams that are taken away from every clip.
     """
-    found = dict.fromkeys((clip.key for clip in samples.clips), fallback)
+    said = dict.fromkeys((clip.key for clip in samples.clips), fallback)
     gone = set(lost)
     readable = [
         sample for key in samples.keys if set(_streams_of(sample := samples.sample(key))) - gone
     ]
-    if readable:
-        asked = _Without(model, gone) if gone else model
-        decided = decide(task, outputs(asked, readable, samples.widths)).tolist()
-        found.update(zip((sample.key for sample in readable), decided, strict=True))
-    return found
+    if not readable:
+        return Answers(said=said, scores={})
+    asked = _Without(model, gone) if gone else model
+    given, keys = outputs(asked, readable, samples.widths), [sample.key for sample in readable]
+    said.update(zip(keys, decide(task, given).tolist(), strict=True))
+    scores = dict(zip(keys, probabilities(task, given).tolist(), strict=True))
+    return Answers(said=said, scores=scores)
+
+
+def predictions(
+    model: nn.Module,
+    samples: Samples,
+    task: Task,
+    fallback: Target,
+    *,
+    lost: Collection[str] = (),
+) -> Mapping[str, Target]:
+    """What is said in `answers`, whose arguments these are."""
+    return answers(model, samples, task, fallback, lost=lost).said
 
 
 def without_each(
     model: nn.Module, samples: Samples, task: Task, fallback: Target
-) -> dict[str, dict[str, Target]]:
+) -> dict[str, Mapping[str, Target]]:
     """By stream, the predictions when no clip has it; the arguments are those of `predictions`.
 
     Of a single stream nothing, since nothing would be left.
@@ -125,6 +163,10 @@ def scorecard(
     replicates: int = REPLICATES,
     missing: Mapping[str, Sequence[str]] | None = None,
     without: Mapping[str, Mapping[str, Target]] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
+    duplicates: Sequence[str] | None = None,
+    reproducible: bool | None = None,
+    latency: Latency | None = None,
 ) -> Scorecard:
     """All that training tells promotion about one model.
 
@@ -138,6 +180,10 @@ def scorecard(
         replicates: Draws of the bootstrap.
         missing: What `lacking` says, where the clips are to be told apart by that.
         without: What `without_each` says, where that is to be measured.
+        scores: Those of `answers`, where calibration is to be measured.
+        duplicates: Clips that look or sound like one of training; None when nobody looked.
+        reproducible: Whether the registered model says the same twice; None when nobody looked.
+        latency: How long the model takes for a clip, where that was measured.
 
     Raises:
         ValueError: There are no clips, or a clip has no prediction.
@@ -152,6 +198,7 @@ def scorecard(
     name = evaluation_set(ordered, task.label)
     found = metrics(task, truth, said)
     part = partial(_part, task, set_name=name, replicates=replicates)
+    every = range(len(ordered))
     return Scorecard(
         evaluation_set=name,
         count=len(ordered),
@@ -159,16 +206,24 @@ def scorecard(
         better={metric: DIRECTION[metric] for metric in found},
         replicates=replicate(task, truth, said, resamples(name, len(ordered), replicates)),
         leaks=leaks(ordered, train_clips),
+        duplicates=None if duplicates is None else tuple(duplicates),
         parity=parity,
+        reproducible=reproducible,
         undefined=undefined(task, truth, said),
         as_found=tuple(
-            part(streams, truth[places], said[places])
+            Part(streams=streams, **part(ordered, truth, said, places))
             for streams, places in _patterns(ordered, missing or {})
         ),
         as_asked=tuple(
-            part([stream], truth, _said(predicted, ordered))
+            Part(streams=(stream,), **part(ordered, truth, _said(predicted, ordered), every))
             for stream, predicted in sorted((without or {}).items())
         ),
+        by_group=tuple(
+            Subgroup(kind=kind, name=group, **part(ordered, truth, said, places))
+            for (kind, group), places in _groups(ordered)
+        ),
+        calibration=_calibration(task, ordered, truth, said, scores or {}),
+        latency=latency,
         **_by_class(task, truth, said),
     )
 
@@ -188,22 +243,59 @@ def _patterns(
     return sorted(found.items(), key=lambda each: (len(each[0]), each[0]))
 
 
+def _groups(
+    clips: Sequence[Clip],
+) -> list[tuple[tuple[Literal["group", "speaker"], str], list[int]]]:
+    """The places of the clips of each group, and of each speaker who is in none."""
+    found: dict[tuple[Literal["group", "speaker"], str], list[int]] = {}
+    for place, clip in enumerate(clips):
+        if clip.group:
+            found.setdefault(("group", clip.group), []).append(place)
+        elif clip.speaker:
+            found.setdefault(("speaker", clip.speaker), []).append(place)
+    return sorted(found.items())
+
+
 def _part(
     task: Task,
-    streams: Sequence[str],
+    clips: Sequence[Clip],
     truth: Floats,
     said: Floats,
+    places: Sequence[int],
     *,
     set_name: str,
     replicates: int,
-) -> Part:
-    draws = replicate(task, truth, said, resamples(set_name, len(truth), replicates))
-    return Part(
-        streams=tuple(streams),
-        count=len(truth),
-        metrics=metrics(task, truth, said),
-        intervals={metric: interval(values) for metric, values in draws.items()},
-    )
+) -> _Measured:
+    """Metrics of the clips in these places."""
+    some = truth[list(places)], said[list(places)]
+    draws = replicate(task, *some, resamples(set_name, len(places), replicates))
+    return {
+        "count": len(places),
+        "metrics": metrics(task, *some),
+        "intervals": {metric: interval(values) for metric, values in draws.items()},
+        "clips": members(clips[place].key for place in places),
+    }
+
+
+def members(keys: Iterable[str]) -> str:
+    """sha256 in hex of some clips' keys, in any order: which part of a set is spoken of."""
+    return hashlib.sha256(canonical_json(sorted(keys))).hexdigest()
+
+
+def _calibration(
+    task: Task,
+    clips: Sequence[Clip],
+    truth: Floats,
+    said: Floats,
+    scores: Mapping[str, Sequence[float]],
+) -> Calibration | None:
+    """Of the clips that the model itself spoke of, where all that it says are numbers."""
+    places = [place for place, clip in enumerate(clips) if clip.key in scores]
+    own = np.array([scores[clips[place].key] for place in places], dtype=np.float64)
+    own = own.reshape(len(places), len(task.classes))
+    if not (np.isfinite(said[places]).all() and np.isfinite(own).all()):
+        return None
+    return calibration(task, truth[places], said[places], own)
 
 
 def leaks(clips: Sequence[Clip], train_clips: Sequence[Clip]) -> tuple[str, ...]:

@@ -102,6 +102,19 @@ def decide(task: Task, outputs_NK: NDArray[np.float32]) -> NDArray[np.float64]:
             return np.where(np.expand_dims(finite, 1), outputs_NK > 0, math.nan)
 
 
+def probabilities(task: Task, outputs_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The probability of each class or label from outputs [N, K]: [N, K]; [N, 0] of a regression.
+
+    NaN where an output of the clip is not finite.
+    """
+    if task.kind == "regression":
+        return np.empty((len(outputs_NK), 0))
+    logits = torch.from_numpy(outputs_NK).double()
+    shares = logits.softmax(1) if task.kind == "classes" else logits.sigmoid()
+    finite = np.isfinite(outputs_NK).all(axis=1, keepdims=True)
+    return np.where(finite, shares.numpy(), math.nan)
+
+
 @dataclass(frozen=True, slots=True)
 class _Taken:
     """A row after its features were computed: a clip, or the error that it met."""

@@ -13,7 +13,8 @@ from pipelines.masks import Step
 from pipelines.pages import Figure, Rows, Table, plots, render
 from pipelines.pages.units import amount, share, signed
 from pipelines.results import Predicted, Result, Resumed
-from tracking.scorecard import Part, Scorecard
+from tracking.parts import Part
+from tracking.scorecard import Scorecard
 from training.recipe import Target
 
 SHOWN = 2  # metrics with a figure of their own
