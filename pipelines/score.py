@@ -1,80 +1,139 @@
-"""Raw clips to predictions, by a registered model in a fresh process with the code it carries."""
+"""Raw clips to predictions, by a registered model with the code that it carries."""
 
-import json
-import os
-import subprocess
-import sys
+import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from featurizers.intake import CHOSEN
 from featurizers.manifest import Column
-from featurizers.pretrained import FOLDERS
 from featurizers.spec import Feature
-from pipelines.experiment import FailedError, InputError
+from featurizers.store import StorageError
+from pipelines.executors import Executor, InProcess, OnRay
+from pipelines.model_process import ModelProcess, saved
 from pipelines.sources import Asked
+from pipelines.staging import Stage
+from tracking.mlflow_store import version_behind
 
-# The process imports no package of ours but tracking: featurizers and training come with the model.
-_PROGRAM = """
-import json, sys
-from tracking.mlflow_store import NoStoreError, StoreError, load
-from tracking.registry import UnknownModelError
-asked = json.load(open(sys.argv[1]))
-try:
-    model = load(asked["uri"], asked["model"])
-except (NoStoreError, UnknownModelError) as error:
-    json.dump({"wrong": str(error)}, open(sys.argv[2], "w"))
-    sys.exit(0)
-except (StoreError, OSError, ImportError) as error:
-    json.dump({"failed": str(error)}, open(sys.argv[2], "w"))
-    sys.exit(0)
-predictor = model.unwrap_python_model().predictor
-if asked["do"] == "predict":
-    answer = predictor.predict(asked["rows"])
-else:
-    import numpy
-    answer = []
-    for number, row in enumerate(asked["rows"]):
-        found = {}
-        for stream, outcome in predictor.features(row).items():
-            found[stream] = outcome.state
-            if outcome.feature is not None:
-                numpy.save(f"{sys.argv[2]}.{number}.{stream}.values.npy", outcome.feature.values)
-                numpy.save(f"{sys.argv[2]}.{number}.{stream}.times.npy", outcome.feature.times)
-        answer.append(found)
-json.dump({"answer": answer}, open(sys.argv[2], "w"))
-"""
+Row: TypeAlias = Mapping[str, Any]
+Do: TypeAlias = Literal["predict", "explain"]
+
+TOGETHER = 16  # clips that are handed to a worker at once
 
 
-class ScoringFailedError(FailedError):
-    """No answer: a damaged model, a store that is out of reach, a bug, or too little memory."""
-
-
-def score(uri: str, model: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Score raw clips with a registered model.
+def score(
+    uri: str,
+    model: str,
+    rows: Sequence[Row],
+    executor: Executor | None = None,
+    *,
+    stage: Stage | None = None,
+    do: Do = "predict",
+    done: Callable[[int], None] = lambda count: None,
+) -> list[dict[str, Any]]:
+    """Score raw clips with a registered model, which each worker loads once.
 
     Args:
         uri: The tracking server.
         model: "models:/NAME@ALIAS", "models:/NAME/VERSION" or "models:/m-...".
-        rows: As `training.predict.Predictor.predict` takes them.
+        rows: As `training.predict.Predictor.predict` takes them; media may be addresses where a
+            stage is given.
+        executor: Where workers run; one in a process beside this where not given.
+        stage: Where remote media are fetched to.
+        do: "explain" says what each stream did as well.
+        done: Told how many clips are finished.
 
     Returns:
-        A row for each row.
+        An answer for each row, in order.
 
     Raises:
-        InputError: No such store or model.
+        InputError: No such store or model, or rows that no clip can be made of.
         ScoringFailedError: The model is damaged, its store cannot be reached, or its process
             failed.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        answer: list[dict[str, Any]] = _ask(
-            Path(scratch), {"do": "predict", "uri": uri, "model": model, "rows": list(rows)}
-        )
-    return answer
+    if isinstance(executor, OnRay):
+        model = version_behind(uri, model)  # an alias may move before the last worker asks
+    some = _together(rows)
+    items = [[rows[number] for number in numbers] for numbers in some]
+    answers: dict[int, dict[str, Any]] = {}
+    worker = partial(_Worker, uri, model, stage, do)
+    for answer in (executor or InProcess()).run(worker, items):
+        numbers = some[answer.number]
+        answers |= dict(zip(numbers, answer.result, strict=True))
+        done(len(numbers))
+    return [answers[number] for number in range(len(rows))]
+
+
+def _together(rows: Sequence[Row]) -> list[list[int]]:
+    """The numbers of rows, dealt to be scored at once; clips of one file follow each other."""
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        first.setdefault(_media(row), number)
+    order = sorted(range(len(rows)), key=lambda number: (first[_media(rows[number])], number))
+    return [order[first : first + TOGETHER] for first in range(0, len(order), TOGETHER)]
+
+
+def _media(row: Row) -> str:
+    return str(row.get("media", ""))
+
+
+class _Worker:
+    """Scores clips; holds the model's process, which is started with the first."""
+
+    def __init__(self, uri: str, model: str, stage: Stage | None, do: Do) -> None:
+        self._uri, self._model, self._stage, self._do = uri, model, stage, do
+        self._process: ModelProcess | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """An answer for each row."""
+        if self._process is None:
+            self._process = ModelProcess(self._uri, self._model)
+        ask = self._process.explain if self._do == "explain" else self._process.predict
+        return [answer for some in self._fetched(rows) for answer in _asked(ask, some)]
+
+    def close(self) -> None:
+        """End the model's process."""
+        if self._process is not None:
+            self._process.close()
+
+    def _fetched(self, rows: Sequence[Row]) -> Iterator[list[Row] | tuple[list[Row], str]]:
+        """Rows whose media are here; or that they cannot be fetched now, and why.
+
+        A stage holds the copy alone that was asked for last, so that the clips of one remote file
+        are scored before the next is fetched.
+        """
+        for media, of_one in itertools.groupby(rows, key=_media_if_remote):
+            some = list(of_one)
+            if media is None:
+                yield some
+                continue
+            try:
+                path = None if self._stage is None else self._stage.local(media)
+            except StorageError as error:
+                yield some, str(error)
+                continue
+            here = "" if path is None else str(path)
+            yield [{**row, "id": row.get("id") or media, "media": here} for row in some]
+
+
+def _media_if_remote(row: Row) -> str | None:
+    media = _media(row)
+    return media if "://" in media else None
+
+
+def _asked(
+    ask: Callable[[Sequence[Row]], list[dict[str, Any]]], some: list[Row] | tuple[list[Row], str]
+) -> list[dict[str, Any]]:
+    if isinstance(some, list):
+        return ask(some)
+    rows, why = some
+    # Of what an answer has, all that a row without media gets; then why there are none.
+    failed = {"state": "failed", "fault": "", "message": why}
+    return [{**answer, **failed} for answer in ask([{"id": row.get("id")} for row in rows])]
 
 
 def parity(
@@ -98,11 +157,9 @@ def parity(
     """
     rows = [row_of(each) for each in clips]
     with tempfile.TemporaryDirectory() as scratch:
-        states = _ask(
-            Path(scratch),
-            {"do": "features", "uri": uri, "model": model, "rows": rows},
-            weights,
-        )
+        stem = Path(scratch) / "computed"
+        with ModelProcess(uri, model, weights) as process:
+            states = process.features(rows, stem)
         return [
             f"clip {clips[number].raw.id}, stream {stream}: {difference}"
             for number, found in enumerate(states)
@@ -111,7 +168,7 @@ def parity(
                 difference := _difference(
                     column,
                     column.read(clips[number].raw.key),
-                    _computed(Path(scratch), number, stream, found[stream]),
+                    _computed(stem, number, stream, found[stream]),
                 )
                 if stream in found
                 else "the model does not give it"
@@ -131,11 +188,11 @@ def row_of(asked: Asked) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _computed(scratch: Path, number: int, stream: str, state: str) -> Feature | None:
+def _computed(stem: Path, number: int, stream: str, state: str) -> Feature | None:
     if state != "sample":
         return None
-    stem = scratch / f"answer.json.{number}.{stream}"
-    return Feature(np.load(f"{stem}.values.npy"), np.load(f"{stem}.times.npy"))
+    values, times = saved(stem, number, stream)
+    return Feature(np.load(values), np.load(times))
 
 
 def _difference(column: Column, stored: Feature | None, computed: Feature | None) -> str:
@@ -151,34 +208,3 @@ def _difference(column: Column, stored: Feature | None, computed: Feature | None
         same = stored.values.tobytes() == computed.values.tobytes()
         return "" if same else f"bits differ, by up to {gap:g}, where equal bits are promised"
     return "" if gap <= atol else f"differs by {gap:g}, promised is {atol:g}"
-
-
-def listing(weights: Sequence[str]) -> dict[str, str]:
-    """What tells a process where weights lie, beside the places that it is told of anyway."""
-    listed = [*weights, *filter(None, [os.environ.get(FOLDERS)])]
-    return {FOLDERS: os.pathsep.join(listed)} if listed else {}
-
-
-def _ask(scratch: Path, request: Mapping[str, Any], weights: Sequence[str] = ()) -> Any:  # noqa: ANN401 - any JSON
-    question, answer = scratch / "question.json", scratch / "answer.json"
-    question.write_text(json.dumps(request))
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"} | listing(weights)
-    # -P keeps the current folder, and a training/ that may lie there, off the path.
-    result = subprocess.run(  # noqa: S603 - our own program text, no shell
-        [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, str(question), str(answer)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if result.returncode or not answer.exists():
-        raise ScoringFailedError(
-            f"the process of {request['model']} ended with code {result.returncode}:\n"
-            f"{result.stderr.strip()[-4000:]}"
-        )
-    found = json.loads(answer.read_text())
-    if "wrong" in found:
-        raise InputError(found["wrong"])
-    if "failed" in found:
-        raise ScoringFailedError(found["failed"])
-    return found["answer"]

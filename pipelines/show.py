@@ -199,6 +199,20 @@ class Show:
         self.console.print(table)
         self.say(_outcome(promotion))
 
+    def explained(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """What each stream did to what is said of some clips, and how far each word let it through.
+
+        Args:
+            answers: As `training.predict.Predictor.explain` gives them.
+        """
+        for answer in answers:
+            told = answer["message"] if answer["prediction"] is None else answer["prediction"]
+            self.head(f"{_plain(answer['id'])}: {_cell(told)}")
+            if answer["without"]:
+                self.rows("with a stream taken away", _without(answer["without"]))
+            if answer["masks"]:
+                self.rows("how far each stream is let through", _masks(answer))
+
     def rows(self, title: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Any rows of equal keys; numbers stand on the right."""
         table = Table(title=_plain(title))
@@ -229,6 +243,41 @@ def _outcome(promotion: "Promotion") -> str:
     if promotion.verdict.promote:
         return f"{name} would be promoted"
     return f"{name} is not promoted; champion: {promotion.champion or 'none'}"
+
+
+def _without(taken: Mapping[str, Any]) -> list[dict[str, object]]:
+    return [
+        {
+            "stream": name,
+            "prediction": "nothing is left" if less is None else less["prediction"],
+            "change": "" if less is None else _changes(less["change"]),
+        }
+        for name, less in taken.items()
+    ]
+
+
+def _changes(change: float | Mapping[str, float]) -> str:
+    if isinstance(change, Mapping):
+        return ", ".join(f"{name} {moved:+.3f}" for name, moved in change.items())
+    return f"{change:+.4f}"
+
+
+def _masks(answer: Mapping[str, Any]) -> list[dict[str, object]]:
+    """A row a step: the word, where steps are words, and the mean mask of each stream."""
+    masks: Mapping[str, Sequence[float | None]] = answer["masks"]
+    steps = max(map(len, masks.values()))
+    words = answer["words"] if len(answer["words"]) == steps else []
+    return [
+        {
+            "step": number + 1,
+            "word": words[number][0] if words else "",
+            **{
+                name: "" if number >= len(mask) or mask[number] is None else f"{mask[number]:.3f}"
+                for name, mask in masks.items()
+            },
+        }
+        for number in range(steps)
+    ]
 
 
 def _cell(value: object) -> str:

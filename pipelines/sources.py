@@ -38,6 +38,8 @@ KNOWN = (
     "split",
     "fold",
 )
+READ = ("id", "media", "start", "end", *CHOSEN, "transcript", "transcript_file")
+"""Columns that are read of a clip; the others say what is known of it."""
 CHUNK = 16
 
 STREAM = "stream:"
@@ -205,18 +207,34 @@ def _number(value: object) -> float | None:
     return None if number is None or not math.isfinite(number) else number
 
 
+def ask_to_score(experiment: Experiment, rows: Sequence[RowDict]) -> list[Asked]:
+    """Check the rows of a table of clips that are only to be scored.
+
+    No label, split or fold is looked at, and a row without an id is called by its media.
+
+    Raises:
+        InputError: Names the row and the column.
+    """
+    roots = roots_of(experiment)
+    asked = []
+    for number, row in enumerate(rows, start=1):
+        kept = {name: cell for name, cell in row.items() if name in READ or name.startswith(STREAM)}
+        asked.append(_asked(experiment, roots, None, number, {"id": row.get("media"), **kept}))
+    return asked
+
+
 def _asked(
-    experiment: Experiment, roots: Sequence[str], task: Task, number: int, row: RowDict
+    experiment: Experiment, roots: Sequence[str], task: Task | None, number: int, row: RowDict
 ) -> Asked:
     def wrong(column: str, text: str) -> InputError:
         return InputError(f"{experiment.table}: row {number}, column {column}: {text}")
 
     for needed in ("id", "media"):
-        if needed not in row:
+        if row.get(needed) is None:
             raise wrong(needed, "is empty")
     media = _media(experiment, roots, str(row["media"]), partial(wrong, "media"))
     labels: dict[str, Label] = {}
-    if task.label in row:
+    if task is not None and task.label in row:
         labels[task.label] = _label(task, row[task.label], partial(wrong, task.label))
     split = row.get("split")
     if split is not None and split not in SPLITS:

@@ -8,3 +8,27 @@ takes several times as long.
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Six clips, a predictor that reads them, and the store in which it is logged as a model.
+
+    The folder, the predictor, the store's address, the model's, and the model's own folder. In the
+    store, it is version 1 of the model "tiny".
+    """
+    from tests.tiny_predictor import log, make
+    from tracking import mlflow_store
+    from training.predict import Predictor
+
+    root = tmp_path_factory.mktemp("tiny")
+    _, _, folder, _ = make(root)
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    mlflow_store.initialise(uri, root / "mlartifacts")
+    run, address = log(folder, uri)
+    mlflow_store.register(uri, "tiny", address, run.run_id, {})
+    mlflow_store.MlflowRegistry(uri=uri).set_alias("tiny", "champion", 1)
+    (model,) = (root / "mlartifacts").glob("toys/models/*/artifacts")
+    return root, Predictor.load(folder), uri, address, model

@@ -25,7 +25,7 @@ from pipelines.experiment import load
 from pipelines.featurize import featurize, jobs, run_jobs
 from pipelines.ingest import ingest
 from pipelines.logbook import read_logs
-from pipelines.score import listing
+from pipelines.model_process import listing
 from pipelines.worker import Job, MissingEncoderError, Part, need_of
 from tests import checkpoints
 from tests.checkpoints import hum

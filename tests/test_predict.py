@@ -167,6 +167,32 @@ def test_a_clip_with_nothing_at_its_words_is_not_scored(world, tmp_path):
     assert "words" in said["message"]
 
 
+def test_explaining_says_what_each_stream_did_word_by_word(world):
+    root, columns, _, classes = world
+    predictor = Predictor.load(save(root, columns, SCORE, "mmlatch"))
+    (told,) = predictor.explain([row(root, 1)])
+    (said,) = predictor.predict([row(root, 1)])
+    assert {name: told[name] for name in said} == said
+    assert [word for word, *_ in told["words"]] == ["quite", "good", "really"]
+    assert set(told["without"]) == set(told["masks"]) == {"text", "audio", "video"}
+    for name, less in told["without"].items():
+        assert less["change"] == less["prediction"] - said["prediction"] != 0
+        assert len(told["masks"][name]) == 3
+        assert all(0 < mask < 1 for mask in told["masks"][name])
+    # The same as if the clip had been recorded without it.
+    (mute,) = predictor.predict([row(root, 1, transcript_file=None)])
+    (dumb,) = predictor.explain([row(root, 1, transcript_file=None)])
+    assert (mute["missing"], set(dumb["without"])) == ("text", {"audio", "video"})
+    (named,) = Predictor.load(classes).explain([row(root, 1)])
+    shares = json.loads(named["scores"])
+    assert named["masks"] == {}
+    for less in named["without"].values():
+        moved = json.loads(less["scores"])[named["prediction"]] - shares[named["prediction"]]
+        assert less["change"] == pytest.approx(moved)
+    (alone,) = predictor.explain([{"transcript_file": str(root / "words.vtt")}])
+    assert alone["without"] == {"text": None}
+
+
 def test_another_format_is_refused(world, tmp_path):
     about = json.loads((world[2] / "predictor.json").read_text())
     (tmp_path / "predictor.json").write_text(json.dumps({**about, "format": 99}))

@@ -193,7 +193,20 @@ def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, nam
 
 
 def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
-    monkeypatch.setattr(score, "_ask", lambda *_asked: [{"text": "absent"}])
+    class Process:
+        def __init__(self, *asked):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def features(self, rows, stem):
+            return [{"text": "absent"}]
+
+    monkeypatch.setattr(score, "ModelProcess", Process)
     columns = {"text": Column(a="absent"), "audio": Column(a="sample"), "video": Column(a="absent")}
     found = score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], columns)
     assert found == [

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from featurizers.intake import RawClip
-from pipelines.packaging import example, inputs_of, outputs_of, requirements_of, specs_of
-from tests.tiny_predictor import SCORE, SPECS, VTT, make, row
+from pipelines.packaging import requirements_of
+from tests.tiny_predictor import SPECS, VTT, row
 from tracking import mlflow_store
-from training.predict import Predictor
 from training.rows import Access, WrongRowsError, checked
 
-HOME = Path(__file__).parents[1]
 NAMED = {
     "below": "sub/0.mp4",
     "up": "sub/../../media/sub/0.mp4",
@@ -77,26 +75,9 @@ json.dump(answers, open(sys.argv[2], "w"))
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tiny_model):
     """Raw clips, a predictor of them, and the folder in which MLflow keeps it as a model."""
-    root = tmp_path_factory.mktemp("world")
-    _, _, folder, _ = make(root)
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    mlflow_store.initialise(uri, root / "mlartifacts")
-    run = mlflow_store.start_run(uri, "toys", "first", {})
-    predictor = Predictor.load(folder)
-    address = mlflow_store.log_model(
-        run,
-        folder,
-        name="model",
-        code=[HOME / "featurizers", HOME / "training"],
-        inputs=inputs_of(specs_of(folder)),
-        outputs=outputs_of(SCORE),
-        requirements=requirements_of(predictor.recipe, specs_of(folder)),
-        example=example(),
-    )
-    (model,) = (root / "mlartifacts").glob("toys/models/*/artifacts")
-    return root, predictor, uri, address, model
+    return tiny_model
 
 
 @pytest.fixture(scope="module")

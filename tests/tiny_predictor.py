@@ -12,6 +12,9 @@ from featurizers.manifest import commit
 from featurizers.media import encode
 from featurizers.shards import job_id, write_shard
 from featurizers.store import LocalStore
+from pipelines import HOME
+from pipelines.packaging import example, inputs_of, outputs_of, requirements_of, specs_of
+from tracking import mlflow_store
 from training.data import load
 from training.models import build
 from training.predict import Predictor
@@ -85,11 +88,11 @@ def make(root):
     return root, columns, save(root, columns, SCORE), save(root, columns, MOOD)
 
 
-def save(root, columns, task):
-    recipe = named("late_fusion", task, list(SPECS), {"hidden": 8})
+def save(root, columns, task, kind="late_fusion"):
+    recipe = named(kind, task, list(SPECS), {"hidden": 8})
     data = load(root, columns, recipe)
     torch.manual_seed(0)
-    folder = root / f"predictor-{task.kind}"
+    folder = root / f"predictor-{kind}-{task.kind}"
     Predictor.save(
         folder,
         recipe=recipe,
@@ -104,3 +107,21 @@ def save(root, columns, task):
 def row(root, i, **changes):
     found = {"id": f"clip {i}", "media": str(root / f"{i}.mp4")}
     return {**found, "transcript_file": str(root / "words.vtt"), **changes}
+
+
+def log(folder, uri):
+    """A predictor as a logged model: its run and its address."""
+    run = mlflow_store.start_run(uri, "toys", "first", {})
+    specs = specs_of(folder)
+    recipe = Predictor.load(folder).recipe
+    address = mlflow_store.log_model(
+        run,
+        folder,
+        name="model",
+        code=[HOME / "featurizers", HOME / "training"],
+        inputs=inputs_of(specs),
+        outputs=outputs_of(recipe.task),
+        requirements=requirements_of(recipe, specs),
+        example=example(),
+    )
+    return run, address

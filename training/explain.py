@@ -1,5 +1,6 @@
 """What each stream does to what a model says of a clip."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import nn
 from training.batch import FusionBatch, Sample, collate
 from training.missing import without
 from training.models.feedback import Explanation
+from training.recipe import Task
 
 
 @runtime_checkable
@@ -25,6 +27,8 @@ def explained(
     model: nn.Module,
     sample: Sample,
     widths: Mapping[str, int],
+    task: Task,
+    *,
     answer: Mapping[str, Any],
     said: Callable[[NDArray[np.float32]], Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -34,6 +38,7 @@ def explained(
         model: In evaluation mode.
         sample: The clip.
         widths: Dimensions of each stream.
+        task: What is predicted.
         answer: What is said of the whole clip.
         said: Makes prediction and scores of outputs [K].
 
@@ -49,17 +54,17 @@ def explained(
             continue
         with torch.no_grad():
             less = dict(said(model(without(batch, [name]))[0].numpy()))
-        taken[name] = {**less, "change": _change(answer, less)}
+        taken[name] = {**less, "change": _change(task, answer, less)}
     return {"without": taken, "masks": _masks(model, batch, sample)}
 
 
-def _change(answer: Mapping[str, Any], less: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-    """How far a number moves; or the probability of the class, or those of the labels."""
-    whole, rest = answer["scores"], less.get("scores", "")
-    if not whole:
+def _change(task: Task, answer: Mapping[str, Any], less: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """How far a number moves; or the probability of the class, or those of all labels."""
+    if task.kind == "regression":
         return less["prediction"] - answer["prediction"]
+    whole, rest = json.loads(answer["scores"]), json.loads(less["scores"])
     moved = {name: rest[name] - share for name, share in whole.items()}
-    return moved.get(answer["prediction"], moved)
+    return moved[answer["prediction"]] if task.kind == "classes" else moved
 
 
 def _masks(model: nn.Module, batch: FusionBatch, sample: Sample) -> dict[str, list[float | None]]:

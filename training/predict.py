@@ -316,7 +316,14 @@ class Predictor:
             answer["words"] = [[word.text, word.start, word.end] for word in words]
             answer |= {"without": {}, "masks": {}}
             if answer["state"] == "scored":
-                answer |= explained(self.model, samples[number], self._widths, answer, self._said)
+                answer |= explained(
+                    self.model,
+                    samples[number],
+                    self._widths,
+                    self.recipe.task,
+                    answer=answer,
+                    said=self._said,
+                )
             answers.append(answer)
         return answers
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -183,48 +183,69 @@ def rollback_command(
 @app.command("score", rich_help_panel=PANEL)
 def score_command(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION.")],
-    clips: Annotated[list[Path], typer.Argument(help="Media files.")],
+    clips: Annotated[
+        list[str], typer.Argument(help="Media files; or one table: .csv, .jsonl, .parquet.")
+    ],
     *,
     transcript: Annotated[
         str | None, typer.Option(help="What is said: the words, or a file of them.")
     ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the media.")] = None,
+    media_root: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder or address below which a table's media may lie; repeatable."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="On Ray, so many at once; 0 without Ray.", min=0)
+    ] = 0,
+    to: Annotated[
+        Path | None, typer.Option(help="Write the answers to this .csv, .jsonl or .parquet file.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each stream did, word by word.")
+    ] = False,
     store: Store = Path(),
     as_json: Json = False,
 ) -> None:
     """Score raw clips with a registered model, in a fresh process with the model's own code."""
+    from pipelines.executors import executor
     from pipelines.score import score
+    from pipelines.scoring import (
+        SHOWN,
+        check_target,
+        failed,
+        is_table,
+        rows_of_clips,
+        rows_of_table,
+        source_of,
+        tally,
+        write,
+    )
     from pipelines.show import Show
+    from pipelines.sources import stage_of
 
-    if (transcript is not None or start is not None or end is not None) and len(clips) > 1:
-        raise InputError("--transcript, --start and --end are of one clip; give one at a time")
-    for clip in clips:
-        if not clip.is_file():
-            raise InputError(f"{clip}: there is no such file")
-    given = {**_transcript(transcript), "start": start, "end": end}
-    extra = {name: value for name, value in given.items() if value is not None}
-    rows = [{"id": str(clip), "media": str(clip.resolve()), **extra} for clip in clips]
-    answers = score(tracking_uri(store), model, rows)
+    show, stage = Show(quiet=as_json), None
+    if to is not None:
+        check_target(to)
+    if is_table(clips):
+        rows = rows_of_table(Path(clips[0]), media_root or ())
+        stage = stage_of(source_of(Path(clips[0]), media_root or ()))
+    else:
+        rows = rows_of_clips(clips, transcript, start, end)
+    do: Literal["predict", "explain"] = "explain" if explain else "predict"
+    with show.counting("score", len(rows)) as done:
+        answers = score(
+            tracking_uri(store), model, rows, executor(workers), stage=stage, do=do, done=done
+        )
+    if to is not None:
+        write(to, answers)
     if as_json:
         print(json.dumps(answers))
-    else:
-        Show().rows(model, answers)
-    if all(answer["state"] == "quarantined" for answer in answers):
+    elif explain and to is None:
+        show.explained(answers)
+    elif to is None or len(answers) <= SHOWN:
+        show.rows(model, answers[:SHOWN])
+    show.say(tally(answers))
+    if failed(answers):
         raise typer.Exit(1)
-
-
-def _transcript(text: str | None) -> dict[str, str]:
-    """Words as they are; a file by its whole path, since another process will read it."""
-    from featurizers.transcript import FORMATS, file_and_tier
-
-    if text is None:
-        return {}
-    file, tier = file_and_tier(Path(text))
-    if file.suffix.lower() in FORMATS:
-        if file.is_file():
-            whole = str(file.resolve())
-            return {"transcript_file": whole if tier is None else f"{whole}#{tier}"}
-        if " " not in text:
-            raise InputError(f"--transcript {text}: there is no such file")
-    return {"transcript": text}

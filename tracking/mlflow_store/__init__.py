@@ -17,6 +17,7 @@ from tracking.mlflow_store.models import (
     log_model,
     register,
     run_of,
+    version_behind,
 )
 from tracking.mlflow_store.registry import MlflowRegistry
 from tracking.mlflow_store.runs import MlflowRun, find_run, read_file, start_run
@@ -41,4 +42,5 @@ __all__ = [
     "run_of",
     "start_run",
     "tracking_uri",
+    "version_behind",
 ]

@@ -171,6 +171,21 @@ def run_of(uri: str, name: str, version: int) -> str:
 
 
 @answered
+def version_behind(uri: str, model_uri: str) -> str:
+    """The address of the version that an alias means now; any other address as it is.
+
+    Raises:
+        UnknownModelError: There is no such alias.
+    """
+    form = re.fullmatch(r"models:/([^/@]+)@([\w-]+)", model_uri)
+    if form is None:
+        return model_uri
+    with unknown(f"there is no {model_uri} at {public(uri)}"):
+        found = client_of(uri).get_model_version_by_alias(*form.groups())
+    return f"models:/{found.name}/{found.version}"
+
+
+@answered
 def download(uri: str, model_uri: str, to: Path) -> Path:
     """Copy a model into a folder that is empty or new, and verify it.
 
