@@ -13,8 +13,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -181,20 +183,52 @@ class NodeCacheSection(Section):
     gigabytes: Annotated[float, Field(gt=0)] = 20.0
 
 
+class Ranks(Section):
+    """How many ranks train: a number, or as many as there is room for between two.
+
+    One number is written as it is. See `pipelines.elastic`.
+    """
+
+    least: Annotated[int, Field(ge=1)] = 1
+    most: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, given: object) -> object:
+        if isinstance(given, int) and not isinstance(given, bool):
+            return {"least": given, "most": given}
+        if not isinstance(given, Mapping | Ranks):
+            # pydantic would let a TypeError through.
+            wanted = "wanted a number of ranks, or {least: 1, most: 4}"
+            raise ValueError(wanted)  # noqa: TRY004 - see above
+        return given
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ranks":
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least}, and most only {self.most}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, plain: SerializerFunctionWrapHandler) -> object:
+        return self.most if self.least == self.most else plain(self)
+
+
 class Workers(Section):
     """How many processes.
 
     `featurize` changes no number, nor do `memory_gb`, what a cluster sets aside for each worker
     that decodes, and `gpus`, what it gives of a GPU to each worker that has a pretrained encoder
-    (0: none, 1: a GPU, 0.5: half of one). `train` does: each rank draws its own dropout, and sums
-    are taken in another order. The clips of each global batch stay the same.
+    (0: none, 1: a GPU, 0.5: half of one). `train` does, in the last digits where nothing is drawn
+    by chance: each rank draws its own dropout, and sums are taken in another order. The clips of
+    each global batch stay the same, and so does the run.
 
     `loader`, processes of each rank that make batches ahead of time, and `node_cache`, copies of
     shards on each machine, change no bit of an indexed loader's batches.
     """
 
     featurize: Annotated[int, Field(ge=0)] = 2
-    train: Annotated[int, Field(ge=1)] = 2
+    train: Ranks = Ranks(least=2, most=2)
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     loader: Annotated[int, Field(ge=0)] = 0
@@ -576,7 +610,7 @@ def check_model(experiment: Experiment, task: Task) -> "nn.Module":
     widths = {stream: spec.width for stream, spec in specs.items()}
     recipe = experiment.recipe(task)
     _at("model", check_streams, recipe, specs)
-    ranks = experiment.workers.train
+    ranks = experiment.workers.train.most
     _at("train.global_batch", fitting_ranks, recipe.global_batch, ranks, recipe.micro_batch)
     with torch.device("meta"):
         return _at("model", build, recipe.model, widths, task.outputs)
@@ -651,6 +685,7 @@ _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     ("sweep",): Sweep,
     ("workers",): Workers,
     ("workers", "node_cache"): NodeCacheSection,
+    ("workers", "train"): Ranks,
     ("register",): Register,
     ("promote",): Promote,
     ("shards",): Shards,

@@ -74,6 +74,11 @@ class Limits:
         while_s = min(TOLD_S, self._care.wait_minutes * MINUTE_S)
         return self._clock() - self._seen_at > while_s
 
+    @property
+    def training(self) -> bool:
+        """Whether ranks of this group are at work."""
+        return self._sign.exists()
+
     def over(self) -> str:
         """Why training shall end; empty where it shall go on."""
         now, care = self._clock(), self._care

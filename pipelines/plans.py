@@ -32,6 +32,7 @@ LATENCY = "latency.json"
 """How long the model took for a clip when it was trained: measured, so it is not in `FINISHED`."""
 
 PROGRESS = "progress.jsonl"
+NOW = "now.json"
 CHECKPOINTS = "checkpoints"
 SCORECARD = "scorecard.json"
 """What a run was registered with."""

@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from featurizers.node_cache import NodeCache
 from featurizers.store import publish
 from pipelines.claim import claim
+from pipelines.follow import note, note_pace
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
-from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, PROGRESS, Loading, Plan
+from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, Loading, Plan
 from pipelines.tracked import attempts, gauged, journaled
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
@@ -196,8 +198,16 @@ def train_one(
             told(metrics)
 
     # A check of resuming has no run of its own.
-    with tracked(plan, uri, run_id if session.rank == 0 else "") as run:
-        outcome = fit(plan.recipe, data, session, run, progress, loader_workers=loading.workers)
+    with tracked(plan, uri, run_id if session.rank == 0 else "", session.world) as run:
+        outcome = fit(
+            plan.recipe,
+            data,
+            session,
+            run,
+            progress,
+            within=partial(note_pace, plan.folder, plan.name),
+            loader_workers=loading.workers,
+        )
     if session.rank:
         return
     session.hold()
@@ -240,26 +250,16 @@ def gauges(plan: Plan, uri: str, run_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def tracked(plan: Plan, uri: str, run_id: str) -> Iterator[Run]:
+def tracked(plan: Plan, uri: str, run_id: str, world: int) -> Iterator[Run]:
     """The run on the server, which may be away; one in memory where there is none."""
     if not run_id:
         yield MemoryRun()
         return
-    run = journaled(plan, uri, run_id)
+    run = journaled(plan, uri, run_id, world)
     try:
         yield run
     finally:
         run.close()
-
-
-def note(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Write a line for the driver, who follows the file."""
-    line = json.dumps(dict(entry)).encode() + b"\n"
-    handle = os.open(folder / PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line)  # one call: lines of several ranks do not mix
-    finally:
-        os.close(handle)
 
 
 class Watch(Protocol):

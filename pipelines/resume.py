@@ -16,11 +16,12 @@ from typing import Any
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.claim import taken_over
+from pipelines.elastic import Say, numbers
 from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
 from pipelines.tracked import mlflow_run
-from pipelines.train import Say, fit, ranks
+from pipelines.train import fit
 from training import checkpoint
 
 FOLDER = "resume"
@@ -75,7 +76,7 @@ def check_resume(
     """
     if steps < LEAST:
         raise ValueError(f"{steps} steps are too few to be interrupted; give at least {LEAST}")
-    workers = ranks([plan.recipe], workers, say)
+    (workers,) = numbers([plan.recipe], workers, workers, say)
     half = max(2, (steps + 1) // 2)
     folder = plan.folder / FOLDER
     shutil.rmtree(folder, ignore_errors=True)

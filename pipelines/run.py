@@ -175,10 +175,12 @@ def train_all(
             uri=store_uri(experiment),
             store=experiment.folder,
             experiment=experiment.name,
-            workers=experiment.workers.train,
+            workers=experiment.workers.train.most,
+            least=experiment.workers.train.least,
             care=care_of(experiment),
             told=told,
             say=show.say,
+            within=told.within,
             parent=None if parent is None else parent.run_id,
         )
     for each in trained:
@@ -228,7 +230,7 @@ def check_resuming(
         steps=steps,
         uri=uri,
         experiment=experiment.name,
-        workers=experiment.workers.train,
+        workers=experiment.workers.train.least,
         care=care_of(experiment),
         say=show.say,
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.store import publish
+from pipelines.elastic import Say
 from pipelines.family import table
 from pipelines.pages.results import page
 from pipelines.plans import Trained
 from pipelines.results import Result, result_of
 from pipelines.tracked import when_back
-from pipelines.train import Say, group_name
+from pipelines.train import group_name
 from tracking.mlflow_store import MlflowRun
 
 PAGE = "report.html"

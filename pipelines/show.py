@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.promote import Promotion
     from pipelines.worker import Done
     from tracking.scorecard import Scorecard
+    from training.pace import Pace
 
 LINE_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.2
@@ -87,34 +88,10 @@ class Show:
             yield done
 
     @contextmanager
-    def training(
-        self, runs: int, epochs: int
-    ) -> Iterator[Callable[[str, int, Mapping[str, float]], None]]:
+    def training(self, runs: int, epochs: int) -> "Iterator[TrainingBar]":
         """A bar over the epochs of several runs; early stopping ends one before its last epoch."""
         with self._bar("{task.fields[note]}") as bar:
-            task = bar.add_task("train", total=runs * epochs, note="starting workers")
-            line = _Lines(self, "train", runs * epochs)
-            reached: dict[str, int] = {}
-            began, done = time.monotonic(), 0
-
-            def told(name: str, epoch: int, metrics: Mapping[str, float]) -> None:
-                nonlocal done
-                if name not in reached:
-                    bar.update(task, completed=len(reached) * epochs)
-                    done = len(reached) * epochs
-                reached[name] = epoch + 1
-                done += 1
-                note = (
-                    f"{name} ({len(reached)}/{runs}) epoch {epoch + 1}: "
-                    f"train {metrics['train_loss']:.3f} valid {metrics['valid_loss']:.3f}"
-                )
-                if "samples_per_second" in metrics:
-                    note += f", {metrics['samples_per_second']:.0f} samples/s"
-                bar.update(task, note=note, advance=1)
-                left_s = (runs * epochs - done) * (time.monotonic() - began) / done
-                line.advance(1, f"{note}, at most {span(left_s)} left")
-
-            yield told
+            yield TrainingBar(bar, _Lines(self, "train", runs * epochs), runs, epochs)
 
     def _bar(self, text: str) -> Progress:
         columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn(text))
@@ -331,6 +308,57 @@ class _NotebookProgress(Progress):
         if self._shown is not None and now - self._drawn_s >= wait_s:
             self._drawn_s = now
             self._shown.update(self)
+
+
+class TrainingBar:
+    """A bar over epochs, told of each that is finished, and now and then of the unfinished one.
+
+    Args:
+        bar: Where it is drawn.
+        line: What stands for it where nothing is drawn.
+        runs: How many runs there are, one after the other or several at a time.
+        epochs: The most that each takes.
+    """
+
+    def __init__(self, bar: Progress, line: "_Lines", runs: int, epochs: int) -> None:
+        self._bar, self._line, self._runs, self._epochs = bar, line, runs, epochs
+        self._task = bar.add_task("train", total=runs * epochs, note="starting workers")
+        self._reached: dict[str, int] = {}
+        self._parts: dict[str, float] = {}
+        self._began, self._done = time.monotonic(), 0
+
+    def __call__(self, name: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        """An epoch of a run is finished."""
+        self._meet(name)
+        self._parts.pop(name, None)
+        self._reached[name] = epoch + 1
+        self._done += 1
+        note = f"epoch {epoch + 1}: train {metrics['train_loss']:.3f}"
+        note += f" valid {metrics['valid_loss']:.3f}"
+        self._tell(name, note, metrics.get("samples_per_second"), count=1)
+
+    def within(self, name: str, pace: "Pace") -> None:
+        """An epoch of a run is not finished."""
+        self._meet(name)
+        if pace.epoch < self._reached[name]:
+            return
+        self._parts[name] = pace.step / pace.steps
+        note = f"epoch {pace.epoch + 1}, {self._parts[name]:.0%}: train {pace.loss:.3f}"
+        self._tell(name, note, pace.samples_per_second, count=0)
+
+    def _meet(self, name: str) -> None:
+        if name not in self._reached:
+            self._done = len(self._reached) * self._epochs
+            self._reached[name] = 0
+
+    def _tell(self, name: str, note: str, speed: float | None, *, count: int) -> None:
+        note = f"{name} ({len(self._reached)}/{self._runs}) {note}"
+        if speed is not None:
+            note += f", {speed:.0f} samples/s"
+        done = self._done + sum(self._parts.values())
+        self._bar.update(self._task, note=note, completed=done)
+        left_s = (self._runs * self._epochs - done) * (time.monotonic() - self._began) / done
+        self._line.advance(count, f"{note}, at most {span(left_s)} left")
 
 
 class _Lines:

@@ -61,6 +61,7 @@ def sweep_all(
             parent=parent,
             told=told,
             say=show.say,
+            within=told.within,
         )
     rows, best = table(found, metric), best_of(found, metric)
     show.rows(f"{len(found)} trials by {metric}, of run {parent.run_id}", rows)

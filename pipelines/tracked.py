@@ -121,14 +121,15 @@ def settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
         raise
 
 
-def journaled(plan: Plan, uri: str, run_id: str) -> JournaledRun:
+def journaled(plan: Plan, uri: str, run_id: str, world: int) -> JournaledRun:
     """The run as rank 0 logs to it, in one attempt more than before."""
     with (plan.folder / ATTEMPTS).open("ab") as begun:
         begun.write(b".")
         begun.flush()
         number = begun.tell()
     run = JournaledRun(_there(uri, run_id), plan.folder / JOURNAL, attempt=number)
-    run.set_tags({"fuseline.attempts": str(number)})
+    # Tags, not settings: a run that goes on may have another number of ranks.
+    run.set_tags({"fuseline.attempts": str(number), "fuseline.world": str(world)})
     return run
 
 

@@ -1,23 +1,21 @@
 """Columns to trained models: a group of workers trains one run after the other, each resumable."""
 
 import hashlib
-import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from functools import partial
-from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from featurizers.clip import Clip
 from pipelines.claim import taken_over
+from pipelines.elastic import MAX_PREEMPTIONS, Budget, More, Say, Size, no_room, numbers
 from pipelines.executors import resources, start_ray, stop_ray
+from pipelines.follow import Follow, Told, Within
 from pipelines.limits import Care, Limits, TrainingFailedError
 from pipelines.plans import (
-    PROGRESS,
     SETTLED,
     Plan,
     Trained,
@@ -26,30 +24,11 @@ from pipelines.plans import (
 from pipelines.ranks import attended, sent, train_each
 from pipelines.tracked import bury, mlflow_run, settle, settled, when_back
 from tracking.mlflow_store import initialise
-from training.recipe import Recipe, fitting_ranks
 
 POLL_S = 0.5
-MAX_PREEMPTIONS = 100  # Ray Train's own number is without end
+STOP = "stop"
+"""The file of a group that tells its ranks to save and end."""
 ENDING_S = 60.0  # for ranks that were told to end: a step, and a checkpoint
-
-Told = Callable[[str, int, Mapping[str, float]], None]
-"""Told run name, epoch and metrics."""
-
-Say = Callable[[str], None]
-"""Tells people a sentence."""
-
-
-def ranks(recipes: Sequence[Recipe], workers: int, say: Say) -> int:
-    """The most ranks up to `workers` that all global batches can be dealt to evenly; says so."""
-    fitting = workers
-    for recipe in [*recipes, *recipes]:  # what fits the last one may not fit the first one any more
-        fitting = fitting_ranks(recipe.global_batch, fitting, recipe.micro_batch)
-    if fitting < workers:
-        say(
-            f"warning: {workers} workers do not divide the global batch of "
-            f"{recipes[0].global_batch} clips; {fitting} train"
-        )
-    return fitting
 
 
 def train(
@@ -60,9 +39,11 @@ def train(
     store: Path,
     experiment: str,
     workers: int,
+    least: int | None = None,
     care: Care,
     told: Told,
     say: Say,
+    within: Within | None = None,
     parent: str | None = None,
 ) -> list[Trained]:
     """Train what is not finished, on Ray Train; one group of workers for all of it.
@@ -74,9 +55,11 @@ def train(
         store: Where a local server keeps files.
         experiment: The experiment's name on the server.
         workers: Ranks of each run; rounded down where they do not divide a global batch.
+        least: How many of them will do as well where there is no room for all; None for no fewer.
         care: How the runs are looked after.
         told: Told of each epoch, for a progress bar.
         say: Told what people should know.
+        within: Told now and then where an epoch stands.
         parent: The id of the run that these are parts of.
 
     Raises:
@@ -90,16 +73,14 @@ def train(
         run.set_tags({"mlflow.parentRunId": parent or ""})
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
-        workers = ranks([plan.recipe for plan, _ in todo], workers, say)
-        with settled(todo), Follow([plan for plan, _ in todo], told, say):
+        *fewer, most = numbers([plan.recipe for plan, _ in todo], least or workers, workers, say)
+        with settled(todo), Follow([p for p, _ in todo], told, say, within):
             for _, run in todo:
-                # A tag, not a setting: a resumed run may have another number.
-                run.set_tags({"fuseline.world": str(workers)})
                 run.go_on()
             group = plans[0].folder.parent / "ray" / group_name(plans)
             runs_sent = [sent(plan, run.run_id, taken_over(plan.folder)) for plan, run in todo]
             config = {"uri": uri, "runs": runs_sent}
-            fit(train_each, config, group=group, workers=workers, care=care, say=say)
+            fit(train_each, config, group=group, workers=most, fewer=fewer, care=care, say=say)
     for plan, run in zip(plans, runs, strict=True):
         if not (plan.folder / SETTLED).is_file():
             when_back(partial(settle, plan, run, clips), say)
@@ -122,6 +103,7 @@ def fit(
     workers: int,
     care: Care,
     say: Say,
+    fewer: Sequence[int] = (),
 ) -> None:
     """Run something on a group of Ray Train's workers, until it is done or stopped.
 
@@ -135,26 +117,61 @@ def fit(
         workers: The number of ranks.
         care: How they are looked after.
         say: Told what people should know.
+        fewer: Numbers of ranks that will do as well; see `elastic.Size`.
 
     Raises:
         TrainingFailedError: Workers failed more often than permitted, were waited for too long, or
             the time that training may take is over.
     """
-    # Ray Train (2.60.0) goes on from whatever stands under a name, and never again when a file of
-    # its own there was cut short. All that matters is in the runs' folders.
-    # Held by test_what_ray_train_left_behind_is_not_in_the_way; may go when it writes whole files.
+    least = min((workers, *fewer))
+    start_ray(least)
+    gpus = on_gpus(least)
+    limits = Limits(group, wanted(least), care, found=_has, say=say)
+    size = Size([*fewer, workers], {"GPU" if gpus else "CPU": 1.0}, say)
+    budget = Budget(care, ranks_too=size.elastic)
+    while True:
+        now = size.now()
+        _emptied(group)
+        trainer = _trainer(work, config, group, now, care, gpus=gpus, again=not size.elastic)
+        failure, grows = _group(trainer, group, limits, size.more(now), say)
+        if failure is None and not grows:
+            return
+        if failure is not None:
+            if not budget.permits(failure):
+                raise _told(failure, care.max_failures) from failure
+            say(f"the ranks were lost, and are started again: {last_words(failure)}")
+        size.came_up(now, found_room=failure is None or not no_room(failure))
+
+
+def _emptied(group: Path) -> None:
+    """Ray Train's own folder, with nothing in it.
+
+    Ray Train (2.60.0) goes on from whatever stands under a name, and never again when a file of its
+    own there was cut short. All that matters is in the runs' folders.
+    Held by test_what_ray_train_left_behind_is_not_in_the_way; may go when it writes whole files.
+    """
     shutil.rmtree(group, ignore_errors=True)
     group.mkdir(parents=True)
-    stop = group / "stop"
-    start_ray(workers)
-    told = {"stop": str(stop.resolve()), "keep": care.keep, "hang_s": care.hang_s, "check": {}}
-    trainer = partial(_trainer, attended(work, group), {**told, **config}, group, workers, care)
-    limits = Limits(group, wanted(workers), care, found=_has, say=say)
+
+
+def _group(
+    trainer: Any,  # noqa: ANN401 - of Ray
+    group: Path,
+    limits: Limits,
+    more: More | None,
+    say: Say,
+) -> tuple[Exception | None, bool]:
+    """Train on one group of ranks until it ends.
+
+    Returns:
+        Why it failed, if it did, and whether it ended for a larger one.
+    """
+    stop = group / STOP
     failure: list[Exception] = []
 
     def follow() -> None:
         try:
-            _fit(trainer, care.max_failures, stop, say)
+            trainer.fit()
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             failure.append(error)
 
@@ -165,41 +182,29 @@ def fit(
     thread = threading.Thread(target=follow, name="fuseline-train", daemon=True)
     thread.start()
     try:
-        _wait(thread, limits)
+        with more or nullcontext():
+            grows = _wait(thread, limits, more)
+            if grows:
+                say("there is room for more ranks: these save, and more go on")
+                stop.touch()
+                _wait(thread, limits, None)
     except BaseException:
         stop.touch()
         _end(thread, limits, say)
         raise
-    if failure:
-        raise _told(failure[0], care.max_failures) from failure[0]
+    return (failure[0] if failure else None), grows
 
 
-def _fit(trainer: Callable[[], Any], max_failures: int, stop: Path, say: Say) -> None:
-    """Train; what fails about the group and not in it is tried again, too, as often as ranks are.
-
-    Ray Train (2.60.0) begins a group anew when a rank fails in its work, or in starting. What is
-    lost between these, with a machine or on one that is too busy, ends the job.
-    Held by test_a_group_that_is_lost_while_it_starts_is_started_again; may go when it is retried.
-    """
-    from ray.train.v2.api.exceptions import ControllerError
-
-    for failures in count(1):
-        try:
-            trainer().fit()
-        except ControllerError as error:
-            if failures > max_failures or stop.exists():
-                raise
-            say(f"the ranks were lost, and are started again: {last_words(error)}")
-        else:
-            return
-
-
-def _wait(thread: threading.Thread, limits: Limits) -> None:
+def _wait(thread: threading.Thread, limits: Limits, more: More | None) -> bool:
+    """Wait for the end; True when more ranks could come before that."""
     while thread.is_alive():
         thread.join(POLL_S)
         over = limits.over()
         if over and thread.is_alive():
             raise TrainingFailedError(over)
+        if more is not None and thread.is_alive() and more.there(limits.training):
+            return True
+    return False
 
 
 def _end(thread: threading.Thread, limits: Limits, say: Say) -> None:
@@ -224,30 +229,40 @@ def _told(error: Exception, max_failures: int) -> Exception:
 
 def _trainer(
     work: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     group: Path,
     workers: int,
     care: Care,
+    *,
+    gpus: bool,
+    again: bool,
 ) -> Any:  # noqa: ANN401 - of Ray
+    """A trainer; it starts a group that was lost anew by itself, or leaves that to us."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
+    told = {
+        "stop": str((group / STOP).resolve()),
+        "keep": care.keep,
+        "hang_s": care.hang_s,
+        "check": {},
+    }
     return TorchTrainer(
-        work,
-        train_loop_config=config,
+        attended(work, group),
+        train_loop_config={**told, **config},
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus(workers)),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         # Checkpoints are our own: Ray Train's are split by ranks, and each report costs seconds.
         run_config=RunConfig(
             name=group.name,
             storage_path=str(group.parent.resolve()),
             failure_config=FailureConfig(
-                max_failures=care.max_failures,
-                max_preemption_failures=MAX_PREEMPTIONS,
-                controller_failure_limit=-1,  # see `limits.Limits`
+                max_failures=care.max_failures if again else 0,
+                max_preemption_failures=MAX_PREEMPTIONS if again else 0,
+                controller_failure_limit=-1 if again else 0,  # see `limits.Limits`
             ),
         ),
     )
@@ -275,48 +290,3 @@ def _has() -> str:
     """What the cluster has, as text."""
     found = resources()
     return f"{found.get('CPU', 0.0):g} CPU and {found.get('GPU', 0.0):g} GPU"
-
-
-class Follow(AbstractContextManager["Follow"]):
-    """Follows the progress files of running plans, while Ray Train blocks this thread."""
-
-    def __init__(self, plans: Sequence[Plan], told: Told, say: Say) -> None:
-        self._files = [plan.folder / PROGRESS for plan in plans]
-        self._read = {file: file.stat().st_size if file.exists() else 0 for file in self._files}
-        self._told, self._say = told, say
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "Follow":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._look()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(POLL_S):
-            self._look()
-
-    def _look(self) -> None:
-        for file in self._files:
-            if not file.exists():
-                continue
-            with file.open("rb") as lines:
-                lines.seek(self._read[file])
-                for line in lines:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read[file] += len(line)
-                    entry = json.loads(line)
-                    if "say" in entry:
-                        self._say(entry["say"])
-                    else:
-                        self._told(entry["name"], entry["epoch"], entry["metrics"])

@@ -17,13 +17,15 @@ from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.claim import claim, taken_over
+from pipelines.elastic import Say
 from pipelines.executors import start_ray
 from pipelines.experiment import Experiment, InputError
+from pipelines.follow import Follow, Told, Within
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import received, sent, train_one
 from pipelines.space import Draw
 from pipelines.tracked import mlflow_run, settle
-from pipelines.train import Follow, Say, Told, on_gpus
+from pipelines.train import on_gpus
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
 
@@ -63,6 +65,7 @@ def sweep(
     parent: MlflowRun,
     told: Told,
     say: Say,
+    within: Within | None = None,
 ) -> list[Trial]:
     """Try all draws; what is finished or was stopped is taken as it is.
 
@@ -76,11 +79,12 @@ def sweep(
         parent: The run that trials are children of.
         told: Told of each epoch.
         say: Told what people should know.
+        within: Told now and then where an epoch stands.
     """
     runs = [mlflow_run(plan, uri, experiment.name) for plan in plans]
     for number, run in enumerate(runs):
         run.set_tags({"mlflow.parentRunId": parent.run_id, "fuseline.trial": str(number)})
-    with Follow(plans, told, say):
+    with Follow(plans, told, say, within):
         errors = _tuned(plans, runs, experiment=experiment, uri=uri, metric=metric)
     trials: list[Trial] = []
     for number, (draw, plan, run) in enumerate(zip(draws, plans, runs, strict=True)):

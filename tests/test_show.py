@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from pipelines.show import Show
 from pipelines.worker import Done
 from tracking.parts import Part
 from tracking.scorecard import Scorecard
+from training.pace import Pace
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +164,26 @@ def test_training_tells_losses_speed_and_the_time_that_is_left(monkeypatch):
     )
     # The first run ended early: 11 of 20 epochs are behind.
     assert other.endswith("at most 32.7 s left")
+
+
+def test_training_tells_of_an_epoch_that_is_not_finished(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
+    shown = Show()
+    shown.console.file = io.StringIO()
+    metrics = {"train_loss": 0.5, "valid_loss": 0.25}
+    half = Pace(epoch=0, step=3, steps=6, loss=0.75, samples_per_second=99.0)
+    with shown.training(1, 2) as told:
+        clock[0] += 10
+        told.within("it", half)
+        clock[0] += 10
+        told("it", 0, metrics)
+        told.within("it", half)  # late: the epoch is finished
+        clock[0] += 10
+        told.within("it", replace(half, epoch=1))
+    first, _, last = shown.console.file.getvalue().splitlines()
+    assert first == (
+        "train: 0/2 it (1/1) epoch 1, 50%: train 0.750, 99 samples/s, at most 30 s left"
+    )
+    assert last.startswith("train: 1/2 it (1/1) epoch 2, 50%: train 0.750")
+    assert last.endswith("at most 10 s left")

@@ -38,12 +38,13 @@ def status(run):
 def test_every_attempt_has_a_number_and_its_points_carry_it(tmp_path, uri):
     one = plan(tmp_path, "a")
     run = mlflow_run(one, uri, "toys")
-    for loss in (0.5, 0.25):
-        with tracked_run(one, uri, run.run_id) as told:
+    for loss, world in ((0.5, 4), (0.25, 2)):
+        with tracked_run(one, uri, run.run_id, world) as told:
             told.log_metrics({"loss": loss}, step=4)
     client = mlflow_store.client_of(uri)
     found = client.get_run(run.run_id).data
     assert (found.tags["fuseline.attempts"], (one.folder / ATTEMPTS).stat().st_size) == ("2", 2)
+    assert found.tags["fuseline.world"] == "2"
     assert (found.metrics["loss"], found.metrics["attempt"]) == (0.25, 2.0)  # the last one holds
     points = {name: client.get_metric_history(run.run_id, name) for name in ("loss", "attempt")}
     by_time = {each.timestamp: each.value for each in points["attempt"]}
@@ -52,7 +53,7 @@ def test_every_attempt_has_a_number_and_its_points_carry_it(tmp_path, uri):
 
 def test_a_rank_that_is_told_of_no_run_logs_in_memory(tmp_path):
     one = plan(tmp_path, "a")
-    with tracked_run(one, "sqlite:///nowhere", "") as told:
+    with tracked_run(one, "sqlite:///nowhere", "", 1) as told:
         assert isinstance(told, MemoryRun)
     assert not (one.folder / ATTEMPTS).exists()
 

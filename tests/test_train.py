@@ -28,7 +28,6 @@ from pipelines.train import (
     fit,
     group_name,
     last_words,
-    ranks,
 )
 from tests.test_stopping import Script
 from tracking import mlflow_store
@@ -78,19 +77,6 @@ def test_a_group_is_named_by_its_runs_and_resumes_on_any_number_of_workers(tmp_p
     runs = [plan(tmp_path), plan(tmp_path, "b", zero=3)]
     assert group_name(runs) == group_name(list(runs))
     assert group_name(runs) != group_name(runs[:1])
-
-
-def test_workers_that_do_not_divide_the_global_batch_are_rounded_down_and_it_is_said():
-    said = []
-    recipe = replace(RECIPE, global_batch=32)
-    assert ranks([recipe], 4, said.append) == 4
-    assert said == []
-    assert ranks([recipe], 3, said.append) == 2
-    assert said == ["warning: 3 workers do not divide the global batch of 32 clips; 2 train"]
-    assert ranks([recipe, replace(recipe, global_batch=9)], 3, said.append) == 1
-    assert ranks([replace(recipe, micro_batch=8)], 8, said.append) == 4
-    with pytest.raises(ValueError, match="not divisible by 1 ranks x micro batch 5"):
-        ranks([replace(recipe, micro_batch=5)], 2, said.append)
 
 
 def test_what_ranks_say_is_passed_on_beside_the_epochs(tmp_path):
@@ -319,7 +305,7 @@ def test_at_the_deadline_the_ranks_are_told_to_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "start_ray", lambda cpus: None)
     monkeypatch.setattr(train, "resources", dict)
-    monkeypatch.setattr(train, "_trainer", lambda *each: Ranks())
+    monkeypatch.setattr(train, "_trainer", lambda *each, **more: Ranks())
     soon = Care(max_failures=0, deadline_minutes=0.001)
     with pytest.raises(TrainingFailedError, match=r"train\.deadline_minutes"):
         fit(print, {}, group=group, workers=1, care=soon, say=said.append)
@@ -348,7 +334,7 @@ def test_a_group_that_is_lost_while_it_starts_is_started_again(
     group, said = Group(losses), []
     monkeypatch.setattr(train, "start_ray", lambda cpus: None)
     monkeypatch.setattr(train, "resources", dict)
-    monkeypatch.setattr(train, "_trainer", lambda *each: group)
+    monkeypatch.setattr(train, "_trainer", lambda *each, **more: group)
     with nullcontext() if losses < started else pytest.raises(TrainingFailedError):
         fit(
             print,

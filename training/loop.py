@@ -26,6 +26,7 @@ from training.metrics import metrics
 from training.missing import draw, dropped
 from training.models import build
 from training.order import GlobalBatch, order_digest
+from training.pace import Pacer, Within
 from training.predict import decide
 from training.recipe import Recipe
 from training.recipe_checks import check
@@ -84,6 +85,7 @@ class _Work:
 
     Attributes:
         weights: Of classes or labels, by name; none where all count alike.
+        within: Told where an epoch stands, on rank 0.
     """
 
     recipe: Recipe
@@ -95,6 +97,11 @@ class _Work:
     seat: Seat
     loader: Loader
     stages: Stages
+    within: Within | None = None
+
+    def clips(self, step: int) -> int:
+        """Clips of the first steps of an epoch, all ranks together."""
+        return min(step * self.recipe.global_batch, len(self.data.train))
 
 
 def fit(
@@ -104,6 +111,7 @@ def fit(
     run: Run,
     progress: Progress | None = None,
     *,
+    within: Within | None = None,
     loader_workers: int = 0,
 ) -> Outcome:
     """Train until validation stops getting better.
@@ -119,6 +127,7 @@ def fit(
         session: Rank, world, where to resume and where checkpoints go.
         run: Written to by rank 0 only.
         progress: Called by rank 0 after each epoch.
+        within: Called by rank 0 now and then within an epoch.
         loader_workers: See `training.loader.loader_of`; they change no number of an indexed loader.
 
     Returns:
@@ -137,12 +146,13 @@ def fit(
             f"stops by the validation loss; put some clips into 'valid'"
         )
     work = _begun(recipe, data, session, run, loader_workers)
+    work = replace(work, within=None if session.rank else within)
     engine = work.engine
     with closing(work.loader):
         state, best = _start(work)
         while not _finished(recipe, state):
             engine.collective_seconds()  # of validation, which is not timed here
-            started = time.perf_counter()
+            started, first = time.perf_counter(), state.position % len(work.loader)
             state = _train_epoch(work, state, best)
             seconds, spoken = time.perf_counter() - started, engine.collective_seconds()
             epoch = {"train_loss": sum(state.losses) / _total_weight(work)} | _validate(work)
@@ -152,7 +162,9 @@ def fit(
                 best = engine.weights()
             shares = work.stages.shares(seconds, spoken)
             if session.rank == 0:
-                _tell(work, state, seconds, shares, progress)
+                # Of an epoch that was gone on with, only what was taken now.
+                speed = (len(data.train) - work.clips(first)) / seconds
+                _tell(work, state, speed, shares, progress)
             if not len(state.history) % recipe.checkpoint_every or _finished(recipe, state):
                 _checkpoint(work, state, best)
     engine.close()
@@ -253,14 +265,18 @@ def _train_epoch(work: _Work, state: _State, best: Mapping[str, Tensor]) -> _Sta
     epoch = len(state.history)
     first = epoch * len(loader)
     own = torch.tensor(state.losses[rank] if state.losses else 0.0, dtype=torch.float64)
-    steps = work.stages.waited(loader.steps(epoch, state.position - first))
+    taken = state.position - first
+    pacer = Pacer(work.within, epoch=epoch, steps=len(loader), first=taken, clips=work.clips)
+    steps = work.stages.waited(loader.steps(epoch, taken))
     for position, step in enumerate(steps, state.position):
         torch.manual_seed(step_seed(seed, position, rank))
         work.engine.set_learning_rate(_rate(work, state, position))
         share = _with_dropped(work, step.share, position)
         with work.stages.stage(STEP):
-            own = own + work.engine.step(share, step.weights).cpu()
+            losses = work.engine.step(share, step.weights).cpu()
             wish = work.engine.most(work.session.wish(position + 1))
+        own = own + losses
+        pacer.stepped(share, float(losses))
         if wish:
             _checkpoint(
                 work, replace(state, position=position + 1, losses=_by_rank(work, own)), best
@@ -341,11 +357,10 @@ def _validate(work: _Work) -> dict[str, float]:
 def _tell(
     work: _Work,
     state: _State,
-    seconds: float,
+    speed: float,
     shares: Mapping[str, float],
     progress: Progress | None,
 ) -> None:
-    speed = len(work.data.train) / seconds
     shown = {**state.history[-1], "samples_per_second": speed, **shares}
     work.run.log_metrics(shown, step=state.newest)
     if progress is not None:
