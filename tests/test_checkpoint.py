@@ -41,7 +41,7 @@ def write(place, position):
         pieces.add("weight/a", torch.full((100,), float(position)))
         pieces.end()
         checkpoint.seal(unfinished, {"position": position})
-    checkpoint.prune(place, 1)
+    checkpoint.prune(place, 1, position)
 
 for last in range(1, 1000):
     place = folder / f"{last:03d}"
@@ -54,6 +54,7 @@ for last in range(1, 1000):
             setattr(Path, name, counted(getattr(Path, name), last))
         checkpoint.os.fsync = counted(os.fsync, last)
         write(place, 2)
+        write(place, 2)  # the same step again, as at the end of an epoch
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
         break
@@ -77,7 +78,7 @@ def test_killed_at_any_step_of_writing_one_whole_checkpoint_is_there(tmp_path):
     for place in left:
         with checkpoint.draft(place, 3) as unfinished:
             checkpoint.seal(unfinished, {"position": 3})
-        checkpoint.prune(place, 1)
+        checkpoint.prune(place, 1, 3)
         assert [each.name for each in place.iterdir()] == ["step-000000003"]
 
 
@@ -85,7 +86,7 @@ def test_as_many_checkpoints_stay_as_are_kept(tmp_path):
     for position in range(1, 6):
         with checkpoint.draft(tmp_path, position) as unfinished:
             checkpoint.seal(unfinished, {})
-        checkpoint.prune(tmp_path, 3)
+        checkpoint.prune(tmp_path, 3, position)
     names = [each.name for each in checkpoint.standing(tmp_path)]
     assert names == ["step-000000005", "step-000000004", "step-000000003"]
 
@@ -107,6 +108,27 @@ def test_large_tensors_go_into_files_of_their_own(tmp_path, monkeypatch):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("dataset")
     return load(root, make_dataset(root), RECIPE)
+
+
+def test_what_lies_beyond_the_last_one_pushes_no_good_one_out(tmp_path):
+    """The two newest are damaged, and the run began anew: what it writes must stay."""
+    for position in (10, 30, 40):
+        with checkpoint.draft(tmp_path, position) as unfinished:
+            checkpoint.seal(unfinished, {})
+    checkpoint.prune(tmp_path, 2, 10)
+    assert [each.name for each in checkpoint.standing(tmp_path)] == ["step-000000010"]
+
+
+def test_a_whole_checkpoint_is_not_replaced_and_a_damaged_one_is(tmp_path):
+    for about in (1, 2):
+        with checkpoint.draft(tmp_path, 5) as unfinished:
+            checkpoint.seal(unfinished, {"is": about})
+    (path,) = checkpoint.standing(tmp_path)
+    assert checkpoint.read_marker(path)["about"] == {"is": 1}
+    (path / checkpoint.MARKER).write_bytes(b"{}")
+    with checkpoint.draft(tmp_path, 5) as unfinished:
+        checkpoint.seal(unfinished, {"is": 3})
+    assert checkpoint.read_marker(path)["about"] == {"is": 3}
 
 
 @pytest.mark.parametrize("damaged", [1, 2])

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import distributed
 
-from featurizers.clip import Clip
-from featurizers.dataset import write_clips
+from featurizers.clip import Clip, Word
+from featurizers.dataset import read_clips, write_clips
 from featurizers.extract import Outcome
 from featurizers.manifest import commit
 from featurizers.shards import job_id, write_shard
 from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from tracking.run import MemoryRun
+from training.checkpoint import CheckpointError
 from training.data import load
 from training.loop import fit, step_seed
 from training.models import build
@@ -157,7 +158,7 @@ def test_it_learns_and_the_best_weights_give_the_best_metrics(data, tmp_path):
     assert run.datasets["train"] == ("train", data.train.digest)
     assert run.settings["model.kind"] == "late_fusion"
     assert len(run.settings["order_digest"]) == 64
-    assert run.files == ["data/train_keys_by_shard.json"]
+    assert sorted(run.files) == ["data/train_keys_by_shard.json", "recipe.json"]
 
 
 def test_classes_are_learnt_too(made, tmp_path):
@@ -196,13 +197,45 @@ def test_a_schedule_by_steps_resumes_to_the_same_bits(data, tmp_path, step):
     assert whole.history[0]["learning_rate"] == pytest.approx(half)
 
 
-@pytest.mark.parametrize("step", [1, STEPS - 1, STEPS, STEPS + 3, 4 * STEPS])
-def test_stopped_at_any_step_it_resumes_to_the_same_bits(data, undisturbed, tmp_path, step):
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory):
+    recipe = replace(RECIPE, epochs=2)
+    place = tmp_path_factory.mktemp("short")
+    return recipe, fit(recipe, data, LocalSession(place), MemoryRun())
+
+
+@pytest.mark.parametrize("step", range(1, 2 * STEPS + 1))
+def test_stopped_at_any_step_it_resumes_to_the_same_bits(data, short, tmp_path, step):
+    recipe, whole = short
     with pytest.raises(PreemptedError):
-        fit(RECIPE, data, StopsAt(tmp_path, step), MemoryRun())
+        fit(recipe, data, StopsAt(tmp_path, step), MemoryRun())
     torch.manual_seed(1234)
-    same(fit(RECIPE, data, LocalSession(tmp_path), MemoryRun()), undisturbed)
+    same(fit(recipe, data, LocalSession(tmp_path), MemoryRun()), whole)
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
+
+
+@pytest.mark.parametrize("change", ["label", "words", "order"])
+def test_a_run_does_not_go_on_with_other_data(made, data, tmp_path, change):
+    """A label was mended, or words were placed anew, while the run was down."""
+    root = tmp_path / "copy"
+    shutil.copytree(made[0], root)
+    with pytest.raises(PreemptedError):
+        fit(RECIPE, data, StopsAt(tmp_path / "run", STEPS + 1), MemoryRun())
+    assert load(root, made[1], RECIPE).digest == data.digest
+    clips = list(read_clips(root))
+    at = next(i for i, clip in enumerate(clips) if clip.split == "train")
+    changes = {
+        "label": {"labels": {**clips[at].labels, "score": 0.25}},
+        "words": {"words": (Word(text="so", start=0.0, end=0.5),)},
+        "order": {"split": "valid"},
+    }
+    clips[at] = replace(clips[at], **changes[change])
+    write_clips(root, clips)
+    other = load(root, made[1], RECIPE)
+    with pytest.raises(CheckpointError, match="checkpoint of other data"):
+        fit(RECIPE, other, LocalSession(tmp_path / "run"), MemoryRun())
+    same_as_before = fit(RECIPE, data, LocalSession(tmp_path / "run"), MemoryRun())
+    assert len(same_as_before.history) == RECIPE.epochs
 
 
 def test_modality_dropout_resumes_to_the_same_bits_and_changes_the_run(data, undisturbed, tmp_path):

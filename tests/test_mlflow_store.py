@@ -145,8 +145,28 @@ def test_settings_are_kept_and_cannot_change(run):
     }
     with pytest.raises(ValueError, match=r"'epochs' of run .* is '3' already"):
         run.log_settings({"epochs": 4})
-    with pytest.raises(ValueError, match="'long' has 6001 characters"):
-        run.log_settings({"long": "x" * 6001})
+
+
+def test_any_name_and_length_of_a_setting_is_kept(run):
+    """Names of classes are whatever their corpus calls them."""
+    names = [
+        "class_weight.touch head (headache)",
+        "class_weight.don't know",
+        "w.\u00e9t\u00e9/caf\u00e9",
+    ]
+    settings = {name: number for number, name in enumerate(names)}
+    settings |= {"start.model without head, tail": "x", "n" * 300: "y", "classes": "a," * 4000}
+    run.log_settings(settings)
+    run.log_settings(settings)  # again, as a run that is taken up does
+    params = read(run).data.params
+    assert params["class_weight.touch head _x28headache_x29"] == "0"
+    assert params["class_weight.don_x27t know"] == "1"
+    assert params["start.model without head_x2c tail"] == "x"
+    assert len(params) == len(settings)
+    assert len(params["classes"]) == 6000
+    assert params["classes"].startswith("a,a,")
+    with pytest.raises(ValueError, match="'classes' of run"):
+        run.log_settings({"classes": "a," * 4001})
 
 
 def test_metrics_keep_their_step_and_survive_nan(run):

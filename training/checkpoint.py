@@ -51,6 +51,8 @@ def standing(folder: Path) -> list[Path]:
 def draft(folder: Path, position: int, hold: Callable[[], None] = unclaimed) -> Iterator[Path]:
     """A folder to write a checkpoint into, which is then given its name; or is removed.
 
+    A whole checkpoint of as many steps is left as it is.
+
     Args:
         folder: Where the checkpoints of a run lie.
         position: Steps that were taken.
@@ -71,18 +73,28 @@ def draft(folder: Path, position: int, hold: Callable[[], None] = unclaimed) -> 
         _sync(unfinished)
         hold()
         final = folder / f"step-{position:09d}"
-        shutil.rmtree(
-            final, ignore_errors=True
-        )  # one of this name was damaged, or we were not here
-        unfinished.rename(final)
-        _sync(folder)
+        # After the same steps a whole one says the same. To replace it would leave none meanwhile.
+        if problem_of(final):
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            _sync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep`, at least one."""
-    for path in standing(folder)[max(1, keep) :]:
+def prune(folder: Path, keep: int, position: int) -> None:
+    """Remove all checkpoints but the newest `keep`, at least one, up to a position.
+
+    Args:
+        folder: Where the checkpoints of a run lie.
+        keep: How many.
+        position: Of the one that was written last. What is beyond it was found damaged, or the run
+            had not gone back.
+    """
+    named = [(path, int(path.name.removeprefix("step-"))) for path in standing(folder)]
+    beyond = [path for path, number in named if number > position]
+    kept = [path for path, number in named if number <= position]
+    for path in beyond + kept[max(1, keep) :]:
         # A folder that is half removed must not look like one that is damaged.
         gone = _hidden(folder)
         path.rename(gone)

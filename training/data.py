@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featurizers import dataset, manifest
+from featurizers.align import word_times
 from featurizers.clip import Clip
 from featurizers.node_cache import NodeCache
 from featurizers.spec import Feature, FeatureSpec, canonical_json
@@ -78,6 +79,7 @@ class Samples:
 
     Attributes:
         clips: All clips of the split that have a label, usable or not, sorted by key.
+        usable: Those of which there is enough to learn from, by key.
         keys_by_shard: The usable keys, by the shard that holds them.
         widths: Dimensions of each stream, in the model's order.
         columns: The column of each stream.
@@ -103,11 +105,11 @@ class Samples:
         self._cache: dict[str, Sample] = {}
         self._room_bytes = cache_bytes
         enough = len(columns) if all_streams else 1
-        self._usable = {
+        self.usable = {
             clip.key: clip for clip in self.clips if _streams_of(clip, columns) >= enough
         }
         self.targets = {
-            key: target_of(clip, recipe.task) for key, clip in sorted(self._usable.items())
+            key: target_of(clip, recipe.task) for key, clip in sorted(self.usable.items())
         }
         self.keys_by_shard = _by_shard(list(self.targets), columns)
         self.digest = hashlib.sha256(
@@ -135,7 +137,7 @@ class Samples:
             key: stored_steps(
                 clip, [column.rows[key].steps for column in self.columns.values()], pooling
             )
-            for key, clip in self._usable.items()
+            for key, clip in self.usable.items()
         }
         return Buckets(lengths, self._recipe.global_batch)
 
@@ -165,7 +167,7 @@ class Samples:
     ) -> list[Sample]:
         """The samples of usable clips, of features that are read already."""
         return to_samples(
-            [self._usable[key] for key in keys],
+            [self.usable[key] for key in keys],
             features,
             self._recipe.pooling,
             self._normaliser,
@@ -185,7 +187,7 @@ class Samples:
         self._room_bytes //= parts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """All that a run reads.
 
@@ -200,6 +202,20 @@ class Data:
     specs: Mapping[str, FeatureSpec]
     normaliser: Normaliser
     fallback: Target
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 in hex of all that decides what is learned and which epoch is the best.
+
+        Those are the training and validation clips with their targets and columns, and the times
+        that their streams are pooled to.
+        """
+        found = hashlib.sha256(canonical_json([self.train.digest, self.valid.digest]))
+        for samples in (self.train, self.valid):
+            for key, clip in samples.usable.items():
+                found.update(f"{key} {clip.seconds!r} ".encode())
+                found.update(word_times(clip).tobytes())
+        return found.hexdigest()
 
 
 def load(

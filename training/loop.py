@@ -136,7 +136,7 @@ def fit(
     Raises:
         ValueError: A setting is out of range, the global batch does not fit the ranks, there is
             nothing to validate on, or a file of weights to start from does not fit.
-        CheckpointError: A checkpoint is of another recipe, or could not be written.
+        CheckpointError: A checkpoint is of another recipe or other data, or could not be written.
         PreemptedError: The session asked to end; all steps that were taken are saved.
     """
     check(recipe)
@@ -227,10 +227,18 @@ def _load(work: _Work) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     session, engine = work.session, work.engine
     for folder in engine.tell(checkpoint.standing(session.folder) if session.rank == 0 else None):
         try:
-            return engine.load(folder)
+            plain, best = engine.load(folder)
         except checkpoint.DamagedCheckpointError as error:
             if session.rank == 0:
                 session.say(f"{error}; the checkpoint before it is taken, or the run begins anew")
+            continue
+        if plain["data"] != work.data.digest:
+            raise checkpoint.CheckpointError(
+                f"{folder} is a checkpoint of other data: clips, labels, splits, words or features "
+                "of the dataset were changed since; give the run a folder of its own, as running "
+                "the same command again does"
+            )
+        return plain, best
     return None
 
 
@@ -242,9 +250,11 @@ def _describe(run: Run, recipe: Recipe, data: Data) -> None:
     for context, samples in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         run.log_dataset(context, samples.digest, context)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train_keys_by_shard.json"
-        path.write_text(json.dumps(keys, indent=1))
-        run.log_file(path, "data")
+        shards, whole = Path(folder, "train_keys_by_shard.json"), Path(folder, "recipe.json")
+        shards.write_text(json.dumps(keys, indent=1))
+        run.log_file(shards, "data")
+        whole.write_text(json.dumps(recipe.to_json(), indent=1, sort_keys=True))
+        run.log_file(whole)
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -371,6 +381,7 @@ def _checkpoint(work: _Work, state: _State, best: Mapping[str, Tensor]) -> None:
     session = work.session
     if session.rank == 0:
         work.run.flush()
-    work.engine.save(session.folder, state.position, asdict(state), best, session.hold)
+    kept = {**asdict(state), "data": work.data.digest}
+    work.engine.save(session.folder, state.position, kept, best, session.hold)
     if session.rank == 0:
-        checkpoint.prune(session.folder, session.keep)
+        checkpoint.prune(session.folder, session.keep, state.position)

@@ -1,5 +1,7 @@
 """Runs on a tracking server, or on a local SQLite file."""
 
+import hashlib
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +21,10 @@ LONGEST_SETTING = 6000
 LONGEST_DATASET_DIGEST = 36
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+
+
+_ILLEGAL = re.compile(r"[^\w.\- :]")
+_LONGEST_NAME = 250
 
 
 @answered
@@ -62,23 +68,22 @@ class MlflowRun:
 
     @answered
     def log_settings(self, settings: Mapping[str, str | int | float | bool | None]) -> None:
-        """Settings; a changed value, or one too long for MLflow, is a ValueError."""
+        """Settings; a changed value is a ValueError.
+
+        What MLflow takes in no name is escaped in it. Of a value that is longer than it holds, it
+        gets the beginning and a digest of the whole.
+        """
         from mlflow.entities import Param
 
         client = client_of(self.uri)
         standing = client.get_run(self.run_id).data.params
         fresh = []
-        for name, value in settings.items():
-            text = str(value)
+        for given, value in settings.items():
+            name, text = _legal(given), _short(str(value))
             if standing.get(name, text) != text:
                 raise ValueError(
                     f"setting {name!r} of run {self.run_id} is {standing[name]!r} already, "
                     f"it cannot become {text!r}; start another run"
-                )
-            if len(text) > LONGEST_SETTING:
-                raise ValueError(
-                    f"setting {name!r} has {len(text)} characters, MLflow holds "
-                    f"{LONGEST_SETTING}; keep it as a file of the run"
                 )
             if name not in standing:
                 fresh.append(Param(name, text))
@@ -159,3 +164,17 @@ def read_file(uri: str, run_id: str, path: str) -> bytes:
         except (mlflow_exception(), OSError) as error:
             raise FileNotFoundError(missing) from error
         return Path(found).read_bytes()
+
+
+def _legal(name: str) -> str:
+    """A setting's name as MLflow takes it: what it does not take becomes _xHH, a byte each."""
+    escaped = _ILLEGAL.sub(lambda found: "".join(f"_x{b:02x}" for b in found[0].encode()), name)
+    return _short(escaped, _LONGEST_NAME)
+
+
+def _short(text: str, longest: int = LONGEST_SETTING) -> str:
+    """A text that MLflow holds: where it is longer, its beginning and a digest of all of it."""
+    if len(text) <= longest:
+        return text
+    end = f"... sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return text[: longest - len(end)] + end
