@@ -233,6 +233,22 @@ def report_command(
         raise typer.Exit(1)
 
 
+@app.command("check", rich_help_panel=PANEL)
+def check_command(dataset: Dataset, as_json: Json = False) -> None:
+    """What it holds, with suspicion: leaks, balance, labels, words, dead or wild dimensions."""
+    from pipelines.check import check
+
+    found = []
+    for each in check(dataset):
+        found.append(each)
+        if not as_json:
+            print(each, flush=True)
+    if as_json:
+        print(json.dumps([as_plain(each) for each in found]))
+    if any(each.state == "failed" for each in found):
+        raise typer.Exit(1)
+
+
 @app.command("peek", rich_help_panel=PANEL)
 def peek_command(
     dataset: Dataset,
