@@ -80,7 +80,7 @@ class ModelProcess:
     def __init__(self, uri: str, model: str, weights: Sequence[str] = ()) -> None:
         self._model = model
         self._kept = contextlib.ExitStack()
-        self._said = self._kept.enter_context(tempfile.NamedTemporaryFile())
+        self._said = self._kept.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115 - the stack ends it
         home = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
         # -P keeps the current folder, and a training/ that may lie there, off the path.
         self._process = subprocess.Popen(  # noqa: S603 - our own program text, no shell
