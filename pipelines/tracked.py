@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -28,11 +29,15 @@ from pipelines.plans import (
     score_test,
 )
 from tracking.journal import JournaledRun, deliver
-from tracking.mlflow_store import MlflowRun, StoreError, connect, find_run, start_run
+from tracking.mlflow_store import MlflowRun, StoreError, connect, find_run, public, start_run
 from tracking.provenance import environment, git_commit, versions
 from tracking.run import AwayError
 
 RUN = "run.json"
+WORD = "word"
+"""A random word, by which the server tells the run of a folder from those of other folders."""
+
+FOLDER_TAG = "fuseline.folder"
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 DRIVER = "driver.json"
@@ -43,22 +48,52 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 
 
 def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
-    """The run that belongs to this folder: made once, the same after a failure."""
-    file = plan.folder / RUN
+    """The run that belongs to a plan's folder; see `run_of`."""
+    tags = {"fuseline.plan": plan.folder.name, "fuseline.dataset": str(plan.root)}
+    return run_of(plan.folder, uri, experiment, plan.name, tags)
+
+
+def run_of(
+    folder: Path, uri: str, experiment: str, name: str, tags: Mapping[str, str]
+) -> MlflowRun:
+    """The run that belongs to a folder: made once, the same after a failure.
+
+    Args:
+        folder: Keeps which run that is, without user and password of the server.
+        uri: The tracking server.
+        experiment: The experiment's name there.
+        name: Of a new run.
+        tags: Of a new run, beside those that say what made it.
+
+    Raises:
+        InputError: The folder's run stands at another server.
+    """
+    file = folder / RUN
     if file.is_file():
         standing = json.loads(file.read_bytes())
-        if standing["uri"] != uri:
+        if public(standing["uri"]) != public(uri):
             raise InputError(
-                f"{plan.name} is logged at {standing['uri']}, not at {uri}; set "
-                f"MLFLOW_TRACKING_URI to that, or remove {plan.folder} to train it anew"
+                f"{name} is logged at {public(standing['uri'])}, not at {public(uri)}; set "
+                f"MLFLOW_TRACKING_URI to that, or remove {folder} to train it anew"
             )
         return MlflowRun(uri=uri, run_id=standing["run_id"])
-    made_by = _made_by()
-    # A crash between the server and the file leaves a run that no file names.
-    run = find_run(uri, experiment, "fuseline.plan", plan.folder.name)
-    run = run or _new_run(plan, uri, experiment, made_by)
-    publish(file, canonical_json({"run_id": run.run_id, "uri": uri, "made_by": made_by}))
+    # A crash between the server and the file leaves a run that no file names. The folder's name is
+    # of what decides numbers: another dataset's folder may have the same, and has another run.
+    word, made_by = _word(folder), _made_by()
+    found = find_run(uri, experiment, FOLDER_TAG, word)
+    made = {f"fuseline.{name}": value for name, value in made_by.items()}
+    run = found or start_run(uri, experiment, name, {FOLDER_TAG: word, **tags, **made})
+    content = {"run_id": run.run_id, "uri": public(uri), "made_by": made_by}
+    publish(file, canonical_json(content))
     return run
+
+
+def _word(folder: Path) -> str:
+    """The folder's random word; written down before the server hears of it."""
+    file = folder / WORD
+    if not file.is_file():
+        publish(file, secrets.token_hex(16).encode())
+    return file.read_text()
 
 
 def _made_by() -> dict[str, str]:
@@ -70,15 +105,6 @@ def _made_by() -> dict[str, str]:
         **{f"version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _new_run(plan: Plan, uri: str, experiment: str, made_by: Mapping[str, str]) -> MlflowRun:
-    tags = {
-        "fuseline.plan": plan.folder.name,
-        "fuseline.dataset": str(plan.root),
-        **{f"fuseline.{name}": value for name, value in made_by.items()},
-    }
-    return start_run(uri, experiment, plan.name, tags)
 
 
 def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
@@ -179,18 +205,23 @@ def when_back(call: Callable[[], None], say: Callable[[str], None]) -> None:
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def bury(plans: Sequence[Plan]) -> None:
+def bury(plans: Sequence[Plan], uri: str) -> None:
     """Settle runs beside these that a process on this machine was training when it was killed.
 
     They would be shown as running for ever. Those of a process that lives, or of another machine,
     are left alone, and so are these: they go on.
+
+    Args:
+        plans: The runs that are trained now.
+        uri: The tracking server, with the password that it may want.
     """
     own = {plan.folder for plan in plans}
     for file in sorted({each for folder in own for each in folder.parent.glob(f"*/{DRIVER}")}):
         if file.parent in own or not _is_dead(json.loads(file.read_bytes())):
             continue
         standing = json.loads((file.parent / RUN).read_bytes())
-        run = MlflowRun(uri=standing["uri"], run_id=standing["run_id"])
+        same = public(standing["uri"]) == public(uri)
+        run = MlflowRun(uri=uri if same else standing["uri"], run_id=standing["run_id"])
         with suppress(StoreError):
             _send_rest(run, file.parent)
             run.finish("KILLED")

@@ -67,7 +67,7 @@ def train(
         InputError: A run stands already at another tracking server.
     """
     initialise(uri, store / "mlartifacts")
-    bury(plans)
+    bury(plans, uri)
     runs = [mlflow_run(plan, uri, experiment) for plan in plans]
     for run in runs if parent is not None else ():
         run.set_tags({"mlflow.parentRunId": parent or ""})

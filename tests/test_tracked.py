@@ -8,9 +8,20 @@ import sys
 import pytest
 
 from pipelines import tracked
+from pipelines.experiment import InputError
 from pipelines.plans import Plan
 from pipelines.ranks import tracked as tracked_run
-from pipelines.tracked import ATTEMPTS, DRIVER, JOURNAL, bury, mlflow_run, settled, when_back
+from pipelines.tracked import (
+    ATTEMPTS,
+    DRIVER,
+    JOURNAL,
+    RUN,
+    WORD,
+    bury,
+    mlflow_run,
+    settled,
+    when_back,
+)
 from tests.test_train import RECIPE
 from tracking import mlflow_store
 from tracking.journal import JournaledRun
@@ -51,6 +62,65 @@ def test_every_attempt_has_a_number_and_its_points_carry_it(tmp_path, uri):
     assert {by_time[each.timestamp]: each.value for each in points["loss"]} == {1: 0.5, 2: 0.25}
 
 
+def test_a_run_belongs_to_its_folder_and_not_to_all_of_that_name(tmp_path, uri):
+    ours, theirs = plan(tmp_path / "ours", "a-1"), plan(tmp_path / "theirs", "a-1")
+    run = mlflow_run(ours, uri, "shared")
+    assert mlflow_run(theirs, uri, "shared") != run
+    (ours.folder / RUN).unlink()
+    assert mlflow_run(ours, uri, "shared") == run
+
+
+def test_the_word_of_a_folder_is_there_before_its_run_is(tmp_path, uri, monkeypatch):
+    one, found = plan(tmp_path, "a"), []
+
+    def killed(*_):
+        found.append((one.folder / WORD).read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracked, "start_run", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_run(one, uri, "toys")
+    assert len(set(found)) == 1
+
+
+def test_a_password_of_the_server_is_neither_kept_nor_told(tmp_path, monkeypatch):
+    one = plan(tmp_path, "a")
+    runs = []
+
+    def made(uri, *_):
+        runs.append(mlflow_store.MlflowRun(uri=uri, run_id="r1"))
+        return runs[-1]
+
+    monkeypatch.setattr(tracked, "find_run", lambda *_: None)
+    monkeypatch.setattr(tracked, "start_run", made)
+    run = mlflow_run(one, "http://ann:swordfish@host:5000", "toys")
+    assert run.uri == "http://ann:swordfish@host:5000"
+    for file in one.folder.iterdir():
+        assert b"swordfish" not in file.read_bytes()
+    with_another = "http://bob:trout@host:5000"
+    assert mlflow_run(one, with_another, "toys") == mlflow_store.MlflowRun(
+        uri=with_another, run_id="r1"
+    )
+    (one.folder / RUN).write_text('{"run_id": "r1", "uri": "http://ann:swordfish@host:5000"}')
+    with pytest.raises(InputError, match="at http://host:5000, not at http://other") as raised:
+        mlflow_run(one, "http://ann:trout@other", "toys")
+    assert not any(word in str(raised.value) for word in ("swordfish", "trout", "ann"))
+
+
+def test_who_settles_a_killed_run_takes_the_password_that_is_given_now(tmp_path, monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(30)
+    killed, settled_at = plan(tmp_path, "killed"), []
+    (killed.folder / RUN).write_text('{"run_id": "r1", "uri": "http://host"}')
+    (killed.folder / DRIVER).write_text(driver_of(gone.pid))
+    monkeypatch.setattr(
+        tracked.MlflowRun, "finish", lambda run, status: settled_at.append((run.uri, status))
+    )
+    bury([plan(tmp_path, "mine")], "http://ann:swordfish@host")
+    assert settled_at == [("http://ann:swordfish@host", "KILLED")]
+
+
 def test_a_rank_that_is_told_of_no_run_logs_in_memory(tmp_path):
     one = plan(tmp_path, "a")
     with tracked_run(one, "sqlite:///nowhere", "", 1) as told:
@@ -75,7 +145,7 @@ def test_runs_of_a_killed_driver_are_settled_by_the_next_and_those_of_others_are
     left = JournaledRun(Away(), killed.folder / JOURNAL)
     left.log_metrics({"loss": 1.0}, 0)
     left.close()
-    bury([mine])
+    bury([mine], uri)
     assert {name: status(run) for name, run in runs.items()} == {
         "mine": "RUNNING",
         "killed": "KILLED",
