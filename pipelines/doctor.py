@@ -34,7 +34,13 @@ from pipelines.executors import joins
 from pipelines.experiment import Experiment, InputError
 from pipelines.findings import Finding, State, finding
 from pipelines.licences import CALLED, OURS, imported
-from tracking.mlflow_store import MlflowRegistry, NoStoreError, StoreError, tracking_uri
+from tracking.mlflow_store import (
+    MlflowRegistry,
+    NoStoreError,
+    StoreError,
+    public,
+    tracking_uri,
+)
 from tracking.registry import UnknownModelError
 
 PACKAGES = ("torch", "ray", "deepspeed", "mlflow", "webdataset", "pyarrow", "transformers", "numpy")
@@ -281,7 +287,7 @@ def _ray() -> Finding:
 
 
 def _store(uri: str) -> Finding:
-    shown = re.sub(r"://[^@/\s]*@", "://", uri)
+    shown = public(uri)
     try:
         MlflowRegistry(uri=uri).versions("fuseline-doctor")
     except UnknownModelError:

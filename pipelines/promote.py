@@ -4,6 +4,7 @@ import datetime as dt
 import getpass
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +20,9 @@ from pipelines.score import parity
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from pipelines.tracked import keep_file
+from tracking.champion import Drift, promote, reconcile, rollback
 from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
-from tracking.ledger import (
-    Entry,
-    current,
-    promote,
-    reconcile,
-    rollback,
-)
+from tracking.ledger import CHAMPION, Entry, LostRaceError, begin, current
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
@@ -38,6 +34,7 @@ from tracking.registry import UnknownModelError
 from tracking.scorecard import Scorecard
 
 PARITY_CLIPS = 4
+GENERATION_TAG = "fuseline.generation"
 
 
 class ParityError(FailedError):
@@ -166,13 +163,18 @@ def _compare(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
-    """What came of a promotion: the verdict, and the ledger's entry when there is a new one."""
+    """What came of a promotion: the verdict, and the ledger's entry when there is a new one.
+
+    Attributes:
+        mended: Aliases that were not where the ledger said, and were put back.
+    """
 
     name: str
     version: int
     verdict: Verdict
     champion: int | None
     entry: Entry | None
+    mended: Sequence[Drift] = ()
 
 
 def consider(
@@ -207,9 +209,10 @@ def consider(
             raise InputError(f"model {name!r} has no versions; train and register one first")
         candidate = known[-1] if version is None else version
         last = current(registry, name)
-        champion = last.version if last and last.version in known else None
-        if champion is not None and not dry_run:
-            reconcile(registry, name)
+        # Without a ledger, the alias that stands is its generation 0 as soon as there is one.
+        standing = last.version if last else registry.aliases(name).get(CHAMPION)
+        champion = standing if standing in known else None
+        mended = reconcile(registry, name) if champion is not None and not dry_run else []
         card = card_of(uri, name, candidate)
         against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
         verdict = judge(card, against, rules)
@@ -220,8 +223,16 @@ def consider(
         verdict = replace(verdict, reasons=(*verdict.reasons, Reason("champion", True, gone)))
     entry = None
     if not dry_run:
-        entry = _act(registry, name, candidate, verdict, last, why=why, now=(now or _clock)())
-    return Promotion(name=name, version=candidate, verdict=verdict, champion=champion, entry=entry)
+        at = (now or clock)()
+        entry = _act(registry, name, candidate, verdict, last, champion=champion, why=why, now=at)
+    return Promotion(
+        name=name,
+        version=candidate,
+        verdict=verdict,
+        champion=champion,
+        entry=entry,
+        mended=mended,
+    )
 
 
 def _act(
@@ -231,13 +242,18 @@ def _act(
     verdict: Verdict,
     last: Entry | None,
     *,
+    champion: int | None,
     why: str,
     now: str,
 ) -> Entry | None:
     """Promote a version that passed, with its traces; None when it did not, or is champion."""
+    if last is None and champion is not None:
+        last = begin(registry, name, who=who(), now=now)
+        if last is None or last.version != champion:
+            raise LostRaceError(f"the alias of {name!r} was moved meanwhile: judge again")
     if last is not None and last.version == version:
         # Again, in case that the last time ended between the ledger and this.
-        registry.set_tags(name, version, {"fuseline.generation": str(last.generation)})
+        registry.set_tags(name, version, {GENERATION_TAG: str(last.generation)})
         return None
     if not verdict.promote:
         return None
@@ -252,14 +268,14 @@ def _act(
         registry,
         name,
         version,
-        expected_generation=0 if last is None else last.generation,
+        after=last,
         report=digest,
-        who=getpass.getuser(),
+        who=who(),
         why=why,
         now=now,
         attempt=uuid.uuid4().hex,
     )
-    registry.set_tags(name, version, {"fuseline.generation": str(entry.generation)})
+    registry.set_tags(name, version, {GENERATION_TAG: str(entry.generation)})
     return entry
 
 
@@ -287,21 +303,30 @@ def go_back(uri: str, name: str, *, why: str) -> Entry:
     """
     registry = MlflowRegistry(uri=uri)
     try:
-        last = current(registry, name)
         entry = rollback(
             registry,
             name,
-            expected_generation=0 if last is None else last.generation,
-            who=getpass.getuser(),
+            after=current(registry, name),
+            who=who(),
             why=why,
-            now=_clock(),
+            now=clock(),
             attempt=uuid.uuid4().hex,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    reconcile(registry, name)
+    registry.set_tags(name, entry.version, {GENERATION_TAG: str(entry.generation)})
     return entry
 
 
-def _clock() -> str:
+def who() -> str:
+    """Who promotes: the user of the tracking server, else of this machine."""
+    named = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    try:
+        return named or getpass.getuser()
+    except (KeyError, OSError):  # containers run as users without a name
+        return f"user {os.getuid()}"
+
+
+def clock() -> str:
+    """Now, as ledgers have it: ISO 8601, UTC."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

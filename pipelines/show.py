@@ -174,6 +174,8 @@ class Show:
         for reason in promotion.verdict.reasons:
             table.add_row(reason.rule, "yes" if reason.passed else "NO", reason.text)
         self.console.print(table)
+        for drift in promotion.mended:
+            self.say(f"put back: alias {drift}")
         self.say(_outcome(promotion))
 
     def explained(self, answers: Sequence[Mapping[str, Any]]) -> None:

@@ -271,7 +271,13 @@ def test_models_and_versions_that_do_not_exist_are_told(store, refused, called):
     assert "no register.name" in refused("promote", experiment(store, register=None))
     assert "no model 'nobody'" in refused("models", "nobody", "--store", store)
     assert "no champion to go back to" in refused("rollback", "toy", "--store", store)
-    assert called("models", "toy", "--store", store, "--json")[:2] == (0, "[]\n")
+    code, said, _ = called("models", "toy", "--store", store, "--json")
+    told = json.loads(said)
+    assert (code, told["history"], [each["number"] for each in told["versions"]]) == (0, [], [1])
+    code, said, _ = called("models", "--store", store, "--json")
+    assert [each["model"] for each in json.loads(said)] == ["toy"]
+    assert "champion: none" in called("models", "toy", "--store", store)[1]
+    assert "give its name" in refused("models", "--history", "--store", store)
 
 
 @pytest.mark.slow

@@ -1,22 +1,19 @@
+import contextlib
 import json
-import multiprocessing
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tracking import mlflow_store
-from tracking.ledger import (
-    Entry,
-    LostRaceError,
+from tracking.champion import (
     NothingToRollBackError,
-    current,
-    history,
+    drifts,
     promote,
     reconcile,
     rollback,
 )
+from tracking.ledger import Entry, LostRaceError, begin, current, history
 from tracking.memory_registry import MemoryRegistry
 from tracking.mlflow_store import MlflowRegistry
 from tracking.registry import Registry, UnknownModelError, UnknownVersionError
@@ -66,12 +63,18 @@ def delete_version(registry: Registry, model: str, version: int) -> None:
     mlflow_store.client_of(registry.uri).delete_model_version(model, str(version))
 
 
+def entry_of(registry: Registry, model: str, generation: int) -> Entry | None:
+    """The entry that a promoter who saw this generation judged against."""
+    found = [entry for entry in history(registry, model) if entry.generation == generation]
+    return found[0] if found else None
+
+
 def crown(registry: Registry, model: str, version: int, generation: int, attempt: str) -> Entry:
     return promote(
         registry,
         model,
         version,
-        expected_generation=generation,
+        after=entry_of(registry, model, generation),
         report="f" * 64,
         who="anna",
         why="better",
@@ -84,7 +87,7 @@ def uncrown(registry: Registry, model: str, generation: int, attempt: str) -> En
     return rollback(
         registry,
         model,
-        expected_generation=generation,
+        after=entry_of(registry, model, generation),
         who="anna",
         why="worse in use",
         now=NOW,
@@ -120,9 +123,22 @@ def test_who_judged_against_an_older_champion_loses(registry, name):
     assert registry.aliases(name) == {"champion": 1}
 
 
-def test_a_generation_cannot_be_skipped(registry, name):
+def test_who_judged_against_an_entry_that_is_not_there_loses(registry, name):
+    elsewhere = Entry(
+        generation=4, attempt="x", version=1, previous=None, report="", who="", when=NOW, why=""
+    )
     with pytest.raises(LostRaceError, match="empty"):
-        crown(registry, name, 1, 4, "a")
+        promote(
+            registry,
+            name,
+            1,
+            after=elsewhere,
+            report="",
+            who="anna",
+            why="",
+            now=NOW,
+            attempt="a",
+        )
     assert history(registry, name) == []
 
 
@@ -154,7 +170,7 @@ def test_an_entry_that_would_be_cut_is_refused(registry, name):
             registry,
             name,
             1,
-            expected_generation=0,
+            after=None,
             report="",
             who="anna",
             why="x" * 6000,
@@ -165,6 +181,7 @@ def test_an_entry_that_would_be_cut_is_refused(registry, name):
 
 
 def test_what_stands_in_the_ledger_cannot_be_changed(registry, name):
+    assert registry.ledger(name) == {}
     assert registry.write_once(name, "gen-000001", "ours") == "ours"
     assert registry.write_once(name, "gen-000001", "theirs") == "ours"
     assert registry.ledger(name) == {"gen-000001": "ours"}
@@ -178,7 +195,10 @@ def test_a_crash_between_ledger_and_alias_is_mended(registry, name):
     text = {key: getattr(lost, key) for key in Entry.__dataclass_fields__}
     registry.write_once(name, "gen-000002", json.dumps(text))
     assert registry.aliases(name) == {"champion": 1}
-    assert reconcile(registry, name) == ["champion: 1 -> 2", "previous: none -> 1"]
+    assert list(map(str, reconcile(registry, name))) == [
+        "champion: 1 -> 2 (a promotion broke off before it)",
+        "previous: none -> 1 (a promotion broke off before it)",
+    ]
     assert registry.aliases(name) == {"champion": 2, "previous": 1}
     assert reconcile(registry, name) == []
 
@@ -187,12 +207,139 @@ def test_aliases_that_were_edited_by_hand_are_mended(registry, name):
     crown(registry, name, 1, 0, "a")
     registry.set_alias(name, "champion", 3)
     registry.set_alias(name, "previous", 2)
-    assert reconcile(registry, name) == ["champion: 3 -> 1", "previous: 2 -> none"]
+    said = [
+        "champion: 3 -> 1 (it was moved by hand)",
+        "previous: 2 -> none (it was moved by hand)",
+    ]
+    assert list(map(str, drifts(registry, name))) == said
+    assert registry.aliases(name) == {"champion": 3, "previous": 2}
+    assert list(map(str, reconcile(registry, name))) == said
     assert registry.aliases(name) == {"champion": 1}
 
 
 def test_nothing_is_reconciled_before_the_first_promotion(registry, name):
     assert reconcile(registry, name) == []
+    assert begin(registry, name, who="anna", now=NOW) is None
+    assert registry.ledger(name) == {}
+
+
+def test_an_alias_without_a_ledger_is_generation_0(registry, name):
+    registry.set_alias(name, "champion", 2)
+    first = begin(registry, name, who="anna", now=NOW)
+    assert (first.generation, first.version, first.previous, first.who) == (0, 2, None, "anna")
+    registry.set_alias(name, "champion", 3)
+    assert begin(registry, name, who="ben", now=NOW) == first
+    assert [drift.wanted for drift in reconcile(registry, name)] == [2]
+    entry = crown(registry, name, 1, 0, "a")
+    assert (entry.generation, entry.previous) == (1, 2)
+    assert registry.aliases(name) == {"champion": 1, "previous": 2}
+    assert uncrown(registry, name, 1, "b").version == 2
+
+
+def test_who_judged_without_a_champion_loses_to_an_alias_that_became_generation_0(registry, name):
+    class Late:
+        """Reads the ledger before the alias is set, and writes after it."""
+
+        def __getattr__(self, call):
+            return getattr(registry, call)
+
+        def write_once(self, model, key, text):
+            registry.set_alias(model, "champion", 3)
+            begin(registry, model, who="ben", now=NOW)
+            return registry.write_once(model, key, text)
+
+    with pytest.raises(LostRaceError, match=r"reached 0 \(version 3, by ben\)"):
+        crown(Late(), name, 1, 0, "a")
+    assert [entry.version for entry in history(registry, name)] == [3]
+
+
+def test_an_alias_set_after_the_first_promotion_began_is_no_generation_0(registry, name):
+    registry.write_once(name, "gen-000000", "null")  # and then it was killed
+    registry.set_alias(name, "champion", 3)
+    assert begin(registry, name, who="ben", now=NOW) is None
+    assert crown(registry, name, 1, 0, "a").previous is None
+    assert registry.aliases(name) == {"champion": 1}
+
+
+class Killed(BaseException):
+    """The process ended."""
+
+
+class Mortal:
+    """A registry whose user is killed at one of its writes, before or after it was done."""
+
+    def __init__(self, registry: Registry, at: int, *, done: bool) -> None:
+        self._registry, self._left, self._done = registry, at, done
+
+    def __getattr__(self, call):
+        found = getattr(self._registry, call)
+        if call not in ("write_once", "set_alias", "set_tags"):
+            return found
+
+        def write(*args):
+            self._left -= 1
+            if self._left < 0 and not self._done:
+                raise Killed
+            answer = found(*args)
+            if self._left < 0:
+                raise Killed
+            return answer
+
+        return write
+
+
+@pytest.mark.parametrize(("done", "by_hand"), [(False, False), (True, True)])
+def test_a_promotion_that_is_killed_at_any_write_is_mended(registry, name, done, by_hand):
+    if by_hand:
+        registry.set_alias(name, "champion", 3)
+    killed = 0
+    for step in range(3):
+        for at in range(9):
+            before = history(registry, name)
+            mortal, attempt = Mortal(registry, at, done=done), f"{step}-{at}"
+            try:
+                after = begin(mortal, name, who="anna", now=NOW)
+                promote(
+                    mortal,
+                    name,
+                    1 + (step + at) % 3,
+                    after=after,
+                    report="",
+                    who="anna",
+                    why="",
+                    now=NOW,
+                    attempt=attempt,
+                )
+            except Killed:
+                killed += 1
+            else:
+                break
+            finally:
+                reconcile(registry, name)
+            entries = history(registry, name)
+            assert len(entries) - len(before) in (0, 1, 2)
+            if entries:
+                assert registry.aliases(name)["champion"] == entries[-1].version
+            assert drifts(registry, name) == []
+        entries = history(registry, name)
+        assert entries[-1].attempt == attempt
+    numbers = [entry.generation for entry in history(registry, name)]
+    assert numbers == list(range(0 if by_hand else 1, numbers[-1] + 1))
+    assert killed >= 6
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_rollback_that_is_killed_at_any_write_is_mended(registry, name, done):
+    for generation, version in enumerate((1, 2, 3, 2, 3)):
+        crown(registry, name, version, generation, f"up-{generation}")
+    for at in range(3):
+        last = current(registry, name)
+        mortal, attempt = Mortal(registry, at, done=done), f"{at}"
+        with contextlib.suppress(Killed):
+            rollback(mortal, name, after=last, who="anna", why="", now=NOW, attempt=attempt)
+        reconcile(registry, name)
+        assert registry.aliases(name)["champion"] == current(registry, name).version
+        assert drifts(registry, name) == []
 
 
 def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry, name):
@@ -277,36 +424,3 @@ def test_of_many_threads_exactly_one_wins_each_generation(registry, name):
     assert [entry.attempt for entry in entries] == [f"{w[0]}-{g}" for g, w in enumerate(winners)]
     assert registry.aliases(name)["champion"] == entries[-1].version
     assert reconcile(registry, name) == []
-
-
-def race_in_process(
-    uri: str, model: str, promoter: int, barrier: threading.Barrier, won: Path
-) -> None:
-    registry = MlflowRegistry(uri=uri)
-    for generation in range(3):
-        barrier.wait(60)
-        if try_to_win(registry, model, promoter, generation):
-            (won / f"{generation}-{promoter}").touch()
-
-
-@pytest.mark.slow
-def test_of_many_processes_exactly_one_wins_each_generation(store, tmp_path):
-    registry = MlflowRegistry(uri=store)
-    for _ in range(3):
-        add_version(registry, "raced")
-    context = multiprocessing.get_context("forkserver")
-    # One import of MLflow for all four; each still opens the store by itself.
-    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "alembic.command"])
-    barrier = context.Barrier(4)
-    children = [
-        context.Process(target=race_in_process, args=(store, "raced", promoter, barrier, tmp_path))
-        for promoter in range(4)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0, 0, 0, 0]
-    assert sorted(file.name[0] for file in tmp_path.iterdir()) == ["0", "1", "2"]
-    assert reconcile(registry, "raced") == []
-    assert registry.aliases("raced")["champion"] == history(registry, "raced")[-1].version

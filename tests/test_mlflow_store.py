@@ -9,31 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy_bundle import log_toy, make_bundle
 from tracking import mlflow_store, provenance
 from tracking.mlflow_store import MlflowRegistry, MlflowRun
 from tracking.registry import UnknownModelError
-
-PREDICTOR = """
-import json
-from pathlib import Path
-from toybundle.words import count
-
-class Predictor:
-    Refused = ValueError
-
-    def __init__(self, bias):
-        self.bias = bias
-
-    @staticmethod
-    def load(folder):
-        return Predictor(json.loads((Path(folder) / "bias.json").read_text()))
-
-    def predict(self, rows, *, paths, root):
-        return [
-            {"score": self.bias + count(row.get("transcript", "")), "seen": ",".join(sorted(row))}
-            for row in rows
-        ]
-"""
 
 DECOY = """
 class Predictor:
@@ -55,9 +34,6 @@ rows = pd.DataFrame([
 print(json.dumps(model.predict(rows).to_dict("records")))
 """
 
-INPUTS = (("media", "string", True), ("transcript", "string", False), ("start", "double", False))
-OUTPUTS = (("score", "double"), ("seen", "string"))
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -78,35 +54,13 @@ def run(uri: str) -> MlflowRun:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    """A predictor's package, and beside it the folder that it loads."""
-    root = tmp_path_factory.mktemp("bundle")
-    package, model = root / "toybundle", root / "trained"
-    package.mkdir()
-    model.mkdir()
-    (package / "__init__.py").touch()
-    (package / "predict.py").write_text(PREDICTOR)
-    (package / "words.py").write_text("def count(text):\n    return float(len(text.split()))\n")
-    (model / "predictor.json").write_text('{"predictor": "toybundle.predict:Predictor"}')
-    (model / "bias.json").write_text("0.25")
-    return root
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
 def model_uri(uri: str, bundle: Path) -> str:
     run = mlflow_store.start_run(uri, "toys", "trained", {})
     return log_toy(run, bundle)
-
-
-def log_toy(run: MlflowRun, bundle: Path) -> str:
-    return mlflow_store.log_model(
-        run,
-        bundle / "trained",
-        name="model",
-        code=[bundle / "toybundle"],
-        inputs=INPUTS,
-        outputs=OUTPUTS,
-        requirements=["pandas"],
-    )
 
 
 def read(run: MlflowRun):
@@ -292,12 +246,28 @@ def test_creators_of_a_model_at_once_agree_on_one_ledger(uri):
     assert [run.info.run_id for run in ledgers] == [bound]
 
 
-def test_a_model_that_others_registered_has_no_ledger(uri, model_uri):
-    mlflow_store.client_of(uri).create_registered_model("foreign")
-    with pytest.raises(UnknownModelError, match="registered by other means"):
-        mlflow_store.register(uri, "foreign", model_uri, "0" * 32, {})
-    with pytest.raises(UnknownModelError, match="registered by other means"):
-        MlflowRegistry(uri=uri).ledger("foreign")
+def test_a_model_that_others_registered_gets_one_ledger(uri, model_uri, run):
+    client = mlflow_store.client_of(uri)
+    client.create_registered_model("foreign")
+    assert mlflow_store.register(uri, "foreign", model_uri, run.run_id, {}) == 1
+    registry, found = MlflowRegistry(uri=uri), []
+    assert registry.ledger("foreign") == {}
+    threads = [
+        threading.Thread(
+            target=lambda who: found.append(registry.write_once("foreign", "gen-000001", who)),
+            args=(f"{number}",),
+        )
+        for number in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [found[0]] * 6
+    assert registry.ledger("foreign") == {"gen-000001": found[0]}
+    home = client.get_experiment_by_name("fuseline").experiment_id
+    ledgers = client.search_runs([home], "tags.mlflow.runName = 'promotions of foreign'")
+    assert len(ledgers) == 1
 
 
 @pytest.mark.parametrize(

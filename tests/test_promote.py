@@ -10,7 +10,7 @@ import pytest
 from featurizers.clip import Clip
 from featurizers.intake import RawClip
 from featurizers.spec import Feature
-from pipelines import promote, score
+from pipelines import promote, registered, score
 from pipelines.experiment import InputError
 from pipelines.promote import consider, go_back
 from pipelines.sources import Asked
@@ -18,7 +18,7 @@ from pipelines.staging import Stage
 from tracking import mlflow_store
 from tracking.gate import Rule
 from tracking.ledger import current, history
-from tracking.mlflow_store import MlflowRegistry
+from tracking.mlflow_store import MlflowRegistry, MlflowRun
 from tracking.scorecard import Scorecard
 
 RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
@@ -47,13 +47,14 @@ def card(mae):
 def name(uri, request, tmp_path):
     """A model of three versions, each better than the one before."""
     client = mlflow_store.client_of(uri)
-    mlflow_store.registry.create_model(client, request.node.name)
+    model = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    mlflow_store.registry.create_model(client, model)
     for mae in (3.0, 2.0, 1.0):
         run = mlflow_store.start_run(uri, "toys", "one", {})
         (tmp_path / "scorecard.json").write_text(json.dumps(card(mae).to_json()))
         run.log_file(tmp_path / "scorecard.json")
-        client.create_model_version(request.node.name, source="/nowhere", run_id=run.run_id)
-    return request.node.name
+        client.create_model_version(model, source="/nowhere", run_id=run.run_id)
+    return model
 
 
 def crown(uri, name, version, **changes):
@@ -127,6 +128,107 @@ def test_a_champion_that_was_deleted_can_be_rolled_back(uri, name):
         go_back(uri, name, why="all are gone")
 
 
+class Killed(BaseException):
+    """The process ended."""
+
+
+def mortal(monkeypatch, at, *, done):
+    """Whoever promotes is killed at one of its writes to the server, before or after it."""
+    left = [at]
+
+    def killed_in(write):
+        def killing(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0 and not done:
+                raise Killed
+            answer = write(*args, **kwargs)
+            if left[0] < 0:
+                raise Killed
+            return answer
+
+        return killing
+
+    for kind, calls in (
+        (MlflowRegistry, ("write_once", "set_alias", "set_tags")),
+        (MlflowRun, ("log_file",)),
+    ):
+        for call in calls:
+            monkeypatch.setattr(kind, call, killed_in(getattr(kind, call)))
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_promotion_that_is_killed_at_any_write_is_finished_by_the_next(
+    uri, name, monkeypatch, done
+):
+    crown(uri, name, 1)
+    registry, deaths, version = MlflowRegistry(uri=uri), 0, 2
+    for at in range(9):
+        with monkeypatch.context() as patch:
+            mortal(patch, at, done=done)
+            try:
+                crown(uri, name, version)
+            except Killed:
+                deaths += 1
+            else:
+                break
+        before = current(registry, name)
+        registered.mend(uri, name)
+        assert registered.standing(uri, name).drifts == []
+        assert registry.aliases(name)["champion"] == before.version
+        assert tags(uri, name, before.version)["fuseline.generation"] == str(before.generation)
+        crown(uri, name, version)
+        assert current(registry, name).version == version
+        run_id = mlflow_store.run_of(uri, name, version)
+        report = current(registry, name).report
+        assert mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json")
+        if version == 2:
+            go_back(uri, name, why="once more")
+    # The report, its reasons, the generation, two aliases, and the generation's tag.
+    assert deaths == 6
+
+
+def test_an_alias_that_was_set_by_hand_is_the_champion_to_be_beaten(uri, name):
+    registry = MlflowRegistry(uri=uri)
+    registry.set_alias(name, "champion", 3)
+    assert "by its alias alone" in registered.standing(uri, name).sentences[0]
+    dry = crown(uri, name, 2, dry_run=True)
+    assert (dry.champion, dry.verdict.promote) == (3, False)
+    assert registry.ledger(name) == {}
+    assert crown(uri, name, 2).entry is None
+    assert [(e.generation, e.version) for e in history(registry, name)] == [(0, 3)]
+
+
+def test_an_alias_that_was_moved_by_hand_is_told_and_put_back(uri, name):
+    crown(uri, name, 2)
+    registry = MlflowRegistry(uri=uri)
+    registry.set_alias(name, "champion", 1)
+    found = registered.standing(uri, name)
+    assert found.sentences[1] == (
+        "alias champion: 1 -> 2 (it was moved by hand): --reconcile puts it back"
+    )
+    promotion = crown(uri, name, 3)
+    assert list(map(str, promotion.mended)) == ["champion: 1 -> 2 (it was moved by hand)"]
+    assert registry.aliases(name) == {"champion": 3, "previous": 2}
+
+
+def test_what_stands_is_told_of_all_models_and_of_one(uri, name, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    crown(uri, name, 1)
+    crown(uri, name, 2)
+    row = next(each for each in registered.overview(uri) if each["model"] == name)
+    assert (row["champion"], row["generation"], row["who"]) == (2, 2, "anna")
+    assert (row["versions"], row["aliases"]) == (3, "as in the ledger")
+    found = registered.standing(uri, name)
+    assert [each["aliases"] for each in found.rows] == ["previous", "champion", ""]
+    (said,) = found.sentences
+    assert said.startswith("champion: version 2, generation 2, by anna at ")
+    assert said.endswith(": better; before it version 1")
+    assert json.loads(json.dumps(found.to_json()))["history"][0]["why"] == "better"
+    delete(uri, name, 2)
+    assert "no version 2" in registered.standing(uri, name).sentences[-1]
+    assert registered.overview(uri)
+
+
 # What is compared with the shards
 
 
@@ -185,10 +287,10 @@ def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
 
 def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
     unseen = Scorecard.from_json({**card(1.0).to_json(), "parity": None})
-    registered = promote.Registered(
+    found = promote.Registered(
         name=name, version=1, model_uri="models:/m-1", card=unseen, compared=0
     )
-    assert "cannot be promoted" in registered.checked
+    assert "cannot be promoted" in found.checked
     assert not promote.judge(unseen, None, RULES).promote
 
 

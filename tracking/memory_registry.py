@@ -31,6 +31,10 @@ class MemoryRegistry:
             for key in gone:
                 del self._aliases[key]
 
+    def names(self) -> list[str]:
+        """As `Registry`."""
+        return sorted(self._tags)
+
     def versions(self, name: str) -> list[int]:
         """As `Registry`."""
         if name not in self._tags:

@@ -19,11 +19,14 @@ class UnknownVersionError(UnknownModelError):
 class Registry(Protocol):
     """What promotion asks of a registry; `UnknownModelError` when the model is not registered."""
 
+    def names(self) -> list[str]:
+        """Registered models, sorted."""
+
     def versions(self, name: str) -> list[int]:
         """Versions that exist, ascending."""
 
     def ledger(self, name: str) -> dict[str, str]:
-        """All texts that were written once, by key."""
+        """All texts that were written once, by key; empty where nothing was."""
 
     def write_once(self, name: str, key: str, text: str) -> str:
         """Write unless something stands there; what stands there now is returned."""

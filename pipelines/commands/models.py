@@ -8,8 +8,7 @@ import typer
 
 from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, Store, as_plain, runs_of
 from pipelines.experiment import InputError, load, save
-from tracking.ledger import history
-from tracking.mlflow_store import MlflowRegistry, tracking_uri
+from tracking.mlflow_store import tracking_uri
 
 PANEL = "Models"
 app = typer.Typer()
@@ -129,18 +128,39 @@ def evaluate_command(
 
 @app.command("models", rich_help_panel=PANEL)
 def models_command(
-    name: Annotated[str, typer.Argument(help="The registered model.")],
+    name: Annotated[str | None, typer.Argument(help="A registered model; else all.")] = None,
+    *,
+    ledger: Annotated[
+        bool, typer.Option("--history", help="All generations: who, when, why, and the report.")
+    ] = False,
+    mend: Annotated[
+        bool, typer.Option("--reconcile", help="Put aliases back to where the ledger says.")
+    ] = False,
     store: Store = Path(),
     as_json: Json = False,
 ) -> None:
-    """The ledger of a registered model: who was champion, since when, and why."""
+    """Registered models, or the versions of one: who is champion, since when, and why."""
+    from pipelines import registered
     from pipelines.show import Show
 
-    entries = [as_plain(entry) for entry in history(MlflowRegistry(uri=tracking_uri(store)), name)]
-    if as_json:
-        print(json.dumps(entries))
+    uri, show = tracking_uri(store), Show(quiet=as_json)
+    if name is None:
+        if ledger or mend:
+            raise InputError("--history and --reconcile are of one model: give its name")
+        rows = registered.overview(uri)
+        show.rows("models", rows)
+        if as_json:
+            print(json.dumps(rows))
         return
-    Show().rows(name, entries)
+    mended = registered.mend(uri, name) if mend else []
+    for line in mended:
+        show.say(line)
+    found = registered.standing(uri, name)
+    show.rows(name, [as_plain(entry) for entry in found.history] if ledger else found.rows)
+    for line in found.sentences:
+        show.say(line)
+    if as_json:
+        print(json.dumps({**found.to_json(), "mended": mended}))
 
 
 @app.command("promote", rich_help_panel=PANEL)

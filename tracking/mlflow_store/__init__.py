@@ -11,6 +11,7 @@ from tracking.mlflow_store.connection import (
     tracking_uri,
 )
 from tracking.mlflow_store.models import (
+    Version,
     describe,
     download,
     load,
@@ -18,6 +19,7 @@ from tracking.mlflow_store.models import (
     register,
     run_of,
     version_behind,
+    versions_of,
 )
 from tracking.mlflow_store.registry import MlflowRegistry
 from tracking.mlflow_store.runs import MlflowRun, find_run, read_file, start_run
@@ -28,6 +30,7 @@ __all__ = [
     "NoStoreError",
     "StoreAwayError",
     "StoreError",
+    "Version",
     "client_of",
     "connect",
     "describe",
@@ -43,4 +46,5 @@ __all__ = [
     "start_run",
     "tracking_uri",
     "version_behind",
+    "versions_of",
 ]

@@ -9,7 +9,9 @@ import fcntl
 import functools
 import logging
 import os
+import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ HOME_EXPERIMENT = "fuseline"
 ARTIFACTS_TAG = "fuseline.artifacts"
 
 LONGEST_REASON = 300
+BUSY_TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.02, 0.5
 
 _SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -146,6 +149,8 @@ def open_store(uri: str) -> "MlflowClient":
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It writes a traceback of what it raises, too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -205,6 +210,27 @@ def _create_experiment(
 def sqlite_file(uri: str) -> Path | None:
     """The SQLite file of a store, if it is one."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def patient(call: Callable[P, T]) -> Callable[P, T]:
+    """Try again while a SQLite file is locked by others; for calls that may be repeated.
+
+    SQLite waits for a lock, but answers at once where waiting could last for ever.
+    """
+
+    @functools.wraps(call)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
+        for number in range(BUSY_TRIES - 1):
+            try:
+                return call(*args, **kwargs)
+            except mlflow_exception() as error:
+                if "database is locked" not in str(error):
+                    raise
+                longest = min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S)
+                time.sleep(random.uniform(0, longest))  # noqa: S311 - so that two do not meet again
+        return call(*args, **kwargs)
+
+    return tried
 
 
 def _store_failures() -> tuple[type[Exception], ...]:

@@ -1,6 +1,7 @@
 """Trained models on a tracking server: logged whole, registered once, verified when fetched."""
 
 import atexit
+import datetime as dt
 import hashlib
 import json
 import re
@@ -8,11 +9,12 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking.mlflow_store.connection import answered, client_of, public, unknown
-from tracking.mlflow_store.registry import MlflowRegistry, create_model
+from tracking.mlflow_store.registry import create_model
 from tracking.mlflow_store.runs import MlflowRun
 from tracking.registry import UnknownModelError
 
@@ -130,18 +132,12 @@ def describe(uri: str, model_uri: str, card: str) -> None:
 def register(uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]) -> int:
     """The version of a registered model that is this run's model; made if it is not there yet.
 
-    The model's ledger is bound when the model is first created: of several creators one wins, and
-    the tag that it created the model with names the ledger for all.
-
     Raises:
-        UnknownModelError: No such model was logged, or a model of that name was registered by
-            other means and so has no ledger.
+        UnknownModelError: No such model was logged.
     """
     client = client_of(uri)
     location, digest = locate(uri, model_uri)
     create_model(client, name)
-    registry = MlflowRegistry(uri=uri)
-    registry.ledger(name)
     candidate = f"{run_id}:{digest}"
     if standing := _candidates(client, name, candidate):
         return standing[0]
@@ -157,6 +153,39 @@ def register(uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str
     if first != int(made.version):
         client.delete_model_version(name, made.version)
     return first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version of a registered model.
+
+    Attributes:
+        run_id: The run that trained it; "" where it was registered without one.
+        when: ISO 8601, UTC.
+    """
+
+    number: int
+    run_id: str
+    when: str
+    tags: Mapping[str, str]
+
+
+@answered
+def versions_of(uri: str, name: str) -> list[Version]:
+    """All versions of a registered model, ascending; none where there is no such model."""
+    found = client_of(uri).search_model_versions(f"name='{name}'")
+    versions = [
+        Version(
+            number=int(each.version),
+            run_id=str(each.run_id or ""),
+            when=dt.datetime.fromtimestamp(each.creation_timestamp / 1000, dt.UTC).isoformat(
+                timespec="seconds"
+            ),
+            tags=dict(each.tags),
+        )
+        for each in found
+    ]
+    return sorted(versions, key=lambda each: each.number)
 
 
 @answered
