@@ -16,7 +16,7 @@ from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, check_model, check_start, parse, save
-from pipelines.family import keep, parent_of, table
+from pipelines.family import Family, at_work, keep, parent_of, table
 from pipelines.feature_sets import sentences
 from pipelines.featurize import featurize, jobs, ledger, specs_of
 from pipelines.films import Lost
@@ -34,7 +34,7 @@ from pipelines.sources import Asked, ask, rows_of, stage_of, task_of
 from pipelines.train import train
 from pipelines.transcribe import Transcribed, transcribe
 from pipelines.upkeep import Retried, retry
-from tracking.mlflow_store import MlflowRun, initialise, tracking_uri
+from tracking.mlflow_store import initialise, tracking_uri
 from tracking.scorecard import Scorecard
 from training.bootstrap import paired_bound
 from training.data import target_of
@@ -167,31 +167,32 @@ def train_all(
     if finished := sum(plan.finished for plan in plans):
         show.say(f"{finished} of {len(plans)} runs are finished already")
     left = sum(not plan.finished for plan in plans)
-    parent = _parent(experiment, plans)
-    with show.training(left, max(recipe.epochs for recipe in recipes)) as told:
-        trained = train(
-            plans,
-            clips,
-            uri=store_uri(experiment),
-            store=experiment.folder,
-            experiment=experiment.name,
-            workers=experiment.workers.train.most,
-            least=experiment.workers.train.least,
-            care=care_of(experiment),
-            told=told,
-            say=show.say,
-            within=told.within,
-            parent=None if parent is None else parent.run_id,
-        )
-    for each in trained:
-        show.say(
-            f"{each.plan.name}: best epoch {each.best_epoch + 1} of {len(each.history)}, "
-            f"valid loss {each.valid_loss:.4f}, run {each.run_id}"
-        )
-    if parent is not None:
-        rows = runs_table(trained, clips)
-        keep(parent, rows)
-        show.rows(f"{len(trained)} runs of run {parent.run_id}", rows)
+    family = _family(experiment, plans)
+    with at_work(family):
+        with show.training(left, max(recipe.epochs for recipe in recipes)) as told:
+            trained = train(
+                plans,
+                clips,
+                uri=store_uri(experiment),
+                store=experiment.folder,
+                experiment=experiment.name,
+                workers=experiment.workers.train.most,
+                least=experiment.workers.train.least,
+                care=care_of(experiment),
+                told=told,
+                say=show.say,
+                within=told.within,
+                parent=None if family is None else family.run.run_id,
+            )
+        for each in trained:
+            show.say(
+                f"{each.plan.name}: best epoch {each.best_epoch + 1} of {len(each.history)}, "
+                f"valid loss {each.valid_loss:.4f}, run {each.run_id}"
+            )
+        if family is not None:
+            rows = runs_table(trained, clips)
+            keep(family, rows, show.say)
+            show.rows(f"{len(trained)} runs of run {family.run.run_id}", rows)
     for file in _pages(experiment, trained, columns, clips, show):
         show.say(f"page: {file}")
     return trained
@@ -205,9 +206,9 @@ def _pages(
     show: Show,
 ) -> list[Path]:
     """Keep the pages of some runs that are changed; returns the files of all."""
-    parent = _parent(experiment, [each.plan for each in trained])
+    family = _family(experiment, [each.plan for each in trained])
     uri = store_uri(experiment)
-    return keep_pages(trained, clips, columns, uri=uri, parent=parent, say=show.say)
+    return keep_pages(trained, clips, columns, uri=uri, family=family, say=show.say)
 
 
 def check_resuming(
@@ -269,8 +270,8 @@ def runs_table(trained: Sequence[Trained], clips: Sequence[Clip]) -> list[dict[s
     return table(trained, {each.plan.name: score_test(each, clips, None) for each in trained})
 
 
-def _parent(experiment: Experiment, plans: Sequence[Plan]) -> MlflowRun | None:
-    """The parent of runs of one recipe that differ by seed and fold alone; None of other runs."""
+def _family(experiment: Experiment, plans: Sequence[Plan]) -> Family | None:
+    """That of runs of one recipe that differ by seed and fold alone; None of other runs."""
     alike = {replace(plan.recipe, seed=0, fold="").digest for plan in plans}
     if len(plans) < 2 or len(alike) > 1:
         return None

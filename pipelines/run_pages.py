@@ -9,12 +9,11 @@ from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.store import publish
 from pipelines.elastic import Say
-from pipelines.family import table
+from pipelines.family import Family, table
 from pipelines.pages.results import page
 from pipelines.plans import Trained
 from pipelines.results import Result, result_of
 from pipelines.tracked import when_back
-from pipelines.train import group_name
 from tracking.mlflow_store import MlflowRun
 
 PAGE = "report.html"
@@ -26,17 +25,17 @@ def keep_pages(
     columns: Mapping[str, Column],
     *,
     uri: str,
-    parent: MlflowRun | None,
+    family: Family | None,
     say: Say,
 ) -> list[Path]:
-    """Make a page of each run, and one of all of them where they have a parent; keep what changed.
+    """Make a page of each run, and one of all of them where they are a family; keep what changed.
 
     Args:
         trained: The runs.
         clips: All clips of the dataset.
         columns: Those that the runs were trained on, by stream.
         uri: The tracking server.
-        parent: What the runs are parts of on the server.
+        family: What the runs are parts of.
         say: Told what people should know.
 
     Returns:
@@ -50,10 +49,8 @@ def keep_pages(
     for each, result in zip(trained, results, strict=True):
         run = MlflowRun(uri=uri, run_id=each.run_id)
         files.append(_kept(each.plan.folder / PAGE, page([result]), run, say))
-    if parent is not None:
-        plans = [each.plan for each in trained]
-        file = plans[0].folder.parent / f"runs-{group_name(plans)}" / PAGE
-        files.append(_kept(file, _page(trained, results), parent, say))
+    if family is not None:
+        files.append(_kept(family.folder / PAGE, _page(trained, results), family.run, say))
     return files
 
 

@@ -3,18 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.store import publish
 from pipelines.experiment import Experiment, FailedError
-from pipelines.family import parent_of
+from pipelines.family import Family, at_work, end, parent_of
 from pipelines.run import check_usable, planned, store_uri
 from pipelines.show import Show
 from pipelines.space import Draw, flags
+from pipelines.tracked import when_back
 from pipelines.trials import Trial, best_of, sweep
-from tracking.mlflow_store import MlflowRun, initialise
+from tracking.mlflow_store import initialise
 from training.recipe import Recipe
 from training.schedule import losses_like
 
@@ -49,25 +51,26 @@ def sweep_all(
     uri, monitor = store_uri(experiment), recipes[0].monitor
     metric = (experiment.sweep.metric if experiment.sweep else "") or monitor
     initialise(uri, experiment.folder / "mlartifacts")
-    parent = parent_of(plans, uri, experiment.name, f"sweep of {len(plans)} trials")
-    with show.training(len(plans), max(recipe.epochs for recipe in recipes)) as told:
-        found = sweep(
-            [drawn for drawn, _ in trials],
-            plans,
-            clips,
-            experiment=experiment,
-            uri=uri,
-            metric=metric,
-            parent=parent,
-            told=told,
-            say=show.say,
-            within=told.within,
-        )
-    rows, best = table(found, metric), best_of(found, metric)
-    show.rows(f"{len(found)} trials by {metric}, of run {parent.run_id}", rows)
-    chosen = [] if best is None else flags(best.draw)
-    content = {"metric": metric, "trials": rows, "best": chosen}
-    file = _keep(experiment.work, content, parent)
+    family = parent_of(plans, uri, experiment.name, f"sweep of {len(plans)} trials")
+    with at_work(family):
+        with show.training(len(plans), max(recipe.epochs for recipe in recipes)) as told:
+            found = sweep(
+                [drawn for drawn, _ in trials],
+                plans,
+                clips,
+                experiment=experiment,
+                uri=uri,
+                metric=metric,
+                parent=family.run,
+                told=told,
+                say=show.say,
+                within=told.within,
+            )
+        rows, best = table(found, metric), best_of(found, metric)
+        show.rows(f"{len(found)} trials by {metric}, of run {family.run.run_id}", rows)
+        chosen = [] if best is None else flags(best.draw)
+        content = {"metric": metric, "trials": rows, "best": chosen}
+        file = _kept(experiment.work, content, family, show)
     if chosen:
         show.say(f"best: {' '.join(f'--set {each}' for each in chosen)}")
     show.say(f"kept in {file}")
@@ -99,10 +102,9 @@ def table(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
     ]
 
 
-def _keep(folder: Path, content: Mapping[str, object], parent: MlflowRun) -> Path:
+def _kept(folder: Path, content: Mapping[str, object], family: Family, show: Show) -> Path:
     """Write what a sweep came to, beside the runs and with its parent."""
     file = folder / "sweep" / "sweep.json"
     publish(file, json.dumps(content, indent=1).encode())
-    parent.log_file(file)
-    parent.finish()
+    when_back(partial(end, family, file), show.say)
     return file

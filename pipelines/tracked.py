@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
@@ -45,6 +46,14 @@ DRIVER = "driver.json"
 
 BACK_S = 120.0  # that a server is waited for when nothing else is left to do
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+
+
+class Kept(Protocol):
+    """What has a run on the server, and a folder that says so: a plan, or a family of them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
 
 
 def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
@@ -118,7 +127,16 @@ def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     run.log_metrics({f"test_{name}": value for name, value in card.metrics.items()}, step=0)
     run.finish()
     publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
-    (plan.folder / DRIVER).unlink(missing_ok=True)
+    let_go(plan.folder)
+
+
+def let_go(folder: Path) -> None:
+    """Note that nobody is at work in a folder: the server knows how its run ended."""
+    (folder / DRIVER).unlink(missing_ok=True)
+
+
+def _finished(folder: Path) -> str:
+    return "FINISHED" if (folder / FINISHED).is_file() else ""
 
 
 def keep_file(run: MlflowRun, name: str, content: bytes, folder: str = "") -> None:
@@ -130,20 +148,21 @@ def keep_file(run: MlflowRun, name: str, content: bytes, folder: str = "") -> No
 
 
 @contextmanager
-def settled(todo: Sequence[tuple[Plan, MlflowRun]]) -> Iterator[None]:
-    """When training stops before its end, tell the server of the runs that are not finished."""
-    for plan, _ in todo:
-        publish(plan.folder / DRIVER, canonical_json(_this_process()))
+def settled(todo: Sequence[tuple[Kept, MlflowRun]]) -> Iterator[None]:
+    """When training stops before its end, tell the server how these runs ended."""
+    for kept, _ in todo:
+        publish(kept.folder / DRIVER, canonical_json(_this_process()))
     try:
         yield
     except BaseException as error:
         status = "FAILED" if isinstance(error, TrainingFailedError) else "KILLED"
         # The store may be what failed; why training stopped matters more than that.
         with suppress(StoreError):
-            for plan, run in todo:
-                if not plan.finished and _is_trained_here(plan):
-                    run.finish(status)
-                    (plan.folder / DRIVER).unlink(missing_ok=True)
+            for kept, run in todo:
+                if _is_trained_here(kept.folder):
+                    # One that is finished already has its test scores added by the next command.
+                    run.finish(_finished(kept.folder) or status)
+                    let_go(kept.folder)
         raise
 
 
@@ -224,13 +243,13 @@ def bury(plans: Sequence[Plan], uri: str) -> None:
         run = MlflowRun(uri=uri if same else standing["uri"], run_id=standing["run_id"])
         with suppress(StoreError):
             _send_rest(run, file.parent)
-            run.finish("KILLED")
-            file.unlink()
+            run.finish(_finished(file.parent) or "KILLED")
+            let_go(file.parent)
 
 
-def _is_trained_here(plan: Plan) -> bool:
+def _is_trained_here(folder: Path) -> bool:
     """Whether nobody took the run over who will settle it."""
-    file = plan.folder / DRIVER
+    file = folder / DRIVER
     return file.is_file() and json.loads(file.read_bytes()) == _this_process()
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from featurizers.clip import Clip
@@ -24,7 +25,7 @@ from pipelines.follow import Follow, Told, Within
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import received, sent, train_one
 from pipelines.space import Draw
-from pipelines.tracked import mlflow_run, settle
+from pipelines.tracked import bury, let_go, mlflow_run, settle, settled, when_back
 from pipelines.train import on_gpus
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
@@ -81,21 +82,35 @@ def sweep(
         say: Told what people should know.
         within: Told now and then where an epoch stands.
     """
+    bury(plans, uri)
     runs = [mlflow_run(plan, uri, experiment.name) for plan in plans]
     for number, run in enumerate(runs):
         run.set_tags({"mlflow.parentRunId": parent.run_id, "fuseline.trial": str(number)})
-    with Follow(plans, told, say, within):
-        errors = _tuned(plans, runs, experiment=experiment, uri=uri, metric=metric)
-    trials: list[Trial] = []
-    for number, (draw, plan, run) in enumerate(zip(draws, plans, runs, strict=True)):
-        trials.append(_trial(number, draw, plan, run.run_id, metric=metric, error=errors[number]))
-        if trials[-1].state == "finished":
-            if not (plan.folder / SETTLED).is_file():
-                settle(plan, run, clips)
-        else:
-            run.set_tags({"fuseline.ended": trials[-1].state})
-            run.finish("FAILED" if trials[-1].state == "failed" else "KILLED")
+    pairs = list(zip(plans, runs, strict=True))
+    with settled([pair for pair in pairs if not (pair[0].folder / SETTLED).is_file()]):
+        for plan, run in pairs:
+            if _history(plan) is None:
+                run.go_on()
+        with Follow(plans, told, say, within):
+            errors = _tuned(plans, runs, experiment=experiment, uri=uri, metric=metric)
+        trials = [
+            _trial(number, draw, plan, run.run_id, metric=metric, error=errors[number])
+            for number, (draw, (plan, run)) in enumerate(zip(draws, pairs, strict=True))
+        ]
+        for trial, (plan, run) in zip(trials, pairs, strict=True):
+            when_back(partial(_tell, trial, plan, run, clips), say)
     return trials
+
+
+def _tell(trial: Trial, plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
+    """Tell the server how a trial ended."""
+    if trial.state != "finished":
+        run.set_tags({"fuseline.ended": trial.state})
+        run.finish("FAILED" if trial.state == "failed" else "KILLED")
+        let_go(plan.folder)
+    elif not (plan.folder / SETTLED).is_file():
+        run.set_tags({"fuseline.ended": trial.state})  # it may have failed at first
+        settle(plan, run, clips)
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:

@@ -4,13 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from pipelines import tracked
+from pipelines import run as flow
+from pipelines import tracked, trials
 from pipelines.experiment import InputError
-from pipelines.plans import Plan
+from pipelines.experiment import load as load_experiment
+from pipelines.family import Family, at_work, keep, parent_of
+from pipelines.limits import TrainingFailedError
+from pipelines.plans import FINISHED, Plan
 from pipelines.ranks import tracked as tracked_run
+from pipelines.show import Show
+from pipelines.sweep import _kept
 from pipelines.tracked import (
     ATTEMPTS,
     DRIVER,
@@ -22,6 +30,7 @@ from pipelines.tracked import (
     settled,
     when_back,
 )
+from tests.test_sweep import given
 from tests.test_train import RECIPE
 from tracking import mlflow_store
 from tracking.journal import JournaledRun
@@ -192,3 +201,144 @@ def test_a_server_that_comes_back_is_waited_for_and_one_that_does_not_is_told(mo
     monkeypatch.setattr(tracked, "BACK_S", 0.5)
     with pytest.raises(AwayError):
         when_back(lambda: answers_at(9), said.append)
+
+
+def family_of(root, uri, *, seeds=2):
+    plans = [plan(root, f"seed-{seed}") for seed in range(seeds)]
+    return plans, parent_of(plans, uri, "toys", "two runs")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    return load_experiment(given(folder), [])
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [(TrainingFailedError("three times"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_the_parent_of_runs_that_fail_or_are_stopped_is_settled(
+    tmp_path, uri, experiment, monkeypatch, ending
+):
+    error, wanted = ending
+    recipes = [replace(RECIPE, seed=seed) for seed in range(2)]
+    plans, family = family_of(tmp_path, uri)
+    seen = []
+
+    def fails(*_, **__):
+        seen.append(status(family.run))
+        raise error
+
+    made = iter(plans)
+    monkeypatch.setattr(flow, "check_usable", lambda *_: None)
+    monkeypatch.setattr(flow, "planned", lambda *_: next(made))
+    monkeypatch.setattr(flow, "_family", lambda *_: family)
+    monkeypatch.setattr(flow, "train", fails)
+    family.run.finish("KILLED")  # of an earlier start
+    with pytest.raises(type(error)):
+        flow.train_all(experiment, recipes, {}, [], Show(quiet=True))
+    assert (seen, status(family.run)) == (["RUNNING"], wanted)
+    assert not (family.folder / DRIVER).exists()
+
+
+def test_the_parent_of_a_killed_command_is_settled_by_the_next(tmp_path, uri):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(30)
+    _, family = family_of(tmp_path, uri)
+    (family.folder / DRIVER).write_text(driver_of(gone.pid))
+    bury([plan(tmp_path, "another")], uri)
+    assert status(family.run) == "KILLED"
+
+
+def test_families_of_two_copies_of_a_dataset_have_parents_of_their_own(tmp_path, uri):
+    plans, ours = family_of(tmp_path / "ours", uri)
+    _, theirs = family_of(tmp_path / "theirs", uri)
+    assert ours.run != theirs.run
+    assert parent_of(plans, uri, "toys", "two runs") == ours
+
+
+class Weather(MemoryRun):
+    """A run whose server is away for some calls, and then comes back."""
+
+    def __init__(self, away):
+        super().__init__()
+        self.away = away
+
+    def finish(self, status="FINISHED"):
+        self.away -= 1
+        if self.away >= 0:
+            raise AwayError("nobody listens")
+        super().finish(status)
+
+
+def test_a_server_that_is_away_when_a_family_ends_is_waited_for(tmp_path, monkeypatch):
+    slept, said, run = [], [], Weather(away=2)
+    monkeypatch.setattr(tracked.time, "sleep", slept.append)
+    (tmp_path / DRIVER).touch()
+    keep(Family(folder=tmp_path, run=run), [{"run": "a", "valid loss": 0.5}], said.append)
+    assert (run.status, run.files, len(slept)) == ("FINISHED", ["runs.json"] * 3, 2)
+    assert said == ["waiting for the tracking server: nobody listens"]
+    assert not (tmp_path / DRIVER).exists()
+
+
+def swept(plans, family, uri, say=print):
+    return trials.sweep(
+        [{"train.learning_rate": number} for number in range(len(plans))],
+        plans,
+        [],
+        experiment=SimpleNamespace(name="toys"),
+        uri=uri,
+        metric="valid_loss",
+        parent=family.run,
+        told=lambda *_: None,
+        say=say,
+    )
+
+
+def test_a_sweep_that_is_stopped_settles_its_trials_and_its_parent(tmp_path, uri, monkeypatch):
+    plans, family = family_of(tmp_path, uri, seeds=3)
+    (plans[0].folder / FINISHED).write_text('{"history": []}')
+
+    def stopped(plans, runs, **_):
+        assert [status(run) for run in [family.run, *runs]] == ["RUNNING"] * 4
+        (plans[1].folder / FINISHED).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "_tuned", stopped)
+    runs = [mlflow_run(each, uri, "toys") for each in plans]
+    family.run.finish("FAILED")
+    runs[2].finish("KILLED")  # a second sweep shows them as running
+    with pytest.raises(KeyboardInterrupt), at_work(family):
+        swept(plans, family, uri)
+    assert [status(run) for run in runs] == ["FINISHED", "FINISHED", "KILLED"]
+    assert status(family.run) == "KILLED"
+    assert not list(tmp_path.glob(f"training/*/{DRIVER}"))
+
+
+def test_a_server_that_is_away_when_a_sweep_ends_is_waited_for(tmp_path, uri, monkeypatch):
+    slept, said, calls = [], [], []
+    plans, family = family_of(tmp_path, uri)
+    finish = mlflow_store.MlflowRun.finish
+
+    def away_at_first(run, status="FINISHED"):
+        calls.append(status)
+        if len(calls) == 1:
+            raise AwayError("nobody listens")
+        finish(run, status)
+
+    monkeypatch.setattr(trials, "_tuned", lambda *_, **__: ["it broke", ""])
+    monkeypatch.setattr(mlflow_store.MlflowRun, "finish", away_at_first)
+    monkeypatch.setattr(tracked.time, "sleep", slept.append)
+    found = swept(plans, family, uri, said.append)
+    assert [each.state for each in found] == ["failed", "stopped"]
+    assert [status(mlflow_run(each, uri, "toys")) for each in plans] == ["FAILED", "KILLED"]
+    assert (slept, said) == ([1.0], ["waiting for the tracking server: nobody listens"])
+
+
+def test_what_a_sweep_came_to_waits_for_the_server_too(tmp_path, monkeypatch):
+    run = Weather(away=1)
+    monkeypatch.setattr(tracked.time, "sleep", lambda _: None)
+    family = Family(folder=tmp_path, run=run)
+    _kept(tmp_path, {"metric": "valid_loss", "trials": [], "best": []}, family, Show(quiet=True))
+    assert (run.status, run.files) == ("FINISHED", ["sweep.json"] * 2)
