@@ -79,8 +79,7 @@ class ModelProcess:
 
     def __init__(self, uri: str, model: str, weights: Sequence[str] = ()) -> None:
         self._model = model
-        self._kept = contextlib.ExitStack()
-        self._said = self._kept.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115 - the stack ends it
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         home = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
         # -P keeps the current folder, and a training/ that may lie there, off the path.
         self._process = subprocess.Popen(  # noqa: S603 - our own program text, no shell
@@ -116,7 +115,7 @@ class ModelProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 _open(pipe).close()
-        self._kept.close()
+        self._said.close()
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What `training.predict.Predictor.predict` gives. Raises as `explain`."""
