@@ -14,6 +14,8 @@ from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.experiment import FailedError, InputError
+from pipelines.model_card import FILE as MODEL_CARD
+from pipelines.model_card import model_card
 from pipelines.packaging import logged
 from pipelines.plans import SCORECARD, Trained, score_test
 from pipelines.score import parity
@@ -26,6 +28,7 @@ from tracking.ledger import CHAMPION, Entry, LostRaceError, begin, current
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
+    describe,
     read_file,
     register,
     run_of,
@@ -111,6 +114,9 @@ def register_model(
         "fuseline.parity": "checked" if compared else "not compared",
         **{f"fuseline.test.{metric}": f"{value:.6g}" for metric, value in card.metrics.items()},
     }
+    told = model_card(name, trained, clips, used, card, compared=compared)
+    keep_file(run, MODEL_CARD, told.encode())
+    describe(uri, model_uri, told)
     version = register(uri, name, model_uri, trained.run_id, tags)
     return Registered(name=name, version=version, model_uri=model_uri, card=card, compared=compared)
 

@@ -5,18 +5,83 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featurizers.store import publish
 from featurizers.transcript import FORMATS, file_and_tier
+from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError, parse
-from pipelines.score import row_of
-from pipelines.sources import ask_to_score, read_rows
+from pipelines.score import row_of, score
+from pipelines.show import Show
+from pipelines.sources import ask_to_score, read_rows, stage_of
 
 TABLES = (".csv", ".jsonl", ".parquet")
 FORMS = TABLES
 SHOWN = 40  # answers that are shown on a screen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is asked of `fuseline score`.
+
+    Attributes:
+        uri: The tracking server.
+        model: As `pipelines.score.score` takes it.
+        clips: Media files, or one table.
+        transcript, start, end: What is told of a single clip.
+        media_roots: As `rows_of_table` takes them.
+        to: The file that is written, if any.
+        explain: Whether to say what each stream did.
+        recogniser: Of a timeline: the checkpoint that says the words.
+    """
+
+    uri: str
+    model: str
+    clips: tuple[str, ...]
+    transcript: str | None = None
+    start: float | None = None
+    end: float | None = None
+    media_roots: tuple[str, ...] = ()
+    to: Path | None = None
+    explain: bool = False
+    recogniser: str | None = None
+
+    def score(self, executor: Executor, show: Show) -> list[dict[str, Any]]:
+        """Score the clips, write the answers where that is asked for, and show them else.
+
+        Raises:
+            InputError: What was named is wrong; nothing was read.
+            ScoringFailedError: As `pipelines.score.score`.
+        """
+        if self.recogniser is not None:
+            raise InputError("--recogniser goes with --timeline; `transcribe` hears tables")
+        if self.to is not None:
+            check_target(self.to)
+        stage = None
+        if is_table(self.clips):
+            rows = rows_of_table(Path(self.clips[0]), self.media_roots)
+            stage = stage_of(source_of(Path(self.clips[0]), self.media_roots))
+        else:
+            rows = rows_of_clips(self.clips, self.transcript, self.start, self.end)
+        with show.counting("score", len(rows)) as done:
+            answers = score(
+                self.uri,
+                self.model,
+                rows,
+                executor,
+                stage=stage,
+                do="explain" if self.explain else "predict",
+                done=done,
+            )
+        if self.to is not None:
+            write(self.to, answers)
+        elif self.explain:
+            show.explained(answers[:SHOWN])
+        else:
+            show.rows(self.model, answers[:SHOWN])
+        return answers
 
 
 def rows_of_clips(

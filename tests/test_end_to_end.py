@@ -210,3 +210,8 @@ def test_the_mlflow_run_knows_settings_metrics_data_model_and_page(project, tmp_
     assert "equal those of the shards" in page.read_text()
     family = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert "report.html" in {item.path for item in client.list_artifacts(family.info.run_id)}
+    assert "MODEL_CARD.md" in names
+    (card,) = (project / "mlartifacts").glob("*/models/*/artifacts/MODEL_CARD.md")
+    told = card.read_text()
+    assert "Features of 4 raw training clips, computed through this model, equal" in told
+    assert f"run `{version.run_id}`" in told

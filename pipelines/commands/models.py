@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -225,47 +225,45 @@ def score_command(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what each stream did, word by word.")
     ] = False,
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline", help="Of one long film: a score for each utterance; --to is a folder."
+        ),
+    ] = False,
+    recogniser: Annotated[
+        str | None,
+        typer.Option(help="With --timeline: the Whisper checkpoint that says the words."),
+    ] = None,
     store: Store = Path(),
     as_json: Json = False,
 ) -> None:
     """Score raw clips with a registered model, in a fresh process with the model's own code."""
     from pipelines.executors import executor
-    from pipelines.score import score
-    from pipelines.scoring import (
-        SHOWN,
-        check_target,
-        failed,
-        is_table,
-        rows_of_clips,
-        rows_of_table,
-        source_of,
-        tally,
-        write,
-    )
+    from pipelines.scoring import Job, failed, tally
     from pipelines.show import Show
-    from pipelines.sources import stage_of
 
-    show, stage = Show(quiet=as_json), None
-    if to is not None:
-        check_target(to)
-    if is_table(clips):
-        rows = rows_of_table(Path(clips[0]), media_root or ())
-        stage = stage_of(source_of(Path(clips[0]), media_root or ()))
+    show = Show(quiet=as_json)
+    job = Job(
+        uri=tracking_uri(store),
+        model=model,
+        clips=tuple(clips),
+        transcript=transcript,
+        start=start,
+        end=end,
+        media_roots=tuple(media_root or ()),
+        to=to,
+        explain=explain,
+        recogniser=recogniser,
+    )
+    if timeline:
+        from pipelines.timeline import timeline_of
+
+        answers = timeline_of(job, executor(workers), show)
     else:
-        rows = rows_of_clips(clips, transcript, start, end)
-    do: Literal["predict", "explain"] = "explain" if explain else "predict"
-    with show.counting("score", len(rows)) as done:
-        answers = score(
-            tracking_uri(store), model, rows, executor(workers), stage=stage, do=do, done=done
-        )
-    if to is not None:
-        write(to, answers)
+        answers = job.score(executor(workers), show)
     if as_json:
         print(json.dumps(answers))
-    elif explain and to is None:
-        show.explained(answers)
-    elif to is None or len(answers) <= SHOWN:
-        show.rows(model, answers[:SHOWN])
     show.say(tally(answers))
     if failed(answers):
         raise typer.Exit(1)
