@@ -3,17 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import Literal, TypeAlias
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column
-from training.batch import FusionBatch, collate
-from training.models.feedback import Explanation
+from training import explain
+from training.batch import collate
 from training.normaliser import Normaliser
 from training.predict import load_model
 from training.recipe import Recipe
@@ -38,14 +33,6 @@ class Step:
     start: float
     end: float
     means: Mapping[str, float | None]
-
-
-@runtime_checkable
-class Explaining(Protocol):
-    """A model that tells how far it lets each stream through."""
-
-    def explain(self, batch: FusionBatch) -> Explanation:
-        """The masks. Raises ValueError when the model was built without any."""
 
 
 def choose(errors: Mapping[str, float]) -> dict[str, Why]:
@@ -79,9 +66,6 @@ def masks(
     """
     if not clips or recipe.model.encoders or recipe.pooling.kind == "own":
         return {}
-    model = load_model(folder)
-    if not isinstance(model, Explaining):
-        return {}
     features = [{name: each.read(clip.key) for name, each in columns.items()} for clip in clips]
     specs = {name: column.spec for name, column in columns.items()}
     samples = to_samples(
@@ -98,38 +82,20 @@ def masks(
     batch = collate(
         [samples[at] for at in full], {name: spec.width for name, spec in specs.items()}
     )
-    try:
-        with torch.no_grad():
-            means = model.explain(batch).means
-    except ValueError:  # it was built without masks
-        return {}
+    means = explain.masks(load_model(folder), batch)
     found = {}
     for row, at in enumerate(full):
         base = time_base(clips[at], features[at], recipe.pooling)
         # A clip without words is pooled to cells, whatever the recipe says of others.
         words = clips[at].words if recipe.pooling.kind == "words" else None
         texts = [word.text for word in words] if words else [""] * len(base)
-        found[clips[at].key] = _steps(texts, base, row, batch, means)
-    return found
-
-
-def _steps(
-    texts: Sequence[str],
-    base: NDArray[np.float64],
-    row: int,
-    batch: FusionBatch,
-    means: Mapping[str, Tensor],
-) -> tuple[Step, ...]:
-    return tuple(
-        Step(
-            word=text,
-            start=float(start),
-            end=float(end),
-            means={
-                name: float(means[name][row, at]) if batch.streams[name].mask[row, at] else None
-                for name in batch.streams
-                if name in means
-            },
+        found[clips[at].key] = tuple(
+            Step(
+                word=text,
+                start=float(start),
+                end=float(end),
+                means={name: each[row][step] for name, each in means.items()},
+            )
+            for step, (text, (start, end)) in enumerate(zip(texts, base, strict=True))
         )
-        for at, (text, (start, end)) in enumerate(zip(texts, base, strict=True))
-    )
+    return found if means else {}

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import yaml
 
 from featurizers.clip import Clip
@@ -24,53 +23,16 @@ from featurizers.manifest import committed, index_rows, open_column
 from featurizers.shards import Record, Row, column_folder, column_of
 from featurizers.spec import FeatureSpec
 from featurizers.store import Root, is_remote, store_at
+from pipelines.accounts import Counted, Line, left_of, lines_of, problems_of
 from pipelines.clocks import Apart, apart, measured
 from pipelines.experiment import RESOLVED, InputError, parse
 from pipelines.featurize import jobs
 from pipelines.logbook import read_logs
-from pipelines.parts import NONE, SPLITS, Values, parts_of
+from pipelines.parts import NONE, parts_of
+from pipelines.spreads import Durations, Steps, durations_of, steps_of
 from pipelines.throughput import Entry, Throughput, of_run, runs_of, throughput
 
 FORMAT = 1
-STATES = ("sample", "absent", "quarantined")
-
-_BINS = 30
-_LONG_TAIL = 20  # the longest clip over the median: beyond it, a histogram is logarithmic
-_NAMED = 5  # keys in a message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of the ledger: some clips of the dataset in one column.
-
-    Attributes:
-        stream: The name under which the column was asked for.
-        column: Its fingerprint.
-        part: "all", "split", or "label " and the label's name.
-        value: Which clips of that part, such as "train".
-        clips: Of the table of clips.
-        faults: Quarantined clips by fault.
-    """
-
-    stream: str
-    column: str
-    part: str
-    value: str
-    clips: int
-    sample: int
-    absent: int
-    quarantined: int
-    faults: Mapping[str, int]
-
-    @property
-    def unknown(self) -> int:
-        """Clips that the column knows nothing of: not 0 means that the line does not balance."""
-        return self.clips - self.sample - self.absent - self.quarantined
-
-    @property
-    def lost(self) -> float:
-        """The share of its clips that is quarantined."""
-        return self.quarantined / self.clips if self.clips else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,47 +58,6 @@ class Damaged:
     id: str
     message: str
     media: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """How some numbers are spread."""
-
-    count: int
-    minimum: float
-    median: float
-    p95: float
-    maximum: float
-    total: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Durations:
-    """Seconds of the clips.
-
-    Attributes:
-        unknown: Clips whose media could not be read; they have no duration.
-        hours: Media hours by split.
-        edges: Seconds, between which `counts` clips lie; one more than counts.
-        log: Whether the edges are equally far apart on a logarithmic scale.
-    """
-
-    spread: Spread | None
-    unknown: int
-    hours: Mapping[str, float]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    log: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """The steps of a column's samples."""
-
-    stream: str
-    column: str
-    rate_hz: float | None
-    spread: Spread | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,22 +127,6 @@ class Report:
             run: Throughput | None = getattr(self, name)
             plain[name] = None if run is None else run.to_json()
         return {"format": FORMAT, "balanced": self.balanced, **plain}
-
-
-class Counted(Protocol):
-    """What is counted of a column; a committed one is a `Column`."""
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """What it computes."""
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """Its finished shards."""
-
-    @property
-    def rows(self) -> Mapping[str, Row]:
-        """What became of each clip, by key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,113 +226,29 @@ def build_report(
             line
             for part, values in parts.items()
             for stream, column in columns.items()
-            for line in _lines(stream, column, part, values)
+            for line in lines_of(stream, column, part, values)
         ),
         quarantined=_quarantined(by_key, columns),
         damaged=_damaged(by_key, columns),
         measured=len(clocks),
         apart=_apart(by_key, clocks),
-        durations=_durations(clips),
-        steps=tuple(_steps(stream, column) for stream, column in columns.items()),
+        durations=durations_of(clips),
+        steps=tuple(steps_of(stream, column) for stream, column in columns.items()),
         last_run=throughput(of_run(entries, runs[-1])) if runs else None,
         all_runs=everything,
         slowest=_slowest(by_key, () if everything is None else everything.slowest),
         problems=tuple(
             problem
             for stream, column in columns.items()
-            for problem in _problems(stream, column, by_key, done=stream not in unfinished)
+            for problem in problems_of(stream, column, by_key, done=stream not in unfinished)
         ),
-        unfinished=tuple(_left(name, columns.get(name), by_key) for name in unfinished),
+        unfinished=tuple(left_of(name, columns.get(name), by_key) for name in unfinished),
     )
-
-
-def _lines(stream: str, column: Counted, part: str, values: Values) -> list[Line]:
-    found: list[Line] = []
-    for value, keys in values.items():
-        rows = [column.rows[key] for key in keys if key in column.rows]
-        states = Counter(row.state for row in rows)
-        found.append(
-            Line(
-                stream=stream,
-                column=column.spec.fingerprint,
-                part=part,
-                value=value,
-                clips=len(keys),
-                sample=states["sample"],
-                absent=states["absent"],
-                quarantined=states["quarantined"],
-                faults=_by_count(row.fault or NONE for row in rows if row.state == "quarantined"),
-            )
-        )
-    return found
-
-
-def _by_count(names: Iterable[str]) -> dict[str, int]:
-    """How often each name comes, the most frequent first."""
-    counts = Counter(names)
-    return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
 
 
 def _complete(key: str, columns: Mapping[str, Counted]) -> bool:
     rows = [column.rows.get(key) for column in columns.values()]
     return all(row is not None and row.state == "sample" for row in rows)
-
-
-def _problems(stream: str, column: Counted, clips: Mapping[str, Clip], *, done: bool) -> list[str]:
-    """Why a column's ledger does not balance, or does not agree with its own records.
-
-    Args:
-        stream: The column's name.
-        column: Its rows and records.
-        clips: All clips by key.
-        done: Whether it should know all of them.
-    """
-    found: list[str] = []
-    rows = column.rows
-    missing, strange = sorted(clips.keys() - rows.keys()), sorted(rows.keys() - clips.keys())
-    if missing and done:
-        found.append(
-            f"{stream}: {len(missing)} of {len(clips)} clips are not in the column: "
-            f"{_few(missing)}; featurize again"
-        )
-    if strange:
-        found.append(
-            f"{stream}: {len(strange)} clips of the column are not in the table: {_few(strange)}; "
-            f"ingest and featurize again"
-        )
-    odd = sorted(row.key for row in rows.values() if row.state not in STATES)
-    if odd:
-        found.append(f"{stream}: {len(odd)} clips have an unknown state: {_few(odd)}")
-    told, counted = _told(column), Counter[str](row.state for row in rows.values())
-    if any(told[state] != counted[state] for state in STATES):
-        counts = ", ".join(f"{counted[state]} {state} (told {told[state]})" for state in STATES)
-        found.append(f"{stream}: the indexes and the records differ: {counts}; verify the dataset")
-    return found
-
-
-def _left(name: str, column: Counted | None, clips: Mapping[str, Clip]) -> str:
-    """A sentence about a column that has no manifest."""
-    known = [] if column is None else [row for key, row in column.rows.items() if key in clips]
-    lost = sum(row.state == "quarantined" for row in known)
-    if known and len(known) == len(clips):
-        return (
-            f"{name}: all {len(clips)} clips are done, but nothing is committed; {lost} are "
-            f"quarantined: mend their media or raise max_dropped, and featurize again"
-        )
-    done = f": {len(known)} of {len(clips)} clips are done, {lost} quarantined" if known else ""
-    return f"{name}: not finished{done}; featurize"
-
-
-def _told(column: Counted) -> Counter[str]:
-    told: Counter[str] = Counter()
-    for record in column.records:
-        told.update(record.counts)
-    return told
-
-
-def _few(keys: Sequence[str]) -> str:
-    more = len(keys) - _NAMED
-    return ", ".join(keys[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quarantined(clips: Mapping[str, Clip], columns: Mapping[str, Counted]) -> tuple[Lost, ...]:
@@ -475,53 +296,6 @@ def file_name(media: str) -> str:
     """The last part of a path or URL, without what may follow in a URL (signatures, tokens)."""
     path = urlsplit(media).path if "://" in media else media
     return PurePosixPath(path).name
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    low, middle, most, high = (float(q) for q in np.quantile(values, (0, 0.5, 0.95, 1)))
-    return Spread(
-        count=len(values), minimum=low, median=middle, p95=most, maximum=high, total=sum(values)
-    )
-
-
-def _durations(clips: Sequence[Clip]) -> Durations:
-    known = [clip for clip in clips if np.isfinite(clip.seconds) and clip.seconds > 0]
-    seconds = [clip.seconds for clip in known]
-    spread = _spread(seconds)
-    log = spread is not None and spread.maximum > _LONG_TAIL * spread.median
-    counts, edges = np.array([], dtype=np.int64), np.array([], dtype=np.float64)
-    if spread is not None:
-        places = np.log(seconds) if log else np.asarray(seconds)
-        ends = (float(places.min()) if log else 0.0, float(places.max()))
-        counts, edges = np.histogram(places, bins=_BINS, range=ends)
-        edges = np.exp(edges) if log else edges
-    hours: dict[str, float] = {}
-    for clip in sorted(known, key=lambda each: _rank(each.split)):
-        split = clip.split or NONE
-        hours[split] = hours.get(split, 0.0) + clip.seconds / 3600
-    return Durations(
-        spread=spread,
-        unknown=len(clips) - len(known),
-        hours=hours,
-        edges=tuple(float(edge) for edge in edges),
-        counts=tuple(int(count) for count in counts),
-        log=log,
-    )
-
-
-def _rank(split: str | None) -> tuple[int, str]:
-    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split or "")
-
-
-def _steps(stream: str, column: Counted) -> Steps:
-    return Steps(
-        stream=stream,
-        column=column.spec.fingerprint,
-        rate_hz=column.spec.rate_hz,
-        spread=_spread([row.steps for row in column.rows.values() if row.state == "sample"]),
-    )
 
 
 def _slowest(clips: Mapping[str, Clip], slowest: Sequence[tuple[str, float]]) -> tuple[Slow, ...]:

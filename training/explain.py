@@ -55,7 +55,8 @@ def explained(
         with torch.no_grad():
             less = dict(said(model(without(batch, [name]))[0].numpy()))
         taken[name] = {**less, "change": _change(task, answer, less)}
-    return {"without": taken, "masks": _masks(model, batch, sample)}
+    shown = {name: clips[0] for name, clips in masks(model, batch).items() if name in there}
+    return {"without": taken, "masks": shown}
 
 
 def _change(task: Task, answer: Mapping[str, Any], less: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
@@ -67,7 +68,12 @@ def _change(task: Task, answer: Mapping[str, Any], less: Mapping[str, Any]) -> A
     return moved[answer["prediction"]] if task.kind == "classes" else moved
 
 
-def _masks(model: nn.Module, batch: FusionBatch, sample: Sample) -> dict[str, list[float | None]]:
+def masks(model: nn.Module, batch: FusionBatch) -> dict[str, list[list[float | None]]]:
+    """How far a model lets each stream through: by stream, for each clip, at each step.
+
+    It is the mean of the stream's mask, between 0 and 1, and None where the clip has nothing. Of a
+    model without masks there is nothing.
+    """
     if not isinstance(model, Explaining):
         return {}
     with torch.no_grad():
@@ -77,9 +83,8 @@ def _masks(model: nn.Module, batch: FusionBatch, sample: Sample) -> dict[str, li
             return {}
     return {
         name: [
-            float(mean) if there else None
-            for mean, there in zip(means_BT[0], batch.streams[name].mask[0], strict=True)
+            [float(mean) if there else None for mean, there in zip(*clip, strict=True)]
+            for clip in zip(means_BT, batch.streams[name].mask, strict=True)
         ]
         for name, means_BT in means.items()
-        if sample.values.get(name) is not None
     }

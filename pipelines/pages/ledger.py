@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from featurizers.clocks import APART_S
+from pipelines.accounts import STATES, Line
 from pipelines.clocks import Apart
 from pipelines.pages import Figure, Rows, Table, plots, render
 from pipelines.pages.units import amount, share, size, span
 from pipelines.parts import ALL, LABEL
-from pipelines.report import STATES, Damaged, Line, Lost, Report, Steps
+from pipelines.report import Damaged, Lost, Report
+from pipelines.spreads import Steps
 from pipelines.throughput import FEATURIZER, MEANINGS, Throughput
-
-if TYPE_CHECKING:
-    pass
 
 PAGE_ROWS = 200
 TERMINAL_ROWS = 20
