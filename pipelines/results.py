@@ -17,11 +17,10 @@ from featurizers.manifest import Column
 from featurizers.spec import FeatureSpec
 from pipelines.featurize import Balance, ledger
 from pipelines.masks import Step, Why, choose, masks
-from pipelines.plans import PROGRESS, SCORECARD, Trained, score_test
+from pipelines.plans import PROGRESS, SCORECARD, Trained, labelled, score_test
 from pipelines.tracked import RUN, attempts
 from tracking.scorecard import Scorecard
 from training.data import target_of
-from training.folds import in_fold
 from training.recipe import Recipe, Target, Task
 
 SHARE = "time/"
@@ -29,7 +28,7 @@ SHARE = "time/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted:
+class Answer:
     """What a model says of one labelled test clip.
 
     Attributes:
@@ -111,7 +110,7 @@ class Result:
         resumed: In order of time.
         attempts: How often the run was begun; 0 where that is not known.
         card: On the labelled test clips.
-        predicted: Each of them, sorted by key.
+        answers: On each of them, sorted by key.
         sources: By stream, in the model's order.
         made_by: What is known of code, versions and machine, by name.
         masks: Of a model with feedback how far it let each stream through, for a few clips by key,
@@ -130,7 +129,7 @@ class Result:
     resumed: tuple[Resumed, ...]
     attempts: int
     card: Scorecard
-    predicted: tuple[Predicted, ...]
+    answers: tuple[Answer, ...]
     sources: Mapping[str, Source]
     made_by: Mapping[str, str]
     masks: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
@@ -154,10 +153,10 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
     streams = plan.recipe.model.streams
     used = {stream: columns[stream] for stream in streams}
     noted, resumed = _course(plan.folder / PROGRESS, len(trained.history))
-    predicted = tuple(_predicted(trained, clips))
+    answers = tuple(_answers(trained, clips))
     # Of a clip that lacks a stream, masks say little.
-    fewest = min((len(each.lacking) for each in predicted), default=0)
-    chosen = choose({each.key: each.error for each in predicted if len(each.lacking) == fewest})
+    fewest = min((len(each.lacking) for each in answers), default=0)
+    chosen = choose({each.key: each.error for each in answers if len(each.lacking) == fewest})
     by_key = {clip.key: clip for clip in clips if clip.key in chosen}
     return Result(
         name=plan.name,
@@ -171,7 +170,7 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
         resumed=resumed,
         attempts=attempts(plan),
         card=_card(trained, clips),
-        predicted=predicted,
+        answers=answers,
         sources={
             balance.stream: Source(
                 spec=used[balance.stream].spec,
@@ -194,18 +193,20 @@ def _card(trained: Trained, clips: Sequence[Clip]) -> Scorecard:
         return card
     registered = Scorecard.from_json(json.loads(file.read_bytes()))
     same = registered.evaluation_set == card.evaluation_set
-    return replace(card, parity=registered.parity) if same else card
+    if not same:
+        return card
+    return replace(
+        card,
+        parity=registered.parity,
+        duplicates=registered.duplicates,
+        reproducible=registered.reproducible,
+    )
 
 
-def _predicted(trained: Trained, clips: Sequence[Clip]) -> list[Predicted]:
+def _answers(trained: Trained, clips: Sequence[Clip]) -> list[Answer]:
     task = trained.plan.recipe.task
-    test = [
-        clip
-        for clip in in_fold(clips, trained.plan.recipe.fold)
-        if clip.split == "test" and task.label in clip.labels
-    ]
     return [
-        Predicted(
+        Answer(
             key=clip.key,
             id=clip.id,
             truth=target_of(clip, task),
@@ -213,7 +214,7 @@ def _predicted(trained: Trained, clips: Sequence[Clip]) -> list[Predicted]:
             lacking=tuple(trained.lacking[clip.key]),
             without={name: said[clip.key] for name, said in sorted(trained.without.items())},
         )
-        for clip in sorted(test, key=lambda clip: clip.key)
+        for clip in sorted(labelled(trained.plan.recipe, clips, "test"), key=lambda clip: clip.key)
     ]
 
 

@@ -15,8 +15,9 @@ from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
 from pipelines.family import table
 from pipelines.masks import choose, masks
-from pipelines.pages.results import WORST, page
-from pipelines.plans import FINISHED, PROGRESS, SCORECARD, Plan, read, score_test
+from pipelines.pages.result_scores import WORST
+from pipelines.pages.results import page
+from pipelines.plans import FINISHED, LATENCY, PROGRESS, SCORECARD, Plan, read, score_test
 from pipelines.results import Resumed, result_of
 from pipelines.run_pages import page_of
 from pipelines.tracked import ATTEMPTS, RUN
@@ -81,9 +82,9 @@ def tables(content):
 
 def labelled(clips):
     return [
-        replace(clip, labels={**clip.labels, "marks": marks})
-        for clip, marks in zip(
-            clips, [("loud", "glad"), (), ("glad",), ("odd", "loud")] * 15, strict=True
+        replace(clip, labels={**clip.labels, "marks": marks}, speaker=f"s{at % 3}")
+        for at, (clip, marks) in enumerate(
+            zip(clips, [("loud", "glad"), (), ("glad",), ("odd", "loud")] * 15, strict=True)
         )
     ]
 
@@ -121,16 +122,7 @@ class World:
         test = [clip.key for clip in self.clips if clip.split == "test"]
         draw = random.Random(f"{kind} {seed}")  # noqa: S311 - numbers to be shown
 
-        def said():
-            match kind:
-                case "regression":
-                    return {key: draw.gauss(0, 1) for key in test}
-                case "classes":
-                    return {key: float(draw.randrange(2)) for key in test}
-                case "labels":
-                    return {key: [float(draw.randrange(2)) for _ in range(3)] for key in test}
-
-        predictions = said()
+        predictions = by_chance(kind, test, draw)
         if broken:
             predictions[test[0]] = [math.nan] * 3 if kind == "labels" else math.nan
         first = next(iter(score_of(self.clips, recipe, predictions, plan).metrics))
@@ -148,13 +140,16 @@ class World:
             "history": history,
             "predictions": predictions,
             "lacking": {k: ["audio"] if int(k[1:]) % 9 == 4 else [] for k in test},
-            "without": {name: said() for name in WIDTHS},
+            "without": {name: by_chance(kind, test, draw) for name in WIDTHS},
+            "scores": {key: scores(kind, predictions[key], draw) for key in test},
         }
         (plan.folder / FINISHED).write_text(json.dumps(finished))
         made_by = {"code": "c" * 64, "version.torch": "2.11.0"}
         (plan.folder / RUN).write_text(
             json.dumps({"run_id": f"id-{seed}", "uri": "x", "made_by": made_by})
         )
+        timed = {"median_s": 0.002, "p95_s": 0.0045, "clips": 7, "machine": "a machine"}
+        (plan.folder / LATENCY).write_text(json.dumps(timed))
         (plan.folder / ATTEMPTS).write_bytes(b"..")
         notes = [(0, 1), (1, 1), (2, 1), (3, 1), *((e, 2) for e in range(2, epochs))]
         lines = [
@@ -187,6 +182,27 @@ class World:
 
     def anew(self, *trained):
         return page_of(trained, self.clips, self.columns)
+
+
+def by_chance(kind, keys, draw):
+    """Predictions of some clips."""
+    match kind:
+        case "regression":
+            return {key: draw.gauss(0, 1) for key in keys}
+        case "classes":
+            return {key: float(draw.randrange(2)) for key in keys}
+        case "labels":
+            return {key: [float(draw.randrange(2)) for _ in range(3)] for key in keys}
+
+
+def scores(kind, said, draw):
+    """Probabilities by which that is said."""
+    if kind == "regression":
+        return []
+    if kind == "labels":
+        return [0.2 + 0.6 * yes for yes in said]
+    sure = draw.uniform(0.5, 1)
+    return [sure if place == said else 1 - sure for place in range(2)]
 
 
 def score_of(clips, recipe, predictions, plan):
@@ -294,6 +310,32 @@ def test_the_clips_that_are_furthest_off_come_first_with_what_is_said_without_ea
             assert shown == pytest.approx(trained.without[name][key], rel=1e-3)
 
 
+def test_calibration_groups_and_latency_are_the_scorecards(each):
+    _, card, content = each
+    found = tables(content)
+    assert {row["number"]: row["value"] for row in found["Calibration"]} == {
+        name: written(value) for name, value in card.calibration.numbers.items()
+    }
+    assert all(row["what it is"] for row in found["Calibration"])
+    bins = [list(row.values()) for row in found["By what is predicted"]]
+    assert bins == [
+        [
+            *map(written, (b.low, b.high)),
+            str(b.count),
+            *map(written, (b.predicted, b.observed, b.error)),
+        ]
+        for b in card.calibration.bins
+    ]
+    assert [row.pop("speaker") for row in found["By speaker"]] == ["s0", "s1", "s2"]
+    assert found["By speaker"] == [
+        {"clips": str(group.count)}
+        | {name: around(value, group.intervals[name]) for name, value in group.metrics.items()}
+        for group in card.by_group
+    ]
+    [row] = found["The model alone, on one clip"]
+    assert row == {"machine": "a machine", "median": "2 ms", "95 % below": "4.5 ms", "clips": "7"}
+
+
 def test_another_scorecard_gives_another_page(world):
     made = world.result(world.trained("regression"))
     worse = replace(made.card, metrics={**made.card.metrics, "mae": 0.123456})
@@ -342,7 +384,7 @@ def test_masks_are_the_models_own_of_the_nearest_the_middle_and_the_furthest_cli
     torch.manual_seed(0)
     trained = world.trained("regression", model=LATCHED)
     made = world.result(trained)
-    errors = sorted((e.error, e.key) for e in made.predicted if not e.lacking)
+    errors = sorted((e.error, e.key) for e in made.answers if not e.lacking)
     wanted = [errors[0][1], errors[len(errors) // 2][1], errors[-1][1]]
     assert list(made.masks) == wanted
     assert [made.chosen[key] for key in wanted] == ["nearest", "in the middle", "furthest off"]
@@ -363,7 +405,7 @@ def test_masks_are_the_models_own_of_the_nearest_the_middle_and_the_furthest_cli
 def test_masks_stand_on_the_page_step_by_step_and_only_of_a_model_that_has_some(world):
     trained = world.trained("regression", model=LATCHED)
     made, found = world.result(trained), tables(world.page(trained))
-    ids = {each.key: each.id for each in made.predicted}
+    ids = {each.key: each.id for each in made.answers}
     for key, steps in made.masks.items():
         assert found[f"Masks of {ids[key]}"] == [
             {
@@ -435,8 +477,10 @@ def test_what_registration_compared_is_told_of_the_same_clips_alone(world):
     file = trained.plan.folder / SCORECARD
     file.write_text(json.dumps(replace(card, evaluation_set="other").to_json()))
     assert world.result(trained).card.parity is None
+    card = replace(card, duplicates=("k1",), reproducible=False)
     file.write_text(json.dumps(card.to_json()))
-    assert world.result(trained).card.parity is True
+    found = world.result(trained).card
+    assert (found.parity, found.duplicates, found.reproducible) == (True, ("k1",), False)
     fact = "features through the registered model"
     for told, run in (("equal", trained), ("not compared", world.trained("regression"))):
         facts = {row["fact"]: row["value"] for row in tables(world.page(run))["Provenance"]}
@@ -485,11 +529,20 @@ def test_predictions_that_are_no_numbers_are_told_first(world, kind):
     assert {row["score"] for row in rows} == {"undefined"}
 
 
-def test_leaks_are_told(world):
+def test_what_registration_found_wrong_is_told(world):
     made = world.result(world.trained("regression"))
-    leaky = replace(made, card=replace(made.card, leaks=("speaker s1",)))
-    assert "in training, too: speaker s1" in page([leaky])
-    assert "What is wrong" not in page([made])
+    wrong = {"duplicates": ("k1 is k2",), "parity": False, "reproducible": False}
+    content = page([replace(made, card=replace(made.card, leaks=("speaker s1",), **wrong))])
+    assert "in training, too: speaker s1" in content
+    assert "much like a clip in training: k1 is k2" in content
+    assert "features through the registered model differ" in content
+    assert "says something else when it is asked again" in content
+    right = {"duplicates": (), "parity": True, "reproducible": True}
+    content = page([replace(made, card=replace(made.card, leaks=(), **right))])
+    assert "What is wrong" not in content
+    facts = {row["fact"]: row["value"] for row in tables(content)["Provenance"]}
+    assert facts["test clips much like one in training"] == "none"
+    assert facts["the same when asked again"] == "yes, in another process"
 
 
 # Everybody, everywhere
@@ -509,7 +562,7 @@ def evil(made):
         dataset=EVIL[2],
         recipe=replace(made.recipe, task=task, name=EVIL[0]),
         card=replace(made.card, by_class=by_class, leaks=EVIL),
-        predicted=tuple(replace(e, id=t) for e, t in zip(made.predicted, EVIL, strict=False)),
+        answers=tuple(replace(e, id=t) for e, t in zip(made.answers, EVIL, strict=False)),
         sources=sources,
         made_by=dict(zip(EVIL, EVIL, strict=True)),
     )
