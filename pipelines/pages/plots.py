@@ -43,8 +43,9 @@ _TIDY = (
 # Stand-ins that become the page's own colours; no figure draws with them.
 _INK, _FAINT = "#010203", "#040506"
 _WIDTH_IN = 4.5
+_FEW = 50  # points that may be large
 _LONGEST = 28  # letters of a bar's name
-_LEGEND = 68  # letters in a row
+_LEGEND = 60  # letters in a row
 
 
 def bars(
@@ -224,7 +225,7 @@ def scatter(
         room = 0.05 * (high - low or 1.0)
         ends = (low - room, high + room)
         axes.plot(ends, ends, color=GREY, linewidth=1)
-        axes.scatter(x, y, s=14, color=BLUE, alpha=0.6, linewidths=0)
+        axes.scatter(x, y, s=14 if len(points) > _FEW else 40, color=BLUE, alpha=0.6, linewidths=0)
         axes.set(xlim=ends, ylim=ends, xlabel=across, ylabel=down)
         axes.grid(visible=True)
         for axis in (axes.xaxis, axes.yaxis):
