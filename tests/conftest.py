@@ -9,6 +9,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from functools import partial
+
 import pytest
 
 
@@ -32,3 +34,19 @@ def tiny_model(tmp_path_factory):
     mlflow_store.MlflowRegistry(uri=uri).set_alias("tiny", "champion", 1)
     (model,) = (root / "mlartifacts").glob("toys/models/*/artifacts")
     return root, Predictor.load(folder), uri, address, model
+
+
+@pytest.fixture
+def called(capsys):
+    """Calls a command in this process; gives its code, standard output and standard error."""
+    from pipelines.__main__ import _called, app
+    from pipelines.stopping import stoppable
+
+    def call(*arguments):
+        capsys.readouterr()
+        run = partial(_called, lambda: app([str(each) for each in arguments], standalone_mode=True))
+        code = stoppable(run, lambda: None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from featurizers.media import encode
 from pipelines.__main__ import _called, app
 from pipelines.experiment import load
 from pipelines.sources import ask, read_rows
-from pipelines.stopping import stoppable
 from tracking import mlflow_store
 from training.recipes import NAMES
 
@@ -31,20 +29,6 @@ TABLE = "id,media,transcript,mood\n" + "".join(
 @pytest.fixture(autouse=True)
 def _store_beside_the_experiment(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def called(capsys):
-    """Calls a command in this process; gives its code, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        run = partial(_called, lambda: app([str(each) for each in arguments], standalone_mode=True))
-        code = stoppable(run, lambda: None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

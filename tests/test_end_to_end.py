@@ -90,23 +90,31 @@ def test_a_run_that_was_killed_in_training_resumes_and_ends_with_a_champion(proj
         assert set(epochs) == set(range(6))
 
 
-def test_running_again_takes_the_finished_work_as_it_is(project):
+@pytest.fixture
+def inside(project, called, monkeypatch):
+    """Calls commands in the project's folder, in this process: it takes seconds to start one."""
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return called
+
+
+def test_running_again_takes_the_finished_work_as_it_is(project, inside):
     before = {path: path.stat().st_mtime_ns for path in project.glob("data/columns/*/*")}
-    result = fuseline("run", "experiment.yaml", cwd=project)
-    assert result.returncode == 0, result.stderr
-    assert "2 of 2 runs are finished already" in result.stdout
-    assert "is champion already" in result.stdout
+    code, out, err = inside("run", "experiment.yaml")
+    assert code == 0, err
+    assert "2 of 2 runs are finished already" in out
+    assert "is champion already" in out
     same = {path: path.stat().st_mtime_ns for path in project.glob("data/columns/*/*.tar")}
     assert same.items() <= before.items()
 
 
-def test_the_runs_are_evaluated_with_intervals_and_with_each_stream_taken_away(project):
+def test_the_runs_are_evaluated_with_intervals_and_with_each_stream_taken_away(project, inside):
     page = ("--page", "runs.html")
-    result = fuseline("evaluate", "experiment.yaml", *page, "--json", cwd=project)
-    assert result.returncode == 0, result.stderr
+    code, out, err = inside("evaluate", "experiment.yaml", *page, "--json")
+    assert code == 0, err
     [kept] = (project / "data" / "training").glob("runs-*/report.html")
     assert (project / "runs.html").read_bytes() == kept.read_bytes()
-    cards = json.loads(result.stdout)
+    cards = json.loads(out)
     assert list(cards) == ["mmlatch seed 0", "mmlatch seed 1"]
     summary = json.loads((project / "summary.json").read_text())
     for name, card in cards.items():
@@ -117,9 +125,9 @@ def test_the_runs_are_evaluated_with_intervals_and_with_each_stream_taken_away(p
         assert [part["streams"] for part in card["as_asked"]] == [["audio"], ["text"], ["video"]]
         assert {part["count"] for part in card["as_asked"]} == {card["count"]}
         assert sum(part["count"] for part in card["as_found"]) == card["count"]
-    result = fuseline("evaluate", "experiment.yaml", "--set", "train.epochs=5", cwd=project)
-    assert result.returncode == 2
-    assert "2 of 2 runs are not trained as the experiment stands" in result.stderr
+    code, _, err = inside("evaluate", "experiment.yaml", "--set", "train.epochs=5")
+    assert code == 2
+    assert "2 of 2 runs are not trained as the experiment stands" in err
 
 
 def test_the_champion_scores_a_raw_clip_from_a_folder_with_a_decoy_of_its_code(project, tmp_path):
@@ -174,15 +182,15 @@ def test_what_the_champion_computes_from_raw_clips_equals_the_shards_bit_for_bit
     assert "equal bits are promised" in differences[0]
 
 
-def test_a_version_or_model_that_does_not_exist_is_one_line_and_exit_code_2(project):
+def test_a_version_or_model_that_does_not_exist_is_one_line_and_exit_code_2(project, inside):
     for arguments in (
         ("promote", "experiment.yaml", "--version", "99"),
         ("score", "models:/whole-way/99", str(project / "corpus" / "clips.csv")),
     ):
-        result = fuseline(*arguments, cwd=project)
-        assert result.returncode == 2, result.stdout + result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-        assert result.stderr.startswith("fuseline: ")
+        code, out, err = inside(*arguments)
+        assert code == 2, out + err
+        assert len(err.strip().splitlines()) == 1, err
+        assert err.startswith("fuseline: ")
 
 
 def test_the_mlflow_run_knows_settings_metrics_data_model_and_page(project, tmp_path):
