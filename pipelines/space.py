@@ -2,13 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipelines.experiment import InputError, load
+from pipelines.experiment import Experiment, InputError, load
 from training.metrics import METRICS
 from training.recipe import Recipe, Scalar, Task
 from training.schedule import LOSS
@@ -88,11 +88,13 @@ def draw(space: Mapping[str, Mapping[str, Any]], trials: int, seed: int) -> list
     return found
 
 
-def drawn(file: Path, overrides: Sequence[str], task: Task) -> list[tuple[Draw, Recipe]]:
-    """The trials of an experiment file: what was drawn, and the recipe that it makes.
+def drawn(file: Path, overrides: Sequence[str]) -> list[tuple[Draw, Experiment]]:
+    """The trials of an experiment file: what was drawn, and the experiment that it makes.
+
+    It needs no dataset, so that a wrong space is told before anything is read or computed.
 
     Raises:
-        InputError: There is no space, it is not well formed, or a draw makes no recipe.
+        InputError: There is no space, it is not well formed, or a draw makes no experiment.
     """
     experiment = load(file, overrides)
     if experiment.sweep is None:
@@ -101,15 +103,27 @@ def drawn(file: Path, overrides: Sequence[str], task: Task) -> list[tuple[Draw, 
             "sweep: {trials: 20, space: {train.learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}}}"
         )
     check(experiment.sweep.space)
-    found = [
-        (values, load(file, [*overrides, *flags(values)]).recipe(task))
-        for values in draw(experiment.sweep.space, experiment.sweep.trials, experiment.sweep.seed)
-    ]
-    metric = experiment.sweep.metric
-    known = (LOSS, *(f"valid_{name}" for name in METRICS[task.kind]))
+    kinds = METRICS if experiment.source.task is None else (experiment.source.task,)
+    _check_metric(experiment.sweep.metric, [name for kind in kinds for name in METRICS[kind]])
+    found = draw(experiment.sweep.space, experiment.sweep.trials, experiment.sweep.seed)
+    return [(values, load(file, [*overrides, *flags(values)])) for values in found]
+
+
+def recipes(trials: Sequence[tuple[Draw, Experiment]], task: Task) -> list[tuple[Draw, Recipe]]:
+    """The recipe of each trial for the task that the dataset has.
+
+    Raises:
+        InputError: A draw makes no recipe of this task, or the task has not the metric.
+    """
+    for _, experiment in trials[:1]:
+        _check_metric(experiment.sweep.metric if experiment.sweep else "", METRICS[task.kind])
+    return [(values, experiment.recipe(task)) for values, experiment in trials]
+
+
+def _check_metric(metric: str, names: Iterable[str]) -> None:
+    known = (LOSS, *(f"valid_{name}" for name in dict.fromkeys(names)))
     if metric and metric not in known:
         raise InputError(f"sweep.metric is {metric!r}; wanted one of {', '.join(known)}")
-    return found
 
 
 def _value(kind: str, values: Sequence[Any], generator: np.random.Generator) -> Scalar:

@@ -1,23 +1,32 @@
 """Sweeps: draws that do not change, trials that fall behind, and going on after a kill."""
 
+import json
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 import yaml
 
 from featurizers.dataset import read_clips
+from pipelines.__main__ import _called, app
+from pipelines.claim import taken_over
 from pipelines.executors import stop_ray
 from pipelines.experiment import Experiment, InputError
 from pipelines.family import parent_of
-from pipelines.plans import PROGRESS, Plan
-from pipelines.space import check, draw, drawn, flags
+from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
+from pipelines.ranks import sent, train_one
+from pipelines.space import check, draw, drawn, flags, recipes
+from pipelines.stopping import stoppable
 from pipelines.sweep import table
-from pipelines.trials import Trial, best_of, sweep
+from pipelines.trials import Trial, _try, best_of, sweep
 from tests.test_loop import RECIPE, make_dataset
 from tracking import mlflow_store
 from training.recipe import Task
+from training.session import LocalSession
 
 SCORE = Task(kind="regression", label="score")
 SPACE = {
@@ -91,16 +100,39 @@ def given(tmp_path, **changes):
 
 
 def test_each_draw_makes_a_recipe_of_the_experiment(tmp_path):
-    found = drawn(given(tmp_path), [], SCORE)
+    found = recipes(drawn(given(tmp_path), []), SCORE)
     assert [recipe.learning_rate for _, recipe in found] == [
         values["train.learning_rate"] for values, _ in found
     ]
     with pytest.raises(InputError, match="no section sweep"):
-        drawn(given(tmp_path, sweep=None), [], SCORE)
-    with pytest.raises(InputError, match=r"sweep\.metric is 'valid_uar'; wanted one of valid_loss"):
-        drawn(given(tmp_path), ["sweep.metric=valid_uar"], SCORE)
+        drawn(given(tmp_path, sweep=None), [])
     with pytest.raises(InputError, match=r"unknown key 'train\.rate'"):
-        drawn(given(tmp_path), ["sweep.space={train.rate: {choice: [1]}}"], SCORE)
+        drawn(given(tmp_path), ["sweep.space={train.rate: {choice: [1]}}"])
+    with pytest.raises(InputError, match=r"sweep\.metric is 'valid_ear'; wanted one of valid_loss"):
+        drawn(given(tmp_path), ["sweep.metric=valid_ear"])
+    # Of some task, and not of the one that the dataset turns out to have.
+    draws = drawn(given(tmp_path), ["sweep.metric=valid_uar"])
+    with pytest.raises(InputError, match=r"sweep\.metric is 'valid_uar'; wanted one of valid_loss"):
+        recipes(draws, SCORE)
+    with pytest.raises(InputError, match=r"sweep\.metric is 'valid_uar'; wanted one of valid_loss"):
+        drawn(given(tmp_path), ["sweep.metric=valid_uar", "source.task=regression"])
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ("{train.learning_rate: {uniform: [1, 0]}}", "sweep.space.train.learning_rate: uniform is"),
+        ("{train.learning_rat: {choice: [1]}}", "did you mean 'learning_rate'?"),
+        ("{model.hidden: {choice: [many]}}", "hidden is 'many'; wanted a whole number"),
+    ],
+)
+def test_a_wrong_space_is_told_before_anything_else(tmp_path, capsys, space, said):
+    """There is neither a dataset nor a table to make one of."""
+    command = ["sweep", str(given(tmp_path)), "--set", f"sweep.space={space}"]
+    code = stoppable(partial(_called, partial(app, command)), lambda: None)
+    told = capsys.readouterr()
+    assert (code, told.out, len(told.err.splitlines())) == (2, "", 1)
+    assert said in told.err
 
 
 def trial(number, value, state="finished"):
@@ -163,6 +195,120 @@ def test_ctrl_c_during_a_sweep_is_ours_to_answer(tmp_path, monkeypatch):
             signal.signal(each, handler)
 
 
+class KilledError(BaseException):
+    """Ends a trial in the middle, as a kill does: nothing is told and nothing saved after it."""
+
+
+def planned(root, columns, rates, beside="training"):
+    """A plan of six epochs for each learning rate."""
+    plans = []
+    for number, rate in enumerate(rates):
+        recipe = replace(RECIPE, epochs=6, learning_rate=rate, patience=6)
+        folder = root / beside / f"rate-{number}"
+        folder.mkdir(parents=True)
+        plan = Plan(name=f"rate {rate}", recipe=recipe, root=root, folder=folder, columns=columns)
+        plans.append(plan)
+    return plans
+
+
+def results(plans):
+    return [json.loads((plan.folder / FINISHED).read_text()) for plan in plans]
+
+
+def test_a_trial_that_is_killed_goes_on_and_tells_every_epoch(tmp_path, monkeypatch):
+    from ray import tune
+
+    root, told = tmp_path / "data", []
+    columns = make_dataset(root)
+    (killed,), (whole,) = (planned(root, columns, [1e-2], name) for name in ("killed", "whole"))
+
+    def tried(plan, ends=None):
+        def report(metrics):
+            told.append(metrics["valid_loss"])
+            if len(told) == ends:
+                raise KilledError
+
+        told.clear()
+        monkeypatch.setattr(tune, "report", report)
+        plain = sent(plan, "", taken_over(plan.folder))
+        _try({"number": 0}, [{"plan": plain, "uri": "", "metric": "valid_loss"}])
+
+    tried(whole)
+    with pytest.raises(KilledError):
+        tried(killed, ends=4)  # the checkpoint is that of epoch 2
+    assert not killed.finished
+    tried(killed)
+    ours, theirs = results([killed, whole])
+    assert ours == theirs
+    assert told == [epoch["valid_loss"] for epoch in theirs["history"]]
+
+
+# Sweeps over the plans that a file tells, on Ray Tune.
+SWEEP = """
+import json, sys
+from pathlib import Path
+from featurizers.dataset import read_clips
+from pipelines.experiment import Experiment
+from pipelines.family import parent_of
+from pipelines.ranks import received
+from pipelines.trials import sweep
+
+job = json.loads(Path(sys.argv[1]).read_text())
+plans = [received(each) for each in job["plans"]]
+experiment = Experiment.model_validate({**job["experiment"], "folder": Path(job["folder"])})
+found = sweep(
+    [{"train.learning_rate": plan.recipe.learning_rate} for plan in plans],
+    plans,
+    read_clips(plans[0].root),
+    experiment=experiment,
+    uri=job["uri"],
+    metric="valid_loss",
+    parent=parent_of(plans, job["uri"], "toys", "sweep"),
+    told=lambda *_: None,
+    say=print,
+)
+print([trial.state for trial in found])
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_sweep_that_is_killed_in_a_trial_goes_on_where_it_was(tmp_path):
+    root = tmp_path / "data"
+    columns, uri = make_dataset(root), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    mlflow_store.initialise(uri, tmp_path / "mlartifacts")
+    rates = (1e-2, 2e-2, 3e-2)
+    plans = planned(root, columns, rates)
+    settings = {"trials": 3, "grace": 6, "space": {"train.learning_rate": {"choice": [1]}}}
+    job = {
+        "plans": [sent(plan, "", "") for plan in plans],
+        "experiment": yaml.safe_load(given(tmp_path, sweep=settings).read_text()),
+        "folder": str(tmp_path),
+        "uri": uri,
+    }
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job))
+    command = [sys.executable, "-W", "ignore", "-c", SWEEP, str(file)]
+    first = subprocess.Popen(command)
+    # In the second trial, once it has a checkpoint.
+    saved, until = plans[1].folder / CHECKPOINTS, time.monotonic() + 200
+    while not list(saved.glob("step-*")) and first.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    first.kill()
+    first.wait()
+    assert plans[0].finished
+    assert not plans[2].finished
+    before = (plans[0].folder / PROGRESS).read_bytes()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=250)
+    assert done.stdout == "['finished', 'finished', 'finished']\n"
+    assert (plans[0].folder / PROGRESS).read_bytes() == before
+    undisturbed = planned(root, columns, rates, "undisturbed")
+    for plan in undisturbed:
+        train_one(plan, LocalSession(plan.folder / CHECKPOINTS), "", "")
+    assert results(plans) == results(undisturbed)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.soak
@@ -175,18 +321,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing(
     plain = yaml.safe_load(given(tmp_path, sweep=settings).read_text())
     experiment = Experiment.model_validate({**plain, "folder": tmp_path})
     rates = (2e-2, 2.1e-2, 2.2e-2, 0.0)
-    plans = [
-        Plan(
-            name=f"rate {rate}",
-            recipe=replace(RECIPE, epochs=6, learning_rate=rate, patience=6),
-            root=root,
-            folder=Path(root / "training" / f"rate-{number}"),
-            columns=columns,
-        )
-        for number, rate in enumerate(rates)
-    ]
-    for plan in plans:
-        plan.folder.mkdir(parents=True)
+    plans = planned(root, columns, rates)
     parent = parent_of(plans, uri, "toys", "sweep")
 
     def swept():

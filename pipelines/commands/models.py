@@ -74,15 +74,14 @@ def sweep_command(
     from pipelines.featurize import finished
     from pipelines.show import Show
     from pipelines.sources import task_of
-    from pipelines.space import drawn
+    from pipelines.space import drawn, recipes
     from pipelines.sweep import sweep_all
 
     more = [] if trials is None else [f"sweep.trials={trials}"]
     overrides = [*(settings or ()), *more]
-    experiment = load(file, overrides)
+    experiment, draws = load(file, overrides), drawn(file, overrides)
     columns, clips = finished(experiment), read_clips(experiment.root)
-    task = task_of(experiment, clips)
-    found = drawn(file, overrides, task)
+    found = recipes(draws, task_of(experiment, clips))
     swept = sweep_all(experiment, found, columns, clips, Show(quiet=as_json))
     if as_json:
         print(json.dumps(as_plain(swept)))
