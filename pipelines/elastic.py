@@ -57,8 +57,8 @@ class Size:
     is free of them, take numbers that divide no batch, and end ranks without a word. So a group
     here is of one number, and this says which.
     Held by test_a_number_that_does_not_divide_the_batch_is_rounded_down_to_one_that_does and
-    test_room_that_others_hold_is_no_room; may go when Ray Train takes numbers of ours and asks
-    before it resizes.
+    test_room_that_others_hold_is_no_room_for_ranks; may go when Ray Train takes numbers of ours and
+    asks before it resizes.
 
     Args:
         numbers: That will do, from the smallest; of one alone the group waits for its room.

@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
 from pipelines import elastic, ranks, train
 from pipelines.claim import taken_over
-from pipelines.elastic import Budget, Size, numbers, room_for
+from pipelines.elastic import Budget, Size, numbers
 from pipelines.executors import start_ray, stop_ray
 from pipelines.experiment import InputError, load
-from pipelines.limits import Care
+from pipelines.limits import PRESENT, Care
 from pipelines.plans import FINISHED, Plan
 from pipelines.run import planned
 from tests.test_loop import RECIPE, make_dataset, without_dropout
@@ -151,6 +152,89 @@ def test_a_wrong_number_is_told(tmp_path, given, said):
         written(tmp_path, given)
 
 
+class Groups:
+    """Stands for Ray Train: the n-th group ends as the n-th of `ends` says.
+
+    An exception is raised; "grows" waits to be told to end; None is the end of it all.
+    """
+
+    def __init__(self, ends, group):
+        self.ends, self.group, self.sizes = iter(ends), group, []
+
+    def trainer(self, work, config, group, workers, care, **how):
+        self.sizes.append((workers, how["again"]))
+        return self
+
+    def fit(self):
+        (self.group / PRESENT).touch()
+        end = next(self.ends)
+        if end == "grows":
+            wait_for((self.group / train.STOP).exists)
+        elif end is not None:
+            raise end
+
+
+class Room(AbstractContextManager):
+    """Stands for Ray's: there at once."""
+
+    def __init__(self, each, count, clock):
+        asked.append(count)
+
+    def there(self, training):
+        return training
+
+    def __exit__(self, *error):
+        pass
+
+
+asked = []
+
+
+@pytest.mark.parametrize(
+    ("fewer", "room", "ends", "sizes"),
+    [
+        # A node is lost; then there is room for two, and for four.
+        ([1, 2], [4, 3, 9, 9], ["lost", "grows", None], [4, 2, 4]),
+        ([1, 2], [1, 2, 4], ["grows", "grows", None], [1, 2, 4]),
+        # Ray finds no room for what it said that there was.
+        ([1, 2], [4, 4, 4], ["no room", "grows", None], [4, 2, 4]),
+        ([], [], ["unlucky", None], [4, 4]),
+    ],
+)
+def test_each_group_has_the_number_that_there_is_room_for(
+    tmp_path, monkeypatch, *, fewer, room, ends, sizes
+):
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    errors = {
+        "lost": WorkerGroupError("it died", {0: RuntimeError("killed")}),
+        "no room": ControllerError(WorkerGroupStartupTimeoutError(4)),
+        "unlucky": ControllerError(RuntimeError("lost in starting")),
+    }
+    left = iter(room)
+    groups = Groups([errors.get(end, end) for end in ends], tmp_path / "group")
+    asked.clear()
+    monkeypatch.setattr(train, "_trainer", groups.trainer)
+    monkeypatch.setattr(train, "start_ray", lambda cpus: None)
+    monkeypatch.setattr(train, "resources", dict)
+    monkeypatch.setattr(train, "POLL_S", 0.01)
+    monkeypatch.setattr(elastic, "RELEASED_S", 0.0)
+    monkeypatch.setattr(elastic, "room_for", lambda each: next(left))
+    monkeypatch.setattr(elastic, "More", Room)
+    train.fit(
+        print,
+        {},
+        group=tmp_path / "group",
+        workers=4,
+        fewer=fewer,
+        care=Care(max_failures=1),
+        say=lambda sentence: None,
+    )
+    assert groups.sizes == [(size, not fewer) for size in sizes]
+    assert asked == [2 if size == 2 else 1 for size in sizes if size < 4]
+
+
 @pytest.fixture(scope="module")
 def head():
     """A head that does no work, as in cluster.yaml."""
@@ -165,27 +249,8 @@ def head():
     cluster.shutdown()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_room_that_others_hold_is_no_room(head):
-    import ray
-
-    node = head.add_node(num_cpus=2)
-    start_ray(1)
-    assert room_for(CPU) == 2
-    holder = ray.remote(num_cpus=1)(Clock).remote()
-    ray.get(holder.__ray_ready__.remote())
-    until = time.monotonic() + 10
-    while room_for(CPU) == 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    assert Size([1, 2], CPU, lambda sentence: None).now() == 1
-    assert (room_for(CPU), room_for({"GPU": 1.0})) == (1, 0)
-    ray.kill(holder)
-    head.remove_node(node)
-
-
 CUT = 14  # past the checkpoint at step 12
-WAIT_S = 90.0
+WAIT_S = 240.0
 
 
 def wait_for(there):
@@ -218,6 +283,8 @@ def paced(folder, config):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_run_that_loses_a_node_goes_on_with_fewer_ranks_and_grows_again(
     head, made, tmp_path, monkeypatch
 ):

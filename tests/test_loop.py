@@ -51,6 +51,25 @@ def without_dropout(recipe):
     return replace(recipe, model=exact, modality_dropout=0.3)
 
 
+# Classes, and labels, that are as rare as they come.
+WEIGHED = {
+    "classes": replace(
+        without_dropout(RECIPE),
+        task=Task(kind="classes", label="side", classes=("minus", "plus")),
+        loss="cross_entropy",
+        class_weights={"minus": 3.0, "plus": 0.5},
+        epochs=2,
+    ),
+    "labels": replace(
+        without_dropout(RECIPE),
+        task=Task(kind="labels", label="tags", classes=("high", "loud")),
+        loss="bce",
+        class_weights="balanced",
+        epochs=2,
+    ),
+}
+
+
 def make_dataset(root):
     random = np.random.default_rng(0)
     edges = np.arange(5) * 0.5
@@ -67,7 +86,11 @@ def make_dataset(root):
                 media_digest="",
                 seconds=2.0,
                 split=split,
-                labels={"score": score, "side": "plus" if score > 0 else "minus"},
+                labels={
+                    "score": score,
+                    "side": "plus" if score > 0 else "minus",
+                    "tags": (*(["high"] if score > 0.3 else []), *([] if i % 4 else ["loud"])),
+                },
             )
         )
         for name, array in arrays.items():
@@ -292,6 +315,12 @@ def test_two_ranks_resume_to_the_same_bits_and_follow_one_rank(made, tmp_path):
     for other in (zero["exact"], moved.history):
         for ours, theirs in zip(other, alone.history, strict=True):
             assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
+    for name, recipe in WEIGHED.items():
+        alone = fit(
+            recipe, load(*made, recipe), LocalSession(tmp_path / f"one-{name}"), MemoryRun()
+        )
+        for ours, theirs in zip(zero[name], alone.history, strict=True):
+            assert ours == pytest.approx(dict(theirs), abs=1e-5)
     assert zero["logged"] > 0
     assert all(0.01 < share < 1 for share in zero["among_ranks"])
     assert one["logged"] == 0
@@ -333,6 +362,10 @@ def _as_rank(root, columns, folder, rank):
     run = MemoryRun()
     exact = fit(without_dropout(RECIPE), data, InGroup(folder / "exact", rank, 1000), run)
     report["exact"] = [dict(epoch) for epoch in exact.history]
+    for name, recipe in WEIGHED.items():
+        weighed = load(root, columns, recipe)
+        found = fit(recipe, weighed, InGroup(folder / name, rank, 1000), MemoryRun())
+        report[name] = [dict(epoch) for epoch in found.history]
     report["logged"] = len(run.metrics) + len(run.settings)
     report["among_ranks"] = [points["time/collectives_share"] for _, points in run.metrics]
     whole_state = without_dropout(replace(RECIPE, zero=0))

@@ -10,8 +10,9 @@ from threading import Thread
 
 import pytest
 
-from pipelines import crew
-from pipelines.executors import Need, NoRoomError, OnRay, stop_ray
+from pipelines import crew, elastic
+from pipelines.elastic import Size, room_for
+from pipelines.executors import Need, NoRoomError, OnRay, start_ray, stop_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -159,6 +160,44 @@ def test_waiting_for_a_node_is_told_and_ends(cluster, tmp_path, monkeypatch):
 
 def gpu(item):
     return GPU
+
+
+class Holder:
+    """Holds a core."""
+
+
+def test_room_that_others_hold_is_no_room_for_ranks(cluster):
+    import ray
+
+    cluster.add_node(num_cpus=2)
+    start_ray(1)
+    each = {"CPU": 1.0}
+    until = time.monotonic() + 30
+    while room_for(each) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+    while room_for(each) == 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert Size([1, 2], each, lambda sentence: None).now() == 1
+    assert (room_for(each), room_for({"GPU": 1.0})) == (1, 0)
+    ray.kill(holder)
+
+
+def test_room_for_more_ranks_is_asked_for_and_given_back(cluster, monkeypatch):
+    monkeypatch.setattr(elastic, "MORE_S", 0.0)
+    start_ray(1)
+    each, until = {"CPU": 1.0}, time.monotonic() + 60
+    with Size([1, 2], each, lambda sentence: None).more(1) as more:
+        assert not more.there(training=False)
+        assert not more.there(training=True)
+        cluster.add_node(num_cpus=1)
+        while not more.there(training=True):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    while not room_for(each):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 STRANGER = """
