@@ -139,6 +139,30 @@ def test_wrong_input_is_told(told, film):
         timeline(film.with_name("gone.wav"), film.parent / "x", "u", "models:/t/1", InProcess())
 
 
+@pytest.mark.parametrize(
+    ("numbers", "ends", "zero"),
+    [
+        ((2.2, -1.94), ("\u22122", "2.5"), 111.11),
+        ((0.03, 0.011), ("0", "0.03"), None),
+        ((-7.0,), ("\u22127", "0"), None),
+        ((0.0,), ("0", "0.5"), None),
+    ],
+)
+def test_numbers_have_an_axis_of_round_ends_with_a_line_at_0(film, numbers, ends, zero):
+    said = {"state": "scored", "scores": "", "missing": "", "fault": ""}
+    found = [
+        Utterance(start=at, end=at + 1.0, text="", answer={**said, "prediction": number})
+        for at, number in enumerate(numbers)
+    ]
+    html = page(film, film.parent, "models:/m/1", found, captions(found))
+    shown = re.search(r'class="top">([^<]*)</span><span class="bottom">([^<]*)<', html).groups()
+    assert shown == ends[::-1]
+    lines = re.findall(r'class="zero" d="M0,([\d.]+)H1000"', html)
+    assert [float(line) for line in lines] == ([] if zero is None else [zero])
+    heights = [float(y) for y in re.findall(r"M[\d.]+,([\d.]+)H", html.split('class="zero"')[-1])]
+    assert all(0 <= y <= 200 for y in heights)
+
+
 def test_classes_have_a_curve_each_between_0_and_1(film):
     scores = json.dumps({"glad": 0.75, "sad": 0.25})
     said = {"state": "scored", "prediction": "glad", "scores": scores, "missing": "", "fault": ""}

@@ -1,6 +1,7 @@
 """The page of a timeline: the film, below it the curve of the scores, and each utterance."""
 
 import base64
+import math
 import mimetypes
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from pipelines.pages import lanes, plots, render
-from pipelines.pages.units import amount, span
+from pipelines.pages.units import amount, signed, span
 
 EMBEDDED_BYTES = 4 << 20
 """Films up to this size are put into the page; others are looked for beside it."""
@@ -76,8 +77,9 @@ def page(film: Path, folder: Path, model: str, found: Sequence[Scored], captions
         model=model,
         source=source,
         captions=_data("text/vtt", captions.encode()),
-        low=f"{low:.3g}",
-        high=f"{high:.3g}",
+        low=signed(low),
+        high=signed(high),
+        zero=round(HIGH * high / (high - low), 2) if low < 0 < high else None,
         curves=[
             Curve(name, colour, _steps(found, name, seconds, low, high))
             for name, colour in zip(names[:CURVES], plots.PALETTE, strict=False)
@@ -106,12 +108,14 @@ def page(film: Path, folder: Path, model: str, found: Sequence[Scored], captions
 
 
 def _range(found: Sequence[Scored]) -> tuple[float, float]:
-    """The axis of the curve: 0 to 1 for probabilities, else around all numbers and 0."""
+    """The axis of the curve: 0 to 1 for probabilities, else round numbers around all and 0."""
     if any(each.answer["scores"] for each in found):
         return 0.0, 1.0
     values = [value for each in found for value in each.scores.values()] or [0.0]
-    low, high = min(0.0, *values), max(0.0, *values)
-    return (low, high) if low < high else (-1.0, 1.0)
+    most = max(map(abs, values)) or 1.0
+    step = 10.0 ** math.floor(math.log10(most)) / 2
+    low, high = (step * math.ceil(end / step) for end in (-min(0.0, *values), max(0.0, *values)))
+    return 0.0 - low, high or (0.0 if low else step)
 
 
 def _steps(found: Sequence[Scored], name: str, seconds: float, low: float, high: float) -> str:
