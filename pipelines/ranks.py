@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -239,14 +239,8 @@ def train_one(
 @contextmanager
 def gauges(plan: Plan, uri: str, run_id: str) -> Iterator[None]:
     """Meanwhile this node is watched for a run, where there is one."""
-    if not run_id:
+    with gauged(plan, uri, run_id) if run_id else nullcontext():
         yield
-        return
-    watching = gauged(plan, uri, run_id)
-    try:
-        yield
-    finally:
-        watching.end()
 
 
 @contextmanager

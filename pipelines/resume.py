@@ -20,7 +20,7 @@ from pipelines.elastic import Say, numbers
 from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
-from pipelines.tracked import mlflow_run
+from pipelines.tracked import is_at_work, mlflow_run
 from pipelines.train import fit
 from training import checkpoint
 
@@ -131,5 +131,5 @@ def _keep(found: Resumed, plan: Plan, uri: str, experiment: str) -> None:
     run = mlflow_run(plan, uri, experiment)
     run.set_tags({"fuseline.resume": "identical" if found.identical else "differs"})
     run.log_file(plan.folder / RESULT)
-    if not plan.finished:
+    if not plan.finished and not is_at_work(plan.folder):
         run.finish("KILLED")  # as one that was stopped: training it goes on in the same run

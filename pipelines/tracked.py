@@ -184,14 +184,17 @@ def attempts(plan: Plan) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def gauged(plan: Plan, uri: str, run_id: str) -> Gauges:
-    """Watches this node for a run, until it is told to end; through a journal of the node's own."""
+@contextmanager
+def gauged(plan: Plan, uri: str, run_id: str) -> Iterator[None]:
+    """Meanwhile this node is watched for a run; through a journal of the node's own."""
     node, made_s = socket.gethostname(), (plan.folder / RUN).stat().st_mtime
-    return Gauges(
-        JournaledRun(_there(uri, run_id), plan.folder / f"{JOURNAL}-{node}"),
-        lambda: max(0.0, time.time() - made_s),
-        node=node,
-    )
+    run = JournaledRun(_there(uri, run_id), plan.folder / f"{JOURNAL}-{node}")
+    gauges = Gauges(run, lambda: max(0.0, time.time() - made_s), node=node)
+    try:
+        yield
+    finally:
+        gauges.end()
+        run.close()
 
 
 def _there(uri: str, run_id: str) -> MlflowRun:
@@ -245,6 +248,12 @@ def bury(plans: Sequence[Plan], uri: str) -> None:
             _send_rest(run, file.parent)
             run.finish(_finished(file.parent) or "KILLED")
             let_go(file.parent)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a command trains here, or on another machine may."""
+    file = folder / DRIVER
+    return file.is_file() and not _is_dead(json.loads(file.read_bytes()))
 
 
 def _is_trained_here(folder: Path) -> bool:

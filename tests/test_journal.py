@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -191,3 +192,25 @@ def test_over_http_an_outage_is_waited_for(tmp_path, monkeypatch):
     assert [point["loss"]["step"] for point in points] == [0, 1, 2]
     # The times are those at which they were found, and tell the points of one attempt.
     assert all(point["loss"]["timestamp"] == point["attempt"]["timestamp"] for point in points)
+
+
+def test_what_is_written_down_is_on_the_disk_with_its_names(tmp_path, monkeypatch):
+    synced, kept = [], tmp_path / "table.json"
+    kept.write_text("[]")
+
+    def sync(handle):
+        path = Path(f"/proc/self/fd/{handle}").resolve()
+        names = sorted(each.name for each in path.iterdir()) if path.is_dir() else None
+        synced.append((path, names))
+
+    monkeypatch.setattr(journal.os, "fsync", sync)
+    server = Server()
+    server.away = True
+    run = JournaledRun(server, tmp_path / "journal", patience_s=0.0)
+    run.log_file(kept)
+    run.close()
+    folder, [entry] = tmp_path / "journal", list((tmp_path / "journal").glob("*.json"))
+    assert tmp_path in dict(synced)
+    copied = [path for path, _ in synced].index(folder / entry.stem / "table.json")
+    assert (folder / entry.stem, ["table.json"]) in synced[copied:]
+    assert entry.name in dict(synced[copied:])[folder]

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +18,10 @@ from pipelines.experiment import load as load_experiment
 from pipelines.family import Family, at_work, keep, parent_of
 from pipelines.limits import TrainingFailedError
 from pipelines.plans import FINISHED, Plan
+from pipelines.ranks import gauges
 from pipelines.ranks import tracked as tracked_run
+from pipelines.resume import Resumed
+from pipelines.resume import _keep as keep_resumed
 from pipelines.show import Show
 from pipelines.sweep import _kept
 from pipelines.tracked import (
@@ -342,3 +347,37 @@ def test_what_a_sweep_came_to_waits_for_the_server_too(tmp_path, monkeypatch):
     family = Family(folder=tmp_path, run=run)
     _kept(tmp_path, {"metric": "valid_loss", "trials": [], "best": []}, family, Show(quiet=True))
     assert (run.status, run.files) == ("FINISHED", ["sweep.json"] * 2)
+
+
+def threads(name):
+    return [each for each in threading.enumerate() if each.name == name and each.is_alive()]
+
+
+def test_who_watches_a_node_leaves_no_thread_behind(tmp_path, uri):
+    one = plan(tmp_path, "a")
+    run = mlflow_run(one, uri, "toys")
+    before = len(threads("fuseline-journal"))
+    with gauges(one, uri, run.run_id):
+        assert len(threads("fuseline-journal")) == before + 1
+    until = time.monotonic() + 20
+    while len(threads("fuseline-journal")) > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(threads("fuseline-journal")) == before
+    assert any(name.startswith("system/") for name in metrics(run))
+
+
+def metrics(run):
+    return mlflow_store.client_of(run.uri).get_run(run.run_id).data.metrics
+
+
+def test_a_check_of_resuming_leaves_a_run_to_the_command_that_trains_it(tmp_path, uri):
+    one = plan(tmp_path, "a")
+    run = mlflow_run(one, uri, "toys")
+    digest = "0" * 64
+    found = Resumed(run="a", steps=4, killed_at=2, ranks=1, undisturbed=digest, resumed=digest)
+    (one.folder / DRIVER).write_text(driver_of(os.getpid()))
+    keep_resumed(found, one, uri, "toys")
+    assert status(run) == "RUNNING"
+    (one.folder / DRIVER).unlink()
+    keep_resumed(found, one, uri, "toys")
+    assert status(run) == "KILLED"

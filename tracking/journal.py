@@ -114,18 +114,23 @@ class JournaledRun:
     def _write(self, call: str, kwargs: Mapping[str, Any], file: Path | None = None) -> None:
         # By time, so that two writers, of which one should be dead already, take no name twice.
         number = max(self._newest + 1, time.time_ns())
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._folder.is_dir():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _sync(self._folder.parent)
         entry = self._folder / f"{number:020d}.json"
         if file is not None:
             kept = entry.with_suffix("")
             kept.mkdir(exist_ok=True)
             shutil.copyfile(file, kept / file.name)
+            _sync(kept / file.name)
+            _sync(kept)
         draft = entry.with_suffix(".draft")
         with draft.open("w") as lines:
             json.dump({"call": call, "kwargs": kwargs}, lines)
             lines.flush()
             os.fsync(lines.fileno())
         draft.rename(entry)
+        _sync(self._folder)
         self._newest = number
         self._wake.set()
         self._wait(self._patience_s)
@@ -195,6 +200,15 @@ def deliver(run: Run, folder: Path, on: Callable[[], bool] = lambda: True) -> No
                 _remove(entry)
                 raise
             _remove(entry)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _make(run: Run, entry: Path) -> None:
