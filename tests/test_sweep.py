@@ -263,7 +263,7 @@ found = sweep(
     experiment=experiment,
     uri=job["uri"],
     metric="valid_loss",
-    parent=parent_of(plans, job["uri"], "toys", "sweep"),
+    parent=parent_of(plans, job["uri"], "toys", "sweep").run,
     told=lambda *_: None,
     say=print,
 )
@@ -332,7 +332,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing(
             experiment=experiment,
             uri=uri,
             metric="valid_loss",
-            parent=parent,
+            parent=parent.run,
             told=lambda *_: None,
             say=print,
         )

@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -469,3 +470,24 @@ def test_ranks_hear_that_a_machine_goes_without_waiting_for_each_other(tmp_path)
     finally:
         stop_ray()
     assert [(tmp_path / f"heard-{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
+def test_ranks_are_waited_for_after_ctrl_c(tmp_path):
+    saved, care = [], Care()
+    limits = Limits(tmp_path, "1 rank", care, found=str, say=saved.append)
+
+    def trains():
+        while not (tmp_path / train.STOP).exists():
+            time.sleep(0.01)
+        time.sleep(0.3)  # a step, and a checkpoint
+        saved.append("saved")
+
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR2)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train._group(SimpleNamespace(fit=trains), tmp_path, limits, None, saved.append)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert saved == ["stopping: the ranks finish their step and save", "saved"]
