@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,36 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, tmp_path, 
     told = [each.getMessage() for each in caplog.records if "bytes" in each.getMessage()]
     assert len(told) == damaged
     assert str(standing[0] / "tensors-00000.safetensors") in told[0]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder with little room."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=512k", "none", folder]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["/bin/umount", folder], check=True)
+
+
+def test_a_run_on_a_disk_that_gets_full_is_told_and_with_room_goes_on(data, tmp_path, small):
+    recipe = replace(RECIPE, epochs=4, checkpoint_every=1)
+    whole = fit(recipe, data, LocalSession(tmp_path / "whole"), MemoryRun())
+    filler, run = small / "filler", small / "run"
+
+    def fill(epoch, metrics):
+        if epoch == 2:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+
+    said = rf"at step {3 * STEPS}: .*the last good one is .*step-0000000{2 * STEPS}.*make room"
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        fit(recipe, data, LocalSession(run), MemoryRun(), fill)
+    found = checkpoint.standing(run)
+    assert [each.name[-2:] for each in found] == ["12", "06"]
+    assert [checkpoint.problem_of(each) for each in found] == ["", ""]
+    filler.unlink()
+    same(fit(recipe, data, LocalSession(run), MemoryRun()), whole)
