@@ -26,7 +26,7 @@ from featurizers.pretrained import Checkpoint
 from featurizers.spec import Featurizer, Scalar
 from featurizers.store import Root, StorageError, is_remote, store_at
 from pipelines import feature_sets
-from tracking.gate import Rule
+from tracking.rules import AnyRule, rule_from_json
 from training import recipes
 from training.recipe import EncoderSettings, Recipe, Task, TaskKind, fitting_ranks
 from training.recipe_builder import Setting
@@ -448,14 +448,14 @@ class Experiment(Section):
             for name, each in given.items()
         }
 
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[AnyRule]:
         """The promotion rules.
 
         Raises:
             InputError: A rule is not well formed.
         """
         given = () if self.promote is None else self.promote.rules
-        return [_at(f"promote.rules[{i}]", Rule.from_json, rule) for i, rule in enumerate(given)]
+        return [_at(f"promote.rules[{i}]", rule_from_json, rule) for i, rule in enumerate(given)]
 
 
 def recipe_of(

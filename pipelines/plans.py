@@ -7,7 +7,7 @@ and a finished run is taken as it is.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurizers.clip import Clip
@@ -100,7 +100,7 @@ class Trained:
     predictions: Mapping[str, Target]
     lacking: Mapping[str, Sequence[str]]
     without: Mapping[str, Mapping[str, Target]]
-    scores: Mapping[str, Sequence[float]]
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def predictor(self) -> Path:

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column
@@ -16,14 +17,15 @@ from featurizers.store import publish
 from pipelines.experiment import FailedError, InputError
 from pipelines.model_card import FILE as MODEL_CARD
 from pipelines.model_card import model_card
+from pipelines.model_process import ModelProcess
 from pipelines.packaging import logged
-from pipelines.plans import SCORECARD, Trained, score_test
-from pipelines.score import parity
+from pipelines.plans import PREDICTIONS, SCORECARD, Trained, score_test
+from pipelines.score import parity, row_of
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from pipelines.tracked import keep_file
 from tracking.champion import Drift, promote, reconcile, rollback
-from tracking.gate import IncomparableError, NoRulesError, Reason, Rule, Verdict, judge
+from tracking.gate import IncomparableError, NoRulesError, Reason, Verdict, judge
 from tracking.ledger import CHAMPION, Entry, LostRaceError, begin, current
 from tracking.mlflow_store import (
     MlflowRegistry,
@@ -34,7 +36,10 @@ from tracking.mlflow_store import (
     run_of,
 )
 from tracking.registry import UnknownModelError
+from tracking.rules import AnyRule, Rule
 from tracking.scorecard import Scorecard
+from training.evaluate import regrouped
+from training.predicted import Predicted
 
 PARITY_CLIPS = 4
 GENERATION_TAG = "fuseline.generation"
@@ -79,6 +84,7 @@ def register_model(
     name: str,
     stage: Stage | None = None,
     weights: Sequence[str] = (),
+    duplicates: Sequence[str] | None = None,
 ) -> Registered:
     """Log a trained run as a model, hold it against the shards, and register it.
 
@@ -91,6 +97,7 @@ def register_model(
         name: The registered model's name.
         stage: Where remote clips are fetched to; where not given, local clips alone are compared.
         weights: Where the weights of encoders lie that are not of the hub.
+        duplicates: Test clips that are like training clips; None when nobody looked.
 
     Raises:
         StorageError: A remote clip cannot be fetched.
@@ -100,13 +107,20 @@ def register_model(
     model_uri = logged(trained, run)
     used = {stream: columns[stream] for stream in trained.plan.recipe.model.streams}
     some = _some(asked, clips, used, remote=stage is not None)
-    differences, compared = _compare(uri, model_uri, some, used, stage, weights=weights)
+    said: list[Any] = []
+    differences, compared = _compare(uri, model_uri, some, used, stage, weights=weights, said=said)
     if differences:
         raise ParityError(
             f"{model_uri} is not registered: features of raw clips differ from the shards: "
             f"{'; '.join(differences[:3])} ({len(differences)} in all)"
         )
-    card = score_test(trained, clips, parity=True if compared else None)
+    card = score_test(
+        trained,
+        clips,
+        parity=True if compared else None,
+        duplicates=duplicates,
+        reproducible=_is_reproducible(uri, model_uri, some, said, weights),
+    )
     publish(trained.plan.folder / SCORECARD, canonical_json(card.to_json()))
     keep_file(run, SCORECARD, canonical_json(card.to_json()))
     tags = {
@@ -152,10 +166,14 @@ def _compare(
     stage: Stage | None,
     *,
     weights: Sequence[str],
+    said: list[Any],
 ) -> tuple[list[str], int]:
-    """What differs from the shards, and how many clips were compared."""
+    """What differs from the shards, and how many clips were compared.
+
+    `said` takes what the model says of those that lie here.
+    """
     local = [each for each in some if not _is_remote(each)]
-    differences = parity(uri, model_uri, local, columns, weights) if local else []
+    differences = parity(uri, model_uri, local, columns, weights, said=said) if local else []
     compared = len(local)
     for each in some:
         path = stage.local(each.raw.media) if stage and _is_remote(each) else None
@@ -165,6 +183,17 @@ def _compare(
             differences += parity(uri, model_uri, [here], columns, weights)
             compared += 1
     return differences, compared
+
+
+def _is_reproducible(
+    uri: str, model_uri: str, some: Sequence[Asked], said: Sequence[Any], weights: Sequence[str]
+) -> bool | None:
+    """Whether a model says in another process what it said of local clips; None without any."""
+    rows = [row_of(each) for each in some if not _is_remote(each)]
+    if not rows:
+        return None
+    with ModelProcess(uri, model_uri, weights) as process:
+        return process.predict(rows) == list(said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +216,7 @@ def consider(
     uri: str,
     name: str,
     version: int | None,
-    rules: Sequence[Rule],
+    rules: Sequence[AnyRule],
     *,
     why: str,
     dry_run: bool = False,
@@ -221,6 +250,8 @@ def consider(
         mended = reconcile(registry, name) if champion is not None and not dry_run else []
         card = card_of(uri, name, candidate)
         against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
+        if against is not None and any(map(_asks_of_subgroups, rules)):
+            against = _told_apart_alike(uri, name, (candidate, card), (int(champion or 0), against))
         verdict = judge(card, against, rules)
     except (UnknownModelError, NoRulesError, IncomparableError) as error:
         raise InputError(str(error)) from None
@@ -239,6 +270,36 @@ def consider(
         entry=entry,
         mended=mended,
     )
+
+
+def _asks_of_subgroups(rule: AnyRule) -> bool:
+    return isinstance(rule, Rule) and rule.no_subgroup_worse_by is not None
+
+
+def _told_apart_alike(
+    uri: str, name: str, candidate: tuple[int, Scorecard], champion: tuple[int, Scorecard]
+) -> Scorecard:
+    """The champion's scorecard with the candidate's subgroups."""
+    (version, card), (standing, against) = candidate, champion
+    if card.evaluation_set != against.evaluation_set:
+        return against  # which is told when they are judged
+    own, other = (predictions_of(uri, name, number) for number in (standing, version))
+    return regrouped(against, own, other)
+
+
+def predictions_of(uri: str, name: str, version: int) -> Predicted:
+    """What was said of each clip by a version.
+
+    Raises:
+        UnknownModelError: No such model or version.
+        InputError: It was registered without that.
+    """
+    whose = f"version {version} of {name!r}"
+    try:
+        content = read_file(uri, run_of(uri, name, version), PREDICTIONS)
+        return Predicted.from_parquet(content, whose)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{whose} cannot be compared clip by clip: {error}") from None
 
 
 def _act(

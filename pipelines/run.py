@@ -14,6 +14,7 @@ from featurizers.dataset import read_clips
 from featurizers.manifest import Column
 from pipelines.align import Placed, align
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
+from pipelines.duplicates import near_duplicates
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment, InputError, check_model, check_start, parse, save
 from pipelines.family import Family, at_work, keep, parent_of, table
@@ -346,6 +347,7 @@ def register_best(
         name=experiment.register_.name,
         stage=stage_of(experiment),
         weights=sorted({each.spec.source for each in experiment.featurizers().values()} - {""}),
+        duplicates=near_duplicates(experiment, best.plan.recipe, clips, show),
     )
     # Again: they tell of the comparison with the shards now.
     _pages(experiment, trained, columns, clips, show)

@@ -142,6 +142,8 @@ def parity(
     clips: Sequence[Asked],
     columns: Mapping[str, Column],
     weights: Sequence[str] = (),
+    *,
+    said: list[Any] | None = None,
 ) -> list[str]:
     """Compute features of raw clips through a model, and hold them against the shards.
 
@@ -151,6 +153,7 @@ def parity(
         clips: The raw clips.
         columns: The columns that the model was trained on, by stream.
         weights: Where encoders' weights lie: a model names them by their digests alone.
+        said: Takes what the model says of each clip.
 
     Returns:
         What differs, a line for each clip and stream; empty when each spec's promise is kept.
@@ -160,6 +163,8 @@ def parity(
         stem = Path(scratch) / "computed"
         with ModelProcess(uri, model, weights) as process:
             states = process.features(rows, stem)
+            if said is not None:
+                said += process.predict(rows)
         return [
             f"clip {clips[number].raw.id}, stream {stream}: {difference}"
             for number, found in enumerate(states)

@@ -10,8 +10,9 @@ import pytest
 
 from featurizers.clip import Clip
 from training.bootstrap import paired_bound
-from training.evaluate import evaluation_set, members, scorecard
+from training.evaluate import evaluation_set, members, regrouped, scorecard
 from training.metrics import DIRECTION
+from training.predicted import About, predicted
 from training.recipe import Task
 
 SCORE = Task(kind="regression", label="score")
@@ -133,7 +134,8 @@ def test_the_paired_bound_is_low_for_noise_and_high_for_a_real_gain():
 
 
 def test_the_paired_bound_is_the_one_that_promotion_uses():
-    from tracking.gate import Rule, judge
+    from tracking.gate import judge
+    from tracking.rules import Rule
 
     made = clips()
     random = np.random.default_rng(1)
@@ -141,7 +143,8 @@ def test_the_paired_bound_is_the_one_that_promotion_uses():
         {clip.key: clip.labels["score"] + random.normal(0, scale) for clip in made}
         for scale in (0.9, 1.0)
     ]
-    ours, theirs = (scorecard(made, each, SCORE, [], parity=True) for each in said)
+    shown = {"parity": True, "reproducible": True, "duplicates": ()}
+    ours, theirs = (scorecard(made, each, SCORE, [], **shown) for each in said)
     bound = paired_bound(ours.replicates["mae"], theirs.replicates["mae"], "lower")
     for margin, wanted in ((-bound + 1e-9, True), (-bound - 1e-9, False)):
         verdict = judge(ours, theirs, [Rule(metric="mae", not_worse_by=margin)])
@@ -190,3 +193,17 @@ def test_an_evaluation_set_is_named_by_exactly_what_it_should_be():
     two = {"key": "k01", "digest": f"{1:064d}", "start": 0.0, "end": None, "label": -2.0}
     plain = json.dumps([list(one.values()), list(two.values())], separators=(",", ":"))
     assert evaluation_set(made, "score") == hashlib.sha256(plain.encode()).hexdigest()
+
+
+def test_a_scorecard_is_told_apart_as_another_model_is():
+    made, about = clips(), About(name="a", recipe="r", seed=0, fold="", family="f")
+    name = evaluation_set(made, "score")
+    said = {clip.key: clip.labels["score"] + i / 10 for i, clip in enumerate(made)}
+    card = scorecard(made, said, SCORE, [], parity=None, replicates=60)
+    grouped = [replace(clip, group="young" if i < 6 else "old") for i, clip in enumerate(made)]
+    lacks = {clip.key: ("video",) if i < 3 else () for i, clip in enumerate(made)}
+    other = scorecard(grouped, said, SCORE, [], parity=None, replicates=60, missing=lacks)
+    own = predicted(name, made, SCORE, about, said)
+    found = regrouped(card, own, predicted(name, grouped, SCORE, about, said, lacking=lacks))
+    assert found == other
+    assert [each.name for each in found.by_group] == ["old", "young"]

@@ -12,7 +12,7 @@ from pipelines.experiment import InputError, check_model, load, save
 from pipelines.run import recipes_of
 from pipelines.sources import ask, read_rows
 from tests import checkpoints
-from tracking.gate import Rule
+from tracking.rules import Rule
 from training.models import build
 from training.recipe import ModelSettings, Task
 

@@ -102,7 +102,6 @@ def trained(seed, loss, fold=""):
         predictions={},
         lacking={},
         without={},
-        scores={},
     )
 
 

@@ -10,9 +10,10 @@ from tracking.gate import (
     FEWEST_REPLICATES,
     IncomparableError,
     NoRulesError,
-    Rule,
     judge,
 )
+from tracking.parts import Latency, Part, Subgroup
+from tracking.rules import LatencyRule, Rule, rule_from_json
 from tracking.scorecard import Scorecard
 
 DRAWS = 200
@@ -32,6 +33,8 @@ def card(mae: float = 1.0, acc: float = 0.8, **changes) -> Scorecard:
         "better": {"mae": "lower", "acc": "higher"},
         "replicates": {"mae": replicates(mae), "acc": replicates(acc)},
         "parity": True,
+        "reproducible": True,
+        "duplicates": (),
     }
     return Scorecard(**{**plain, **changes})
 
@@ -94,7 +97,7 @@ def test_the_bound_is_the_end_of_the_paired_interval_and_not_the_mean():
 def test_without_a_champion_comparisons_hold():
     verdict = judge(card(), None, [Rule(metric="mae", not_worse_by=0.0, better_by=1.0)])
     assert verdict.promote
-    assert [reason.text for reason in verdict.reasons[2:]] == ["no champion yet"] * 2
+    assert [reason.text for reason in verdict.reasons[4:]] == ["no champion yet"] * 2
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
@@ -143,7 +146,7 @@ def test_parity_must_have_been_shown(parity, promoted, text):
 def test_nothing_may_be_shared_with_training(leaks, text):
     verdict = judge(card(leaks=leaks), None, [Rule(metric="mae", floor=9)])
     assert verdict.promote is (not leaks)
-    assert verdict.reasons[1].text == text
+    assert verdict.reasons[2].text == text
 
 
 def test_without_rules_nothing_can_be_judged():
@@ -197,15 +200,22 @@ def test_scorecards_that_cannot_be_compared_are_an_error(candidate, champion, ru
         ({"floor": 1}, "does not name its metric"),
         ({"metric": "mae", "flor": 1}, "no key 'flor' .did you mean 'floor'."),
         ({"metric": "mae", "zzz": 1}, "no key 'zzz'; its keys are metric"),
+        ({"metric": "mae", "no_subgroup_worse_by": -1}, "of at least 0, not -1"),
+        ({"metric": "mae", "floor": 1, "least_clips": 0}, "whole number of at least 1, not 0"),
+        ({"metric": "mae", "floor": 1, "least_clips": 2.5}, "whole number of at least 1, not 2.5"),
+        ({"metric": "mae", "floor": 1, "least_clips": True}, "at least 1, not True"),
+        ({"latency_ms": 0}, "a finite number above 0, not 0"),
+        ({"latency_ms": NAN}, "a finite number above 0, not nan"),
+        ({"latency_ms": 5, "metric": "mae"}, "has no other key, and 'metric' is one"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(rule, message):
     with pytest.raises(ValueError, match=message):
-        Rule.from_json(rule)
+        rule_from_json(rule)
 
 
 def test_a_rule_is_read_as_people_write_it():
-    rule = Rule.from_json({"metric": "mae", "better": "lower", "floor": 1.2})
+    rule = rule_from_json({"metric": "mae", "better": "lower", "floor": 1.2})
     assert rule == Rule(metric="mae", better="lower", floor=1.2)
 
 
@@ -240,6 +250,136 @@ def test_a_verdict_says_all_reasons_in_plain_data():
     assert json.loads(json.dumps(plain)) == plain
 
 
+@pytest.mark.parametrize(
+    ("reproducible", "promoted", "text"),
+    [
+        (True, True, "says the same of a clip when it is asked again"),
+        (False, False, "says something else of a clip when it is asked again"),
+        (None, False, "nobody asked the registered model twice"),
+    ],
+)
+def test_a_model_says_the_same_twice(reproducible, promoted, text):
+    verdict = judge(card(reproducible=reproducible), None, [Rule(metric="mae", floor=9)])
+    assert verdict.promote is promoted
+    assert text in verdict.reasons[1].text
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "promoted", "text"),
+    [
+        ((), True, "no clip looks or sounds like one of training"),
+        (("a is like b",), False, "near-duplicates: a is like b"),
+        (None, False, "nobody looked for clips that are in training too"),
+    ],
+)
+def test_no_clip_is_a_near_duplicate_of_one_of_training(duplicates, promoted, text):
+    verdict = judge(card(duplicates=duplicates), None, [Rule(metric="mae", floor=9)])
+    assert verdict.promote is promoted
+    assert verdict.reasons[3].text == text
+
+
+@pytest.mark.parametrize(
+    ("p95_s", "promoted"), [(0.05, True), (0.0501, False), (NAN, False), (math.inf, False)]
+)
+def test_latency_has_an_upper_limit(p95_s, promoted):
+    took = Latency(median_s=0.01, p95_s=p95_s, clips=20, machine="a machine")
+    verdict = judge(card(latency=took), None, [LatencyRule(latency_ms=50)])
+    assert verdict.promote is promoted
+    assert "for 95 % of 20 clips (a machine); asked: at most 50 ms" in verdict.reasons[-1].text
+
+
+def test_latency_that_nobody_measured_is_none_that_is_low_enough():
+    verdict = judge(card(), None, [rule_from_json({"latency_ms": 1e9})])
+    assert not verdict.promote
+    assert verdict.reasons[-1].rule == "latency_ms"
+    assert "nobody measured" in verdict.reasons[-1].text
+
+
+def group(name, mae, count=20, clips=None):
+    return Subgroup(
+        kind="group",
+        name=name,
+        count=count,
+        metrics={"mae": mae, "acc": 1 - mae / 10},
+        intervals={},
+        clips=clips or name,
+    )
+
+
+def part(streams, mae, count=20, clips=None):
+    return Part(
+        streams=streams,
+        count=count,
+        metrics={"mae": mae},
+        intervals={},
+        clips=clips or str(streams),
+    )
+
+
+def subgroups(ours, theirs, **rule):
+    asked = Rule(**{"metric": "mae", "no_subgroup_worse_by": 0.1, **rule})
+    reason = judge(card(**ours), card(**theirs), [asked]).reasons[-1]
+    return reason.passed, reason.text
+
+
+def test_no_group_of_speakers_may_be_worse_by_more_than_a_margin():
+    theirs = {"by_group": (group("old", 1.0), group("young", 1.0))}
+    better = {"by_group": (group("old", 0.1), group("young", 1.1))}
+    assert subgroups(better, theirs)[0]
+    assert not subgroups(better, theirs, no_subgroup_worse_by=0.09)[0]
+    assert subgroups(better, theirs, metric="acc", no_subgroup_worse_by=0.01)[0]
+    passed, text = subgroups({"by_group": (group("old", 1.2), group("young", 1.3))}, theirs)
+    assert not passed
+    assert text == (
+        "the worst of 2 is group young (20 clips): 1.3, the champion 1; asked: worse by at most 0.1"
+    )
+
+
+def test_subgroups_of_few_clips_are_not_judged_and_told():
+    theirs = {"by_group": (group("old", 1.0), group("young", 1.0, count=9))}
+    worse = {"by_group": (group("old", 1.0), group("young", 3.0, count=9))}
+    passed, text = subgroups(worse, theirs)
+    assert passed
+    assert text.endswith("; 1 of fewer than 10 clips are not judged")
+    assert not subgroups(worse, theirs, least_clips=9)[0]
+    passed, text = subgroups(worse, theirs, least_clips=50)
+    assert passed
+    assert text.startswith("there is no subgroup to judge; 2 of fewer than 50 clips")
+    assert subgroups({}, {})[0]
+
+
+def test_patterns_of_missing_streams_are_the_same_clips_whatever_the_champion_lacks():
+    ours = {"as_found": (part((), 1.0, clips="a"), part(("video",), 2.0, clips="b"))}
+    theirs = {"as_found": (part((), 1.0, clips="b"), part(("text",), 1.0, clips="a"))}
+    passed, text = subgroups(ours, theirs)
+    assert not passed
+    assert "the worst of 2 is lacking video" in text
+    # A single pattern is the whole set.
+    assert subgroups({"as_found": ours["as_found"][1:]}, theirs)[0]
+
+
+def test_a_stream_that_is_taken_away_is_compared_where_both_have_it():
+    ours = {"as_asked": (part(("audio",), 2.0), part(("video",), 9.0))}
+    passed, text = subgroups(ours, {"as_asked": (part(("audio",), 1.0),)})
+    assert not passed
+    assert "the worst of 1 is without audio" in text
+    assert subgroups(ours, {"as_asked": (part(("text",), 0.0),)})[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "passed"),
+    [(NAN, 1.0, False), (NAN, NAN, True), (1.0, NAN, True), (math.inf, 1.0, False)],
+)
+def test_a_subgroup_without_a_number_never_wins(ours, theirs, passed):
+    found = subgroups({"by_group": (group("old", ours),)}, {"by_group": (group("old", theirs),)})
+    assert found[0] is passed
+
+
+def test_a_champion_that_says_nothing_of_a_subgroup_cannot_be_compared():
+    with pytest.raises(IncomparableError, match="says nothing of group old"):
+        subgroups({"by_group": (group("old", 1.0),)}, {"by_group": (group("old", 1.0, clips="x"),)})
+
+
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
@@ -255,6 +395,8 @@ def scorecards(draw):
         },
         leaks=tuple(draw(st.lists(st.text(max_size=3), max_size=2))),
         parity=draw(st.sampled_from([True, True, False, None])),
+        reproducible=draw(st.sampled_from([True, True, False, None])),
+        duplicates=draw(st.sampled_from([(), (), ("a is like b",), None])),
     )
 
 
@@ -290,7 +432,9 @@ def test_whoever_is_promoted_has_numbers_parity_and_no_leaks(ours, theirs, asked
     verdict = verdict_or_error(ours, theirs, asked)
     if not isinstance(verdict, str) and verdict.promote:
         assert ours.parity
+        assert ours.reproducible
         assert not ours.leaks
+        assert ours.duplicates == ()
         for rule in asked:
             assert math.isfinite(ours.metrics[rule.metric])
             assert all(math.isfinite(value) for value in ours.replicates[rule.metric])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from pipelines.promote import consider, go_back
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from tracking import mlflow_store
-from tracking.gate import Rule
 from tracking.ledger import current, history
 from tracking.mlflow_store import MlflowRegistry, MlflowRun
+from tracking.rules import Rule
 from tracking.scorecard import Scorecard
 
 RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
@@ -40,6 +41,8 @@ def card(mae):
         better={"mae": "lower"},
         replicates={"mae": (mae,) * 40},
         parity=True,
+        reproducible=True,
+        duplicates=(),
     )
 
 
@@ -78,7 +81,7 @@ def test_the_report_that_the_ledger_names_is_kept_with_the_candidates_run(uri, n
     assert json.loads(kept) == promotion.verdict.to_json()
     found = tags(uri, name, 1)
     assert found["fuseline.generation"] == "1"
-    assert [found[f"fuseline.gate.{i}"] for i in range(4)] == [
+    assert [found[f"fuseline.gate.{i}"] for i in range(6)] == [
         reason.text for reason in promotion.verdict.reasons
     ]
 
@@ -270,7 +273,7 @@ def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(
         promote,
         "parity",
-        lambda _uri, _model, some, _columns, weights: (
+        lambda _uri, _model, some, _columns, weights, said=None: (
             compared.append([*weights, *(each.raw.media for each in some)]) or []
         ),
     )
@@ -278,11 +281,11 @@ def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
     far, gone = f"file://{tmp_path}/far.mp4", f"file://{tmp_path}/gone.mp4"
     stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
     some = [asked("a", "/a.mp4"), asked("b", far), asked("c", gone)]
-    assert promote._compare("uri", "model", some, {}, stage, weights=["/w"]) == ([], 2)
+    assert promote._compare("uri", "model", some, {}, stage, weights=["/w"], said=[]) == ([], 2)
     assert compared[0] == ["/w", "/a.mp4"]
     assert compared[1][0] == "/w"
     assert Path(compared[1][1]).parent == tmp_path / "cache"
-    assert promote._compare("uri", "model", some[2:], {}, stage, weights=[]) == ([], 0)
+    assert promote._compare("uri", "model", some[2:], {}, stage, weights=[], said=[]) == ([], 0)
 
 
 def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
@@ -294,20 +297,28 @@ def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, nam
     assert not promote.judge(unseen, None, RULES).promote
 
 
+class Process:
+    """A model's process that has no text of any clip, and always says the same."""
+
+    said: ClassVar = [{"prediction": 1.5}]
+
+    def __init__(self, *asked):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def features(self, rows, stem):
+        return [{"text": "absent"}]
+
+    def predict(self, rows):
+        return self.said
+
+
 def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
-    class Process:
-        def __init__(self, *asked):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exc):
-            pass
-
-        def features(self, rows, stem):
-            return [{"text": "absent"}]
-
     monkeypatch.setattr(score, "ModelProcess", Process)
     columns = {"text": Column(a="absent"), "audio": Column(a="sample"), "video": Column(a="absent")}
     found = score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], columns)
@@ -315,3 +326,18 @@ def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
         "clip a, stream audio: the model does not give it",
         "clip a, stream video: the model does not give it",
     ]
+
+
+@pytest.mark.parametrize(("before", "same"), [([{"prediction": 1.5}], True), ([{}], False)])
+def test_a_model_is_asked_again_in_another_process(monkeypatch, before, same):
+    monkeypatch.setattr(promote, "ModelProcess", Process)
+    here = [asked("a", "/a.mp4"), asked("b", "s3://bucket/b.mp4")]
+    assert promote._is_reproducible("uri", "models:/toy/1", here, before, []) is same
+    assert promote._is_reproducible("uri", "models:/toy/1", here[1:], [], []) is None
+
+
+def test_what_a_model_says_is_told_beside_its_features(monkeypatch):
+    monkeypatch.setattr(score, "ModelProcess", Process)
+    said = []
+    assert score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], {}, said=said) == []
+    assert said == Process.said

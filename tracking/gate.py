@@ -7,19 +7,17 @@ much better the candidate is. The scorecards bring the metrics of every draw; dr
 clips in all scorecards of one evaluation set.
 """
 
-import difflib
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
+from tracking.rules import AnyRule, LatencyRule, Rule
 from tracking.scorecard import CONFIDENCE, Better, Scorecard, middle
+from tracking.subgroups import pairs
 
 # An end of the interval is one of the draws: below 39 none stands for the 2.5 % quantile.
 FEWEST_REPLICATES = 39
-
-_RULE_KEYS = ("metric", "better", "floor", "not_worse_by", "better_by")
 
 
 class NoRulesError(ValueError):
@@ -28,60 +26,6 @@ class NoRulesError(ValueError):
 
 class IncomparableError(ValueError):
     """Scorecards that say nothing about each other, or nothing about a rule."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What is asked of one metric: at least one of `floor`, `not_worse_by` and `better_by`.
-
-    Attributes:
-        better: The direction that its author has in mind; checked against the scorecard's.
-        floor: The worst value allowed: an upper limit where lower is better, else a lower limit.
-        not_worse_by: The low end of the candidate's advantage over the champion must be at least
-            minus this.
-        better_by: That low end must be at least this; for 0, above 0.
-    """
-
-    metric: str
-    better: Better | None = None
-    floor: float | None = None
-    not_worse_by: float | None = None
-    better_by: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.better is not None and self.better not in get_args(Better):
-            raise ValueError(
-                f"rule for {self.metric!r}: better is 'lower' or 'higher', not {self.better!r}"
-            )
-        if self.floor is None and self.not_worse_by is None and self.better_by is None:
-            raise ValueError(
-                f"rule for {self.metric!r} asks for nothing: "
-                "give it at least one of floor, not_worse_by, better_by"
-            )
-        smallest = {"floor": -sys.float_info.max, "not_worse_by": 0.0, "better_by": 0.0}
-        for key, least in smallest.items():
-            value = getattr(self, key)
-            if value is not None and not _is_number(value, least):
-                kind = "a finite number" if key == "floor" else "a finite number of at least 0"
-                raise ValueError(f"rule for {self.metric!r}: {key} is {kind}, not {value!r}")
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Rule":
-        """A rule as people write it in an experiment file.
-
-        Raises:
-            ValueError: An unknown key, no metric, nothing asked, or a value of the wrong kind.
-        """
-        for key in data:
-            if key not in _RULE_KEYS:
-                near = difflib.get_close_matches(str(key), _RULE_KEYS, n=1, cutoff=0.4)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ValueError(
-                    f"a rule has no key {key!r}{hint}; its keys are {', '.join(_RULE_KEYS)}"
-                )
-        if not data.get("metric"):
-            raise ValueError(f"the rule {dict(data)} does not name its metric, as in metric: mae")
-        return Rule(**data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +55,12 @@ class Verdict:
         }
 
 
-def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[Rule]) -> Verdict:
-    """The candidate is promoted when every rule holds, parity was shown and nothing leaks.
+def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[AnyRule]) -> Verdict:
+    """The candidate is promoted when every rule holds, and what is asked of every candidate does.
+
+    That is: the registered model computes the features that training read, it says the same when
+    it is asked twice, and no clip shares its speaker, its source or what it shows with training.
+    Where nobody looked at one of these it does not hold.
 
     A number that is not finite never wins: a candidate with one fails every rule on that metric,
     and a champion with one loses to a finite candidate.
@@ -120,15 +68,23 @@ def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[Rule
     Raises:
         NoRulesError: No rules.
         IncomparableError: The evaluation sets differ, a rule names an unknown metric or another
-            direction, or replicates that a comparison needs are missing.
+            direction, or replicates or subgroups that a comparison needs are missing.
     """
     if not rules:
         raise NoRulesError("no rules were given, so nothing can be judged: add promote.rules")
     if champion is not None:
         _check_same_set(candidate, champion)
-    reasons = [_parity(candidate), _leaks(candidate)]
+    reasons = [
+        _parity(candidate),
+        _reproducible(candidate),
+        _leaks(candidate),
+        _duplicates(candidate),
+    ]
     for rule in rules:
-        reasons += _apply(rule, candidate, champion)
+        if isinstance(rule, LatencyRule):
+            reasons.append(_latency(rule, candidate))
+        else:
+            reasons += _apply(rule, candidate, champion)
     return Verdict(all(reason.passed for reason in reasons), tuple(reasons))
 
 
@@ -138,8 +94,8 @@ def _apply(rule: Rule, candidate: Scorecard, champion: Scorecard | None) -> list
     value = candidate.metrics[rule.metric]
     asked = [
         (f"{rule.metric} {name}", margin)
-        for name, margin in (("not_worse_by", rule.not_worse_by), ("better_by", rule.better_by))
-        if margin is not None
+        for name in ("not_worse_by", "better_by", "no_subgroup_worse_by")
+        if (margin := getattr(rule, name)) is not None
     ]
     floor = [] if rule.floor is None else [(f"{rule.metric} floor", rule.floor)]
     if undefined := _undefined(rule.metric, candidate):
@@ -149,17 +105,16 @@ def _apply(rule: Rule, candidate: Scorecard, champion: Scorecard | None) -> list
         return reasons + [Reason(name, True, "no champion yet") for name, _ in asked]
     if asked:
         _check_metric(rule, "the champion", champion)
+        _check_direction(rule.metric, candidate, champion)
+    if rule.not_worse_by is not None or rule.better_by is not None:
         reasons += _compare(rule, candidate, champion)
+    if rule.no_subgroup_worse_by is not None:
+        reasons.append(_subgroups(rule, rule.no_subgroup_worse_by, candidate, champion))
     return reasons
 
 
 def _compare(rule: Rule, candidate: Scorecard, champion: Scorecard) -> list[Reason]:
     metric = rule.metric
-    if champion.better[metric] != candidate.better[metric]:
-        raise IncomparableError(
-            f"{metric!r} is better when {candidate.better[metric]} for the candidate, "
-            f"but when {champion.better[metric]} for the champion"
-        )
     if math.isfinite(champion.metrics[metric]):
         low, high = _interval(metric, candidate, champion)
         text = (
@@ -207,6 +162,46 @@ def _hold_floor(name: str, value: float, floor: float, better: Better) -> Reason
     return Reason(name, value >= floor, f"{value:.6g}; asked: at least {floor:.6g}")
 
 
+def _subgroups(rule: Rule, margin: float, candidate: Scorecard, champion: Scorecard) -> Reason:
+    name, asked = f"{rule.metric} no_subgroup_worse_by", f"asked: worse by at most {margin:.6g}"
+    found = pairs(rule.metric, candidate, champion)
+    if unknown := [pair.title for pair in found if pair.theirs is None]:
+        raise IncomparableError(
+            f"the champion's scorecard says nothing of {unknown[0]}, which a rule asks about; "
+            f"train it again, or leave out no_subgroup_worse_by"
+        )
+    judged = [pair for pair in found if pair.count >= rule.least_clips]
+    few = len(found) - len(judged)
+    more = f"; {few} of fewer than {rule.least_clips} clips are not judged" if few else ""
+    if not judged:
+        return Reason(name, True, f"there is no subgroup to judge{more}; {asked}")
+    worst = max(judged, key=lambda pair: pair.worse_by)
+    text = (
+        f"the worst of {len(judged)} is {worst.title} ({worst.count} clips): {worst.ours:.6g}, "
+        f"the champion {worst.theirs:.6g}; {asked}{more}"
+    )
+    return Reason(name, worst.worse_by <= margin, text)
+
+
+def _latency(rule: LatencyRule, candidate: Scorecard) -> Reason:
+    found = candidate.latency
+    if found is None:
+        return Reason("latency_ms", False, "nobody measured how long the model takes for a clip")
+    text = (
+        f"{found.p95_s * 1000:.3g} ms for 95 % of {found.clips} clips ({found.machine}); "
+        f"asked: at most {rule.latency_ms:.6g} ms"
+    )
+    return Reason("latency_ms", found.p95_s * 1000 <= rule.latency_ms, text)
+
+
+def _reproducible(candidate: Scorecard) -> Reason:
+    if candidate.reproducible is None:
+        return Reason("reproducible", False, "nobody asked the registered model twice")
+    how = "the same" if candidate.reproducible else "something else"
+    text = f"the registered model says {how} of a clip when it is asked again"
+    return Reason("reproducible", candidate.reproducible, text)
+
+
 def _parity(candidate: Scorecard) -> Reason:
     if candidate.parity is None:
         return Reason(
@@ -220,8 +215,19 @@ def _parity(candidate: Scorecard) -> Reason:
 def _leaks(candidate: Scorecard) -> Reason:
     if not candidate.leaks:
         return Reason("leaks", True, "no speaker or source is shared with training")
-    more = f" and {len(candidate.leaks) - 5} more" if len(candidate.leaks) > 5 else ""
-    return Reason("leaks", False, f"shared with training: {', '.join(candidate.leaks[:5])}{more}")
+    return Reason("leaks", False, f"shared with training: {_some(candidate.leaks)}")
+
+
+def _duplicates(candidate: Scorecard) -> Reason:
+    if candidate.duplicates is None:
+        return Reason("duplicates", False, "nobody looked for clips that are in training too")
+    if not candidate.duplicates:
+        return Reason("duplicates", True, "no clip looks or sounds like one of training")
+    return Reason("duplicates", False, f"near-duplicates: {_some(candidate.duplicates)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _undefined(metric: str, card: Scorecard) -> str:
@@ -244,6 +250,14 @@ def _check_same_set(candidate: Scorecard, champion: Scorecard) -> None:
         )
 
 
+def _check_direction(metric: str, candidate: Scorecard, champion: Scorecard) -> None:
+    if champion.better[metric] != candidate.better[metric]:
+        raise IncomparableError(
+            f"{metric!r} is better when {candidate.better[metric]} for the candidate, "
+            f"but when {champion.better[metric]} for the champion"
+        )
+
+
 def _check_metric(rule: Rule, whose: str, card: Scorecard) -> None:
     if rule.metric not in card.metrics:
         raise IncomparableError(
@@ -255,10 +269,3 @@ def _check_metric(rule: Rule, whose: str, card: Scorecard) -> None:
             f"the rule for {rule.metric!r} says that {rule.better} is better, "
             f"but {whose}'s scorecard says {card.better[rule.metric]}"
         )
-
-
-def _is_number(value: object, smallest: float) -> bool:
-    # bool is an int in Python; "floor: yes" in YAML is a mistake.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return smallest <= value < math.inf

@@ -6,7 +6,7 @@ can be read with the training mean, the commonest class, or the labels that most
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypedDict
 
@@ -24,6 +24,7 @@ from training.data import Samples, target_of
 from training.metrics import DIRECTION, Floats, by_class, confusion, metrics, undefined
 from training.missing import without
 from training.predict import decide, outputs, probabilities
+from training.predicted import Predicted
 from training.recipe import Target, Task
 
 
@@ -198,7 +199,7 @@ def scorecard(
     name = evaluation_set(ordered, task.label)
     found = metrics(task, truth, said)
     part = partial(_part, task, set_name=name, replicates=replicates)
-    every = range(len(ordered))
+    keys, every = [clip.key for clip in ordered], range(len(ordered))
     return Scorecard(
         evaluation_set=name,
         count=len(ordered),
@@ -211,16 +212,16 @@ def scorecard(
         reproducible=reproducible,
         undefined=undefined(task, truth, said),
         as_found=tuple(
-            Part(streams=streams, **part(ordered, truth, said, places))
-            for streams, places in _patterns(ordered, missing or {})
+            Part(streams=streams, **part(keys, truth, said, places))
+            for streams, places in _patterns([(missing or {}).get(key) for key in keys])
         ),
         as_asked=tuple(
-            Part(streams=(stream,), **part(ordered, truth, _said(predicted, ordered), every))
+            Part(streams=(stream,), **part(keys, truth, _said(predicted, ordered), every))
             for stream, predicted in sorted((without or {}).items())
         ),
         by_group=tuple(
-            Subgroup(kind=kind, name=group, **part(ordered, truth, said, places))
-            for (kind, group), places in _groups(ordered)
+            Subgroup(kind=kind, name=group, **part(keys, truth, said, places))
+            for (kind, group), places in _groups([(clip.group, clip.speaker) for clip in ordered])
         ),
         calibration=_calibration(task, ordered, truth, said, scores or {}),
         latency=latency,
@@ -232,33 +233,61 @@ def _said(predicted: Mapping[str, Target], clips: Sequence[Clip]) -> Floats:
     return np.array([predicted[clip.key] for clip in clips], dtype=np.float64)
 
 
+def regrouped(card: Scorecard, own: Predicted, other: Predicted) -> Scorecard:
+    """A scorecard with the subgroups that another model's has: the same clips, told apart alike.
+
+    Which streams a clip lacks depends on what a model reads, and the table of clips may have been
+    given groups since: only what was said of each clip can be told apart anew.
+
+    Args:
+        card: Of a model.
+        own: What that said.
+        other: What the other said, on the same evaluation set.
+    """
+    draws = max((len(values) for values in card.replicates.values()), default=0)
+    part = partial(_part, own.task, set_name=card.evaluation_set, replicates=draws)
+    given = own.keys, own.truth, own.said
+    groups = list(zip(other.groups, other.speakers, strict=True))
+    return replace(
+        card,
+        as_found=tuple(
+            Part(streams=streams, **part(*given, places))
+            for streams, places in _patterns(other.lacks)
+        ),
+        by_group=tuple(
+            Subgroup(kind=kind, name=group, **part(*given, places))
+            for (kind, group), places in _groups(groups)
+        ),
+    )
+
+
 def _patterns(
-    clips: Sequence[Clip], missing: Mapping[str, Sequence[str]]
+    lacks: Sequence[Sequence[str] | None],
 ) -> list[tuple[tuple[str, ...], list[int]]]:
     """The places of the clips that lack the same streams; those that lack less come first."""
     found: dict[tuple[str, ...], list[int]] = {}
-    for place, clip in enumerate(clips):
-        if clip.key in missing:
-            found.setdefault(tuple(sorted(missing[clip.key])), []).append(place)
+    for place, streams in enumerate(lacks):
+        if streams is not None:
+            found.setdefault(tuple(sorted(streams)), []).append(place)
     return sorted(found.items(), key=lambda each: (len(each[0]), each[0]))
 
 
 def _groups(
-    clips: Sequence[Clip],
+    clips: Sequence[tuple[str | None, str | None]],
 ) -> list[tuple[tuple[Literal["group", "speaker"], str], list[int]]]:
     """The places of the clips of each group, and of each speaker who is in none."""
     found: dict[tuple[Literal["group", "speaker"], str], list[int]] = {}
-    for place, clip in enumerate(clips):
-        if clip.group:
-            found.setdefault(("group", clip.group), []).append(place)
-        elif clip.speaker:
-            found.setdefault(("speaker", clip.speaker), []).append(place)
+    for place, (group, speaker) in enumerate(clips):
+        if group:
+            found.setdefault(("group", group), []).append(place)
+        elif speaker:
+            found.setdefault(("speaker", speaker), []).append(place)
     return sorted(found.items())
 
 
 def _part(
     task: Task,
-    clips: Sequence[Clip],
+    keys: Sequence[str],
     truth: Floats,
     said: Floats,
     places: Sequence[int],
@@ -273,7 +302,7 @@ def _part(
         "count": len(places),
         "metrics": metrics(task, *some),
         "intervals": {metric: interval(values) for metric, values in draws.items()},
-        "clips": members(clips[place].key for place in places),
+        "clips": members(keys[place] for place in places),
     }
 
 

@@ -1,0 +1,148 @@
+"""Clips of training that an evaluation set has too, in other bytes: by `featurizers.likeness`.
+
+What was computed is kept in logs/ of the dataset, which is no part of what it promises: a clip is
+decoded for it once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+
+from featurizers.clip import Clip
+from featurizers.dataset import LOGS
+from featurizers.decoder import Decoder
+from featurizers.likeness import VERSION, Likeness, alike, likeness
+from featurizers.spec import canonical_json
+from featurizers.store import Root, store_at
+from pipelines.executors import Executor, executor
+from pipelines.experiment import Experiment
+from pipelines.plans import labelled
+from pipelines.show import Show
+from pipelines.sources import stage_of
+from pipelines.staging import Stage
+from training.recipe import Recipe
+
+FILE = f"{LOGS}/likeness-{VERSION}.jsonl"
+TOGETHER = 16  # clips of an item
+
+
+def near_duplicates(
+    experiment: Experiment, recipe: Recipe, clips: Sequence[Clip], show: Show
+) -> list[str] | None:
+    """The test clips that look or sound like a training clip, with a progress bar.
+
+    Returns:
+        A sentence for each pair. None where nothing can be said: of one side, no media can be had.
+
+    Raises:
+        StorageError: Media cannot be read now.
+    """
+    test, training = (labelled(recipe, clips, split) for split in ("test", "train"))
+    where, stage = executor(experiment.workers.featurize), stage_of(experiment)
+    with show.counting("look for near-duplicates", None) as done:
+        found = likenesses(experiment.root, [*test, *training], stage, where, done)
+    return like(test, training, found)
+
+
+def like(
+    ours: Sequence[Clip], theirs: Sequence[Clip], found: Mapping[str, Likeness]
+) -> list[str] | None:
+    """Clips of ours that look or sound like one of theirs; as `near_duplicates`.
+
+    Args:
+        ours: The clips of an evaluation set.
+        theirs: Those of training.
+        found: The likeness of those whose media can be had.
+    """
+    mine, others = ([clip for clip in clips if clip.key in found] for clips in (ours, theirs))
+    if not mine or not others:
+        return None
+    pairs = alike([found[clip.key] for clip in mine], [found[clip.key] for clip in others])
+    return [f"{mine[one].id} is like {others[other].id}" for one, other in pairs]
+
+
+def likenesses(
+    root: Root,
+    clips: Sequence[Clip],
+    stage: Stage,
+    executor: Executor,
+    done: Callable[[int], None],
+) -> dict[str, Likeness]:
+    """The likeness of each clip whose media can be had, by key.
+
+    Args:
+        root: Where the dataset lies.
+        clips: Some of its clips.
+        stage: Gives media on the machine that decodes them.
+        executor: Where they are decoded.
+        done: Told how many clips were decoded.
+
+    Raises:
+        StorageError: Media cannot be read now.
+    """
+    kept = _kept(root)
+    identities = {clip.key: _identity(clip) for clip in clips}
+    known = {
+        key: Likeness(sound=kept[key]["sound"], pictures=kept[key]["pictures"])
+        for key, identity in identities.items()
+        if key in kept and kept[key]["of"] == identity
+    }
+    todo = sorted(
+        (clip for clip in clips if clip.media_digest and clip.key not in known),
+        key=lambda clip: (clip.media, clip.start, clip.key),
+    )
+    items = [todo[first : first + TOGETHER] for first in range(0, len(todo), TOGETHER)]
+    for answer in executor.run(partial(_Looker, stage), items):
+        known |= answer.result
+        done(len(items[answer.number]))
+    if todo:
+        mine = {clip.key for clip in todo} & known.keys()
+        fresh = {key: {"of": identities[key], **asdict(known[key])} for key in mine}
+        # A clip a line, by its key: `forget` takes those lines out.
+        lines = [json.dumps({key: each}) for key, each in sorted({**kept, **fresh}.items())]
+        store_at(root).replace(FILE, "\n".join([*lines, ""]).encode())
+    return known
+
+
+class _Looker:
+    """Looks at clips; holds one decoding child."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._decoder = Decoder()
+
+    def __call__(self, clips: Sequence[Clip]) -> dict[str, Likeness]:
+        """The likeness of those whose media are there."""
+        paths = ((clip, self._stage.local(clip.media)) for clip in clips)
+        return {
+            clip.key: likeness(clip, path, self._decoder)
+            for clip, path in paths
+            if path is not None
+        }
+
+    def close(self) -> None:
+        """End the child."""
+        self._decoder.close()
+
+
+def _kept(root: Root) -> dict[str, Mapping[str, str]]:
+    """What was computed before, by key; lines that cannot be read are passed over."""
+    try:
+        lines = store_at(root).read(FILE).splitlines()
+    except FileNotFoundError:
+        return {}
+    found: dict[str, Mapping[str, str]] = {}
+    for line in lines:
+        try:
+            found |= json.loads(line)
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def _identity(clip: Clip) -> str:
+    """A digest of all that a clip's likeness follows from."""
+    seen = [clip.media_digest, clip.start, clip.end, clip.audio_stream, clip.video_stream]
+    return hashlib.sha256(canonical_json(seen)).hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Near-duplicates of a dataset: decoded once, kept in its logs, and forgotten with their clips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from featurizers.clip import Clip
+from featurizers.likeness import Likeness
+from featurizers.media import encode
+from pipelines.duplicates import FILE, like, likenesses
+from pipelines.executors import InProcess
+from pipelines.staging import Stage
+from pipelines.upkeep import _scrub_logs
+
+
+@pytest.fixture
+def world(tmp_path):
+    random = np.random.default_rng(0)
+    clips = []
+    for name in ("a", "b"):
+        samples = np.round(random.normal(0, 3000, 32_000)).astype(np.int16)
+        path = tmp_path / f"{name}.mp4"
+        encode(path, frames=None, fps=10, samples=samples, rate_hz=16_000)
+        clips.append(clip(name, media=str(path)))
+    clips.append(clip("gone", media=str(tmp_path / "gone.mp4")))
+    return tmp_path, clips
+
+
+def clip(name, **more):
+    given = {"media": f"/{name}.mp4", "media_digest": name * 64, "end": 2.0, "seconds": 2.0}
+    return Clip(key=name, id=f"clip {name}", **{**given, **more})
+
+
+def looked(folder, clips):
+    counts = []
+    stage = Stage(folder=folder / "cache", limit_bytes=1 << 20)
+    return likenesses(folder, clips, stage, InProcess(), counts.append), sum(counts)
+
+
+def test_a_clip_is_decoded_for_its_likeness_once(world):
+    folder, clips = world
+    found, count = looked(folder, clips)
+    assert (set(found), count) == ({"a", "b"}, 3)
+    assert all(each.sound for each in found.values())
+    before = (folder / FILE).read_bytes()
+    assert looked(folder, clips[:2]) == (found, 0)
+    assert (folder / FILE).read_bytes() == before
+    # Another span is another clip; what is known of others stays.
+    moved = clip("b", media=clips[1].media, start=0.5, seconds=1.5)
+    again, count = looked(folder, [moved])
+    assert count == 1
+    assert again["b"] != found["b"]
+    assert looked(folder, clips[:1]) == ({"a": found["a"]}, 0)
+
+
+def test_what_a_kill_cut_short_is_computed_anew(world):
+    folder, clips = world
+    found, _ = looked(folder, clips[:2])
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(content[:-20] + b"\n[1, 2]\n")
+    again, count = looked(folder, clips[:2])
+    assert (again, count) == (found, 1)
+    assert (folder / FILE).read_bytes() == content
+
+
+def test_a_forgotten_clip_is_taken_out_of_what_is_kept(world):
+    from featurizers.store import store_at
+
+    folder, clips = world
+    looked(folder, clips[:2])
+    assert _scrub_logs(store_at(folder), frozenset({"a"})) == 1
+    kept = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    assert [list(line) for line in kept] == [[], ["b"]]
+
+
+def test_pairs_are_told_by_the_names_that_people_gave():
+    one, other = Likeness(sound="00ff"), Likeness(sound="ff00")
+    test, training = [clip("a"), clip("b")], [clip("c"), clip("d")]
+    found = {"a": one, "b": other, "c": one}
+    assert like(test, training, found) == ["clip a is like clip c"]
+    assert like(test, training, {**found, "c": other}) == ["clip b is like clip c"]
+
+
+def test_where_no_media_can_be_had_nothing_is_said():
+    assert like([clip("a")], [clip("b")], {"a": Likeness()}) is None
+    assert like([clip("a")], [clip("b")], {"b": Likeness()}) is None
+    assert like([clip("a")], [clip("b")], {"a": Likeness(), "b": Likeness()}) == []
