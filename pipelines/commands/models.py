@@ -125,6 +125,38 @@ def evaluate_command(
             show.rows(f"{name}: {title}", rows)
 
 
+@app.command("compare", rich_help_panel=PANEL)
+def compare_command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Names or ids of runs, or MODEL@ALIAS; the first is held against."),
+    ],
+    *,
+    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; repeatable.")] = None,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print a table for a paper (booktabs).")
+    ] = False,
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """Hold runs against the first one, on the same clips: paired bootstrap, Holm, seeds."""
+    from pipelines.compare import compare_runs, tables
+    from pipelines.latex import latex as as_latex
+    from pipelines.show import Show
+
+    if latex and as_json:
+        raise InputError("--latex is for papers, --json for machines; give one of them")
+    found = compare_runs(tracking_uri(store), runs, metric or ())
+    if as_json:
+        print(json.dumps(found.to_json()))
+    elif latex:
+        print(as_latex(found))
+    else:
+        show = Show()
+        for title, rows in tables(found):
+            show.rows(title, rows)
+
+
 @app.command("models", rich_help_panel=PANEL)
 def models_command(
     name: Annotated[str | None, typer.Argument(help="A registered model; else all.")] = None,

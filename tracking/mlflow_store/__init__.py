@@ -22,7 +22,14 @@ from tracking.mlflow_store.models import (
     versions_of,
 )
 from tracking.mlflow_store.registry import MlflowRegistry
-from tracking.mlflow_store.runs import MlflowRun, find_run, read_file, start_run
+from tracking.mlflow_store.runs import (
+    MlflowRun,
+    find_run,
+    parts_of,
+    read_file,
+    runs_called,
+    start_run,
+)
 
 __all__ = [
     "MlflowRegistry",
@@ -39,10 +46,12 @@ __all__ = [
     "initialise",
     "load",
     "log_model",
+    "parts_of",
     "public",
     "read_file",
     "register",
     "run_of",
+    "runs_called",
     "start_run",
     "tracking_uri",
     "version_behind",

@@ -59,6 +59,38 @@ def find_run(uri: str, experiment: str, tag: str, value: str) -> "MlflowRun | No
     return MlflowRun(uri=uri, run_id=runs[0].info.run_id) if runs else None
 
 
+@answered
+def runs_called(uri: str, name: str) -> list[str]:
+    """The ids of the runs with this id, or else with this name in any experiment; newest first."""
+    client, missing = client_of(uri), mlflow_exception()
+    if re.fullmatch("[0-9a-f]{32}", name):
+        try:
+            return [str(client.get_run(name).info.run_id)]
+        except missing:
+            return []  # or it is a name, which looks like an id; nobody gives one
+    if "'" in name and '"' in name:
+        return []  # no filter of MLflow's can say it
+    quote = '"' if "'" in name else "'"
+    found = client.search_runs(
+        [each.experiment_id for each in client.search_experiments()],
+        f"attributes.run_name = {quote}{name}{quote}",
+        order_by=["attributes.start_time DESC"],
+    )
+    return [str(run.info.run_id) for run in found]
+
+
+@answered
+def parts_of(uri: str, run_id: str) -> list[str]:
+    """The ids of the finished runs that are parts of a run, oldest first."""
+    client = client_of(uri)
+    found = client.search_runs(
+        [client.get_run(run_id).info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [str(run.info.run_id) for run in found]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlflowRun:
     """A run on the server; see `tracking.run.Run`. It holds two texts only, so it can be sent."""
