@@ -136,7 +136,8 @@ class Job:
     def ranks(self):
         """The processes that train now, by rank: each keeps a file for its stacks open."""
         found = {}
-        for file in sorted((self.folder / "stacks").glob("rank-*-sigterm-*.txt")):
+        files = (self.folder / "stacks").glob("rank-*-sigterm-*.txt")
+        for file in sorted(files, key=lambda each: each.stat().st_mtime):
             _, rank, _, pid = file.stem.split("-")
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(pid))
