@@ -15,6 +15,7 @@ from featurizers.manifest import Column
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.experiment import FailedError, InputError
+from pipelines.lineage import keep_lineage, lineage_of
 from pipelines.model_card import FILE as MODEL_CARD
 from pipelines.model_card import model_card
 from pipelines.model_process import ModelProcess
@@ -131,6 +132,8 @@ def register_model(
     told = model_card(name, trained, clips, used, card, compared=compared)
     keep_file(run, MODEL_CARD, told.encode())
     describe(uri, model_uri, told)
+    # Before the version, so that there is none of which nobody knows what it was made of.
+    keep_lineage(run, lineage_of(trained, clips, used))
     version = register(uri, name, model_uri, trained.run_id, tags)
     return Registered(name=name, version=version, model_uri=model_uri, card=card, compared=compared)
 

@@ -1,5 +1,6 @@
 """From a table to a champion that scores a raw clip; killed on the way, and taken up again."""
 
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from pipelines.experiment import load
 from pipelines.run import store_uri
 from pipelines.score import parity
 from pipelines.sources import ask, read_rows
+from pipelines.trace import reached_by_clips, trace
 
 pytestmark = [pytest.mark.ray, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -223,3 +225,17 @@ def test_the_mlflow_run_knows_settings_metrics_data_model_and_page(project, tmp_
     told = card.read_text()
     assert "Features of 4 raw training clips, computed through this model, equal" in told
     assert f"run `{version.run_id}`" in told
+
+
+def test_the_champion_is_traced_to_its_shards_and_a_clip_back_to_it(project):
+    uri, root = f"sqlite:///{project / 'mlflow.db'}", project / "data"
+    lineage = trace(uri, "whole-way").lineage
+    standing = {clip.key: clip for clip in read_clips(root)}
+    assert {row["role"] for row in lineage.clips} == {"train", "valid", "test"}
+    for row in lineage.clips:
+        assert row["media_digest"] == standing[row["key"]].media_digest
+        assert row["role"] == standing[row["key"]].split
+    clip = lineage.clips[0]["id"]
+    for file in trace(uri, "whole-way@champion", clip).files:
+        assert hashlib.sha256((root / file["tar"]).read_bytes()).hexdigest() == file["sha256"]
+    assert [each.name for each in reached_by_clips(uri, [clip], str(root))] == ["whole-way"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featurizers.dataset import DatasetError
-from pipelines.commands.options import Dataset, File, Json, Raw, Set, as_plain
+from pipelines.commands.options import Dataset, File, Json, Raw, Set, Store, as_plain
 from pipelines.experiment import load
 from training.recipe import TaskKind
 
@@ -180,16 +180,21 @@ def retry_command(
 def forget_command(
     dataset: Dataset,
     clips: Annotated[list[str], typer.Argument(help="Ids or keys of clips.")],
+    store: Store = Path(),
     as_json: Json = False,
 ) -> None:
     """Remove clips from a dataset: table, plan, all columns, logs. Later ingests pass them over."""
     from pipelines.show import Show
+    from pipelines.trace import reached_if_known
     from pipelines.upkeep import forget
+    from tracking.mlflow_store import tracking_uri
 
     show = Show(quiet=as_json)
     found = forget(dataset, clips, show.say)
+    models, unknown = reached_if_known(tracking_uri(store), clips, dataset)
     if as_json:
-        print(json.dumps(as_plain(found)))
+        told = [as_plain(each) for each in models]
+        print(json.dumps({**as_plain(found), "models": told, "models_unknown": unknown}))
         return
     show.say(
         f"{found.clips} clips are forgotten: {found.shards} shards were written without them, "
@@ -200,6 +205,12 @@ def forget_command(
         "of the dataset: spans, words, tables), models that were trained on them, and "
         "their predictions in runs"
     )
+    if unknown:
+        show.say(f"which models they have reached is not known: {unknown}")
+    else:
+        show.say("registered models that they have reached: " + ("" if models else "none"))
+    for each in models:
+        show.say(f"  {each}; train it anew without them")
 
 
 @app.command("report", rich_help_panel=PANEL)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, as_plain, runs_of
+from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, Store, as_plain, runs_of
 from pipelines.experiment import load
 
 PANEL = "Flows"
@@ -105,3 +105,24 @@ def doctor_command(
         print(json.dumps([as_plain(each) for each in found]))
     if any(each.state == "failed" for each in found):
         raise typer.Exit(1)
+
+
+@app.command("ui", rich_help_panel=PANEL)
+def ui_command(
+    *,
+    port: Annotated[int, typer.Option(help="Where to listen; 0 for any free port.")] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    store: Store = Path(),
+) -> None:
+    """MLflow's own pages on the store at hand; where it is a server, that one's address."""
+    from pipelines.ui import ui
+    from tracking.mlflow_store import tracking_uri
+
+    folder = store / "mlartifacts"
+    ui(
+        tracking_uri(store),
+        folder,
+        port=port,
+        browser=browser,
+        say=lambda line: print(line, flush=True),
+    )

@@ -1,6 +1,7 @@
 """Commands on models: training, judging, promoting, scoring."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -192,6 +193,48 @@ def models_command(
         show.say(line)
     if as_json:
         print(json.dumps({**found.to_json(), "mended": mended}))
+
+
+@app.command("trace", rich_help_panel=PANEL)
+def trace_command(
+    model: Annotated[
+        str | None, typer.Argument(help="NAME@ALIAS or NAME/VERSION; NAME is its champion.")
+    ] = None,
+    clip: Annotated[str | None, typer.Argument(help="A clip of it: its id or key.")] = None,
+    *,
+    clips: Annotated[
+        list[str] | None,
+        typer.Option("--clip", help="Instead: the models that this clip has reached; repeatable."),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Instead: those that this shard has; a tar or its sha256.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --clip: only models of this dataset.")
+    ] = None,
+    store: Store = Path(),
+    as_json: Json = False,
+) -> None:
+    """A model to its run, data, shards and media; or a clip or shard to the models it reached."""
+    from pipelines.show import Show
+    from pipelines.trace import reached, sentences_of, trace
+
+    uri, show = tracking_uri(store), Show(quiet=as_json)
+    if sum(each is not None for each in (model, clips, shard)) != 1:
+        raise InputError("give one of MODEL, --clip and --shard")
+    tables: Iterable[tuple[str, list[dict[str, object]]]] = ()
+    if model is not None:
+        traced = trace(uri, model, clip)
+        lines, told, tables = traced.sentences, traced.to_json(), traced.tables
+    else:
+        found = reached(uri, clips or (), shard, dataset)
+        lines, told = sentences_of(found), {"models": [as_plain(each) for each in found]}
+    for line in lines:
+        show.say(line)
+    for title, rows in tables:
+        show.rows(title, rows)
+    if as_json:
+        print(json.dumps(told))
 
 
 @app.command("promote", rich_help_panel=PANEL)

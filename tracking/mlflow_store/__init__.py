@@ -24,9 +24,11 @@ from tracking.mlflow_store.models import (
 from tracking.mlflow_store.registry import MlflowRegistry
 from tracking.mlflow_store.runs import (
     MlflowRun,
+    RunFacts,
     find_run,
     parts_of,
     read_file,
+    read_run,
     runs_called,
     start_run,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "MlflowRegistry",
     "MlflowRun",
     "NoStoreError",
+    "RunFacts",
     "StoreAwayError",
     "StoreError",
     "Version",
@@ -49,6 +52,7 @@ __all__ = [
     "parts_of",
     "public",
     "read_file",
+    "read_run",
     "register",
     "run_of",
     "runs_called",

@@ -178,6 +178,38 @@ class MlflowRun:
         client_of(self.uri).set_terminated(self.run_id, status)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What a run was told, except its points and files."""
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    settings: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@answered
+def read_run(uri: str, run_id: str) -> RunFacts | None:
+    """What a run was told; None where there is no such run."""
+    client = client_of(uri)
+    try:
+        with unknown("", FileNotFoundError):
+            run = client.get_run(run_id)
+            experiment = client.get_experiment(run.info.experiment_id)
+    except FileNotFoundError:
+        return None
+    return RunFacts(
+        run_id=run_id,
+        name=str(run.info.run_name),
+        experiment=str(experiment.name),
+        status=str(run.info.status),
+        settings=dict(run.data.params),
+        tags=dict(run.data.tags),
+    )
+
+
 @answered
 def read_file(uri: str, run_id: str, path: str) -> bytes:
     """A file that was kept with a run.
