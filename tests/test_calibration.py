@@ -1,5 +1,6 @@
 """Calibration and latency, held against numbers that were computed by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -114,10 +115,15 @@ class Model(nn.Module):
 
 def test_a_model_is_timed_one_clip_at_a_time():
     model = Model()
-    ticks = iter([0.0, *(value for i in range(20) for value in (i, i + (i + 1) / 100, i))])
+    ticks = iter([0.0, *(each for i in range(20) for each in (i, i + (i + 1) / 100)), 1.0])
     found = latency(model, Samples(20), lambda: next(ticks) * 0.1)
     assert found.clips == 20
     assert (found.median_s, found.p95_s) == pytest.approx((0.011, 0.02))
     assert all(len(keys) == 1 for keys in model.clips)
     assert "threads" in found.machine
     assert latency(model, Samples(0)) is None
+
+
+def test_a_slow_model_is_timed_on_enough_clips_for_a_percentile_and_no_more():
+    assert latency(Model(), Samples(30), itertools.count().__next__).clips == 20
+    assert latency(Model(), Samples(30), lambda: 0.0).clips == 30
