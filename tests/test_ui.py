@@ -49,7 +49,7 @@ def test_without_a_store_or_a_free_port_nothing_is_started(tmp_path):
 
 
 def asked(address, host=None):
-    request = urllib.request.Request(address, headers={"Host": host} if host else {})  # noqa: S310
+    request = urllib.request.Request(address, headers={"Host": host} if host else {})  # noqa: S310 - of this machine
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - of this machine
         return answer.read()
 
