@@ -335,11 +335,11 @@ def read_manifest(store: Store, folder: str, digest: str) -> Manifest:
         raise DatasetError(
             f"{store.where(name)} is of format {plain['format']}, this code reads {FORMAT}"
         )
-    return Manifest(
-        spec=FeatureSpec.from_json(plain["spec"]),
-        plan=plain["plan"],
-        records=tuple(Record.from_json(record) for record in plain["records"]),
-    )
+    try:
+        records = tuple(Record.from_json(record) for record in plain["records"])
+    except ValueError as error:
+        raise CorruptShardError(f"{store.where(name)} is not what was written: {error}") from None
+    return Manifest(spec=FeatureSpec.from_json(plain["spec"]), plan=plain["plan"], records=records)
 
 
 def index_rows(store: Store, folder: str, record: Record) -> list[Row]:

@@ -14,6 +14,7 @@ second takes what it names.
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections import Counter
@@ -57,6 +58,10 @@ class Row:
     steps: int
     seconds: float
     members: Mapping[str, Member]
+
+
+# Of a tar or an index: never one that leads out of the column's folder, or is a command.
+_FILE = re.compile(r"[A-Za-z0-9_-]+\.[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,12 @@ class Record:
         if hashlib.sha256(canonical_json(plain)).hexdigest() != digest:
             raise ValueError("its digest is of another record")
         del plain["format"]
-        return Record(**{**plain, "tar": Part(**plain["tar"]), "index": Part(**plain["index"])})
+        parts = {name: Part(**plain[name]) for name in ("tar", "index")}
+        for part in parts.values():
+            # Whoever writes a record with a fitting digest still leads no reader elsewhere.
+            if _FILE.fullmatch(part.file) is None:
+                raise ValueError(f"{part.file!r} is no name of a shard's file")
+        return Record(**{**plain, **parts})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
