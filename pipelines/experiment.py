@@ -145,9 +145,11 @@ class Train(BaseModel):
     """How often and how long; other keys are fields of the recipe.
 
     Some decide no number: `max_failures`, how often failed workers are started again; `keep`, how
-    many checkpoints of a run stay; `hang_s`, seconds without a step after which a rank is ended;
-    `wait_minutes`, minutes without any rank after which training is given up; `deadline_minutes`,
-    minutes after which it is ended (0: never).
+    many checkpoints of a run stay; `checkpoint_minutes`, minutes from one to the next at most;
+    `hang_s`, seconds without a step after which a rank is ended; `stall_minutes`, minutes without
+    a sign before the first step or after the last, after which it is; `wait_minutes`, minutes
+    without any rank after which training is given up; `deadline_minutes`, minutes after which it is
+    ended (0: never).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -156,7 +158,9 @@ class Train(BaseModel):
     fold: str = ""
     max_failures: Annotated[int, Field(ge=0)] = 2
     keep: Annotated[int, Field(ge=1)] = 2
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     hang_s: Annotated[float, Field(gt=0)] = 300.0
+    stall_minutes: Annotated[float, Field(gt=0)] = 30.0
     wait_minutes: Annotated[float, Field(gt=0)] = 15.0
     deadline_minutes: Annotated[float, Field(ge=0)] = 0.0
 

@@ -24,14 +24,19 @@ class Care:
     Attributes:
         max_failures: How often a failed group of workers is started again.
         keep: How many checkpoints of a run stay.
+        checkpoint_minutes: Minutes from one checkpoint to the next, whatever the epochs.
         hang_s: Seconds without a step after which a rank is given up.
+        stall_minutes: Minutes without a sign before the first step and after the last, while data
+            are read, the model is built or tested, after which a rank is given up.
         wait_minutes: Minutes without any rank at work after which training is given up.
         deadline_minutes: Minutes after which training is ended, saved; 0 for as long as it takes.
     """
 
     max_failures: int = 2
     keep: int = 2
+    checkpoint_minutes: float = 10.0
     hang_s: float = 300.0
+    stall_minutes: float = 30.0
     wait_minutes: float = 15.0
     deadline_minutes: float = 0.0
 

@@ -4,7 +4,6 @@ A rank is told to end by SIGTERM, and all of them by a file that the driver writ
 its step, all of them save, and nothing is lost.
 """
 
-import faulthandler
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from featurizers.node_cache import NodeCache
 from featurizers.store import publish
@@ -24,15 +23,18 @@ from pipelines.limits import PRESENT
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, Loading, Plan
 from pipelines.tracked import attempts, gauged, journaled
+from pipelines.watch import Watch, watched
 from tracking.run import MemoryRun, Run
 from training.recipe import Recipe
 from training.session import PreemptedError, Session, Wish, unclaimed
 
-STACKS = "stacks"
+if TYPE_CHECKING:
+    from training.data import Data
+    from training.loop import Outcome
+
 STATISTICS = "statistics"
 LOOK_S = 0.2  # the driver's file may lie on a network
 SIGN_S = 2.0
-GRACE_S = 10.0  # between the stacks of one rank and its end: the others save theirs meanwhile
 
 
 def train_each(config: Mapping[str, Any]) -> None:
@@ -40,9 +42,9 @@ def train_each(config: Mapping[str, Any]) -> None:
 
     Args:
         config: "runs", each as `sent` gives it; "uri" of the tracking server; "stop", the file that
-            tells all ranks to end; "keep", how many checkpoints stay; "hang_s", after how many
-            seconds without a step a rank is given up; "check", empty or as `pipelines.resume` wants
-            it.
+            tells all ranks to end; "keep", how many checkpoints stay; "save_s", seconds
+            between checkpoints; "hang_s", after how many seconds without a step a rank is given up,
+            and "stall_s", where it takes none; "check", empty or as `pipelines.resume` wants it.
     """
     import ray.train
     import torch
@@ -57,7 +59,7 @@ def train_each(config: Mapping[str, Any]) -> None:
         # Every rank must take the same way here, also when rank 0 finished just before a failure.
         if agreed(plan.finished or stop.is_file()):
             continue
-        with watched(plan.folder, rank, config["hang_s"]) as watch:
+        with watched(plan.folder, rank, config["hang_s"], config["stall_s"]) as watch:
             session = RaySession(
                 plan.folder,
                 rank,
@@ -66,6 +68,7 @@ def train_each(config: Mapping[str, Any]) -> None:
                 watch=watch,
                 stop=stop,
                 notice=notice,
+                save_s=config["save_s"],
                 hold=unclaimed if rank else claim(plan.folder, plain["start"]),
             )
             looks = context.get_local_rank() == 0 and plain["run_id"]
@@ -176,11 +179,7 @@ def train_one(
         told: Given the metrics of each epoch, on rank 0.
     """
     from training.data import load
-    from training.evaluate import answers, lacking, without_each
-    from training.latency import latency
     from training.loop import fit
-    from training.predict import Predictor, load_model
-    from training.pretrained import tokenizers
 
     loading = plan.loading
     data = load(
@@ -208,8 +207,30 @@ def train_one(
             within=partial(note_pace, plan.folder, plan.name),
             loader_workers=loading.workers,
         )
+    alive = partial(session.alive, stepping=False)
+    alive()
     if session.rank:
-        return
+        _await_test(plan, alive)
+    else:
+        _test(plan, session, data, outcome, alive)
+
+
+def _await_test(plan: Plan, alive: Callable[[], None]) -> None:
+    """Wait in no collective, since a test may take longer. Should rank 0 die, so does the group."""
+    while not plan.finished:
+        alive()
+        time.sleep(LOOK_S)
+
+
+def _test(
+    plan: Plan, session: Session, data: "Data", outcome: "Outcome", alive: Callable[[], None]
+) -> None:
+    """Put the model together, and keep what it says of the test split."""
+    from training.evaluate import answers, lacking, without_each
+    from training.latency import latency
+    from training.predict import Predictor, load_model
+    from training.pretrained import tokenizers
+
     session.hold()
     Predictor.save(
         plan.folder / "predictor",
@@ -223,6 +244,7 @@ def train_one(
     model = load_model(plan.folder / "predictor")
     if (took := latency(model, data.test)) is not None:
         publish(plan.folder / LATENCY, json.dumps(took.to_json()).encode())
+    model.register_forward_pre_hook(lambda *_: alive())
     given = answers(model, data.test, plan.recipe.task, data.fallback)
     finished = {
         "best_epoch": outcome.best_epoch,
@@ -256,16 +278,6 @@ def tracked(plan: Plan, uri: str, run_id: str, world: int) -> Iterator[Run]:
         run.close()
 
 
-class Watch(Protocol):
-    """What a rank's watch tells its session."""
-
-    def beat(self) -> None:
-        """Something was done."""
-
-    def warned(self) -> bool:
-        """Whether SIGTERM came."""
-
-
 class RaySession:
     """A rank of Ray Train; see `training.session.Session`.
 
@@ -277,7 +289,9 @@ class RaySession:
         watch: Of this process.
         stop: The file that tells all ranks to end.
         notice: Of machines that go.
+        save_s: Seconds from one checkpoint to the next, at most by a step.
         hold: Raises where somebody else trains the run by now.
+        clock: Seconds.
     """
 
     def __init__(
@@ -290,34 +304,48 @@ class RaySession:
         watch: Watch,
         stop: Path,
         notice: Notice,
+        save_s: float,
         hold: Callable[[], None] = unclaimed,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rank, self.world, self.keep = rank, world, keep
         self.folder = folder / CHECKPOINTS
         self._run, self._watch, self._stop, self._notice = folder, watch, stop, notice
-        self._hold, self._looked = hold, 0.0
+        self._hold, self._save_s, self._clock = hold, save_s, clock
+        self._looked, self._saved_at = 0.0, clock()
 
     def wish(self, position: int) -> Wish:
-        """To end when SIGTERM came or rank 0 saw the driver's file; to save when a machine goes."""
+        """To end when SIGTERM came or rank 0 saw the driver's file.
+
+        To save when a machine goes, or when rank 0 finds that the last checkpoint is long ago.
+        """
         del position
         self._watch.beat()
         if self._watch.warned():
             return Wish.END
         if self._notice.due():
             return Wish.SAVE
-        now = time.monotonic()
-        if self.rank or now - self._looked < LOOK_S:
-            return Wish.GO_ON
-        self._looked = now
-        return Wish.END if self._stop.exists() else Wish.GO_ON
+        return Wish.GO_ON if self.rank else self._first_wish(self._clock())
 
-    def alive(self) -> None:
+    def _first_wish(self, now: float) -> Wish:
+        """Of rank 0."""
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            if self._stop.exists():
+                return Wish.END
+        if now - self._saved_at >= self._save_s:
+            self._saved_at = now
+            return Wish.SAVE
+        return Wish.GO_ON
+
+    def alive(self, *, stepping: bool = True) -> None:
         """See `training.session.Session`."""
-        self._watch.beat()
+        self._watch.beat(stepping=stepping)
 
     def hold(self) -> None:
-        """See `training.session.Session`."""
+        """See `training.session.Session`; also the sign that a checkpoint was written."""
         self._hold()
+        self._saved_at = self._clock()
 
     def say(self, sentence: str) -> None:
         """See `training.session.Session`."""
@@ -356,70 +384,3 @@ class CheckedSession(RaySession):
 
 def _checked(session: RaySession, check: Mapping[str, int]) -> RaySession:
     return CheckedSession(session, check["ends"], check["killed"]) if check else session
-
-
-@contextmanager
-def watched(folder: Path, rank: int, hang_s: float) -> Iterator[Watch]:
-    """Save what all threads of this process are doing, at SIGTERM and when it hangs; then end it.
-
-    Training runs beside the main thread of a worker of Ray Train (2.60.0), which answers to SIGTERM
-    by dying, seconds later. Only `faulthandler` can answer from here: what it writes is the sign.
-    Held by test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death; may go when Ray
-    tells its workers of the signal.
-
-    Args:
-        folder: The run's; stacks go into a folder of it.
-        rank: Of this process.
-        hang_s: Seconds without a step after which it is given up.
-    """
-    stacks = folder / STACKS
-    stacks.mkdir(parents=True, exist_ok=True)
-    ending, hanging = (
-        stacks / f"rank-{rank}-{why}-{os.getpid()}.txt" for why in ("sigterm", "hang")
-    )
-    with ending.open("wb", buffering=0) as signs:
-        faulthandler.register(signal.SIGTERM, file=signs, all_threads=True, chain=False)
-        watch = _Watch(signs.fileno(), hanging, folder, rank, hang_s)
-        try:
-            yield watch
-        finally:
-            watch.end()
-            faulthandler.unregister(signal.SIGTERM)
-    if not ending.stat().st_size:
-        ending.unlink()
-
-
-class _Watch:
-    def __init__(self, signs: int, hanging: Path, folder: Path, rank: int, hang_s: float) -> None:
-        self._signs, self._hanging, self._folder, self._rank = signs, hanging, folder, rank
-        self._hang_s, self._beaten = hang_s, 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._wait, daemon=True)
-
-    def beat(self) -> None:
-        first, self._beaten = not self._beaten, time.monotonic()
-        if first:  # before the first step there is data to be read, and all to be built
-            self._thread.start()
-
-    def warned(self) -> bool:
-        return os.fstat(self._signs).st_size > 0
-
-    def end(self) -> None:
-        self._ended.set()
-
-    def _wait(self) -> None:
-        while not self._ended.wait(min(1.0, self._hang_s / 4)):
-            still = time.monotonic() - self._beaten
-            if still > self._hang_s:
-                self._give_up(still)
-
-    def _give_up(self, still: float) -> None:
-        with self._hanging.open("wb", buffering=0) as file:
-            faulthandler.dump_traceback(file=file, all_threads=True)
-        sentence = (
-            f"rank {self._rank} has taken no step for {still:.0f} s and is ended; what it was "
-            f"doing is in {self._hanging}; training goes on from the last checkpoint"
-        )
-        note(self._folder, {"say": sentence})
-        if not self._ended.wait(GRACE_S):
-            os._exit(1)

@@ -260,7 +260,9 @@ def care_of(experiment: Experiment) -> Care:
     return Care(
         max_failures=train.max_failures,
         keep=train.keep,
+        checkpoint_minutes=train.checkpoint_minutes,
         hang_s=train.hang_s,
+        stall_minutes=train.stall_minutes,
         wait_minutes=train.wait_minutes,
         deadline_minutes=train.deadline_minutes,
     )

@@ -14,7 +14,7 @@ from pipelines.claim import taken_over
 from pipelines.elastic import MAX_PREEMPTIONS, Budget, More, Say, Size, no_room, numbers
 from pipelines.executors import resources, start_ray, stop_ray
 from pipelines.follow import Follow, Told, Within
-from pipelines.limits import Care, Limits, TrainingFailedError
+from pipelines.limits import MINUTE_S, Care, Limits, TrainingFailedError
 from pipelines.plans import (
     SETTLED,
     Plan,
@@ -270,7 +270,9 @@ def _trainer(
     told = {
         "stop": str((group / STOP).resolve()),
         "keep": care.keep,
+        "save_s": care.checkpoint_minutes * MINUTE_S,
         "hang_s": care.hang_s,
+        "stall_s": care.stall_minutes * MINUTE_S,
         "check": {},
     }
     return TorchTrainer(

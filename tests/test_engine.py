@@ -366,6 +366,7 @@ def _as_rank(rank, folder):
         steps(again, BATCHES[2:], rank, 2)
         resumed = again.weights()
         again.close()
+        assert rank == 0 or whole == resumed == {}  # no copy of the whole where nobody asks for it
         if rank == 0:
             torch.save({"whole": whole, "resumed": resumed}, folder / f"{index}.pt")
     # A rank that leaves first breaks the connections under the other, which then aborts.

@@ -20,7 +20,7 @@ from pipelines.experiment import InputError
 from pipelines.limits import PRESENT, Care, Limits
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
-from pipelines.ranks import RaySession, note, watched
+from pipelines.ranks import RaySession, note
 from pipelines.stopping import GO_ON
 from pipelines.tracked import mlflow_run, settled
 from pipelines.train import (
@@ -30,6 +30,7 @@ from pipelines.train import (
     group_name,
     last_words,
 )
+from pipelines.watch import _Watch, watched
 from tests.test_stopping import Script
 from tracking import mlflow_store
 from tracking.run import MemoryRun
@@ -95,7 +96,7 @@ class Still:
     def __init__(self):
         self.signal = False
 
-    def beat(self):
+    def beat(self, *, stepping=True):
         pass
 
     def warned(self):
@@ -106,8 +107,8 @@ def test_a_rank_ends_at_a_signal_or_when_the_driver_says_so(tmp_path):
     watch = Still()
     stop = tmp_path / "stop"
     notice = Notice(lambda: None)
-    session = RaySession(tmp_path, 0, 2, keep=3, watch=watch, stop=stop, notice=notice)
-    other = RaySession(tmp_path, 1, 2, keep=3, watch=watch, stop=stop, notice=notice)
+    ties = {"keep": 3, "watch": watch, "stop": stop, "notice": notice, "save_s": 600}
+    session, other = RaySession(tmp_path, 0, 2, **ties), RaySession(tmp_path, 1, 2, **ties)
     assert (session.folder, session.keep) == (tmp_path / CHECKPOINTS, 3)
     assert session.wish(1) == other.wish(1) == Wish.GO_ON
     stop.touch()
@@ -130,7 +131,7 @@ def test_ranks_save_at_once_before_a_machine_goes_and_again_now_and_then(tmp_pat
 
     notice = Notice(ask, every_s=0.01, clock=clock)
     session = RaySession(
-        tmp_path, 0, 2, keep=3, watch=Still(), stop=tmp_path / "stop", notice=notice
+        tmp_path, 0, 2, keep=3, watch=Still(), stop=tmp_path / "stop", notice=notice, save_s=600
     )
     try:
         assert session.wish(1) == Wish.GO_ON
@@ -147,12 +148,33 @@ def test_ranks_save_at_once_before_a_machine_goes_and_again_now_and_then(tmp_pat
         notice.end()
 
 
+def test_ranks_save_when_the_last_checkpoint_is_long_ago(tmp_path):
+    clock, notice = Clock(), Notice(lambda: None)
+    stop = tmp_path / "stop"
+    ties = {"keep": 3, "watch": Still(), "stop": stop, "notice": notice, "save_s": 600}
+    first, other = (RaySession(tmp_path, rank, 2, **ties, clock=clock) for rank in (0, 1))
+    notice.end()
+    clock.now += 599
+    assert first.wish(1) == Wish.GO_ON
+    clock.now += 1
+    assert (first.wish(2), first.wish(3), other.wish(3)) == (Wish.SAVE, Wish.GO_ON, Wish.GO_ON)
+    clock.now += 500
+    first.hold()  # a checkpoint is written, as after an epoch
+    clock.now += 599
+    assert first.wish(4) == Wish.GO_ON
+    clock.now += 1
+    assert first.wish(5) == Wish.SAVE
+    clock.now += 600
+    stop.touch()
+    assert first.wish(6) == Wish.END  # which saves, too
+
+
 def test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death(tmp_path):
     """In a thread, as Ray Train runs it."""
     seen = []
 
     def rank():
-        with watched(tmp_path, 1, hang_s=100) as watch:
+        with watched(tmp_path, 1, hang_s=100, stall_s=100) as watch:
             seen.append(watch.warned())
             os.kill(os.getpid(), signal.SIGTERM)
             until = time.monotonic() + 5
@@ -174,22 +196,44 @@ def test_sigterm_leaves_the_stacks_and_is_a_wish_and_no_death(tmp_path):
 HANGING = """
 import sys, time
 from pathlib import Path
-from pipelines import ranks
-ranks.GRACE_S = 0.1
-with ranks.watched(Path(sys.argv[1]), 0, hang_s=0.5) as watch:
-    watch.beat()
+from pipelines import watch
+watch.GRACE_S = 0.1
+hang_s, stall_s, steps = map(float, sys.argv[2:])
+with watch.watched(Path(sys.argv[1]), 0, hang_s, stall_s) as watching:
+    if steps:
+        watching.beat()
     time.sleep(600)
 """
 
 
-def test_a_rank_that_hangs_leaves_its_stacks_says_so_and_ends(tmp_path):
-    command = [sys.executable, "-c", HANGING, str(tmp_path)]
+@pytest.mark.parametrize(
+    ("limits_s", "steps", "said"),
+    [
+        ((0.5, 500), 1, "rank 0 has taken no step for 1 s (train.hang_s)"),
+        ((0.1, 0.5), 0, "rank 0 has read, built or tested nothing for 1 s (train.stall_minutes)"),
+    ],
+)
+def test_a_rank_that_hangs_leaves_its_stacks_says_so_and_ends(tmp_path, limits_s, steps, said):
+    """Also one that never gets to its first step."""
+    command = [sys.executable, "-c", HANGING, str(tmp_path), *map(str, (*limits_s, steps))]
     assert subprocess.run(command, timeout=60, check=False).returncode == 1
     [file] = (tmp_path / "stacks").glob("rank-0-hang-*.txt")
-    assert 'File "<string>", line 8' in file.read_text()
+    assert 'File "<string>", line 10' in file.read_text()
     entry = json.loads((tmp_path / PROGRESS).read_text())
-    assert "rank 0 has taken no step" in entry["say"]
+    assert entry["say"].startswith(said)
     assert str(file) in entry["say"]
+
+
+def test_reading_and_testing_may_take_longer_than_a_step(tmp_path, monkeypatch):
+    given_up = threading.Event()
+    monkeypatch.setattr(_Watch, "_give_up", lambda *_: given_up.set())
+    with watched(tmp_path, 0, hang_s=0.05, stall_s=100) as watch:
+        assert not given_up.wait(0.3)  # before the first step
+        watch.beat()
+        watch.beat(stepping=False)
+        assert not given_up.wait(0.3)  # after the last
+        watch.beat()
+        assert given_up.wait(10)
 
 
 @pytest.mark.parametrize(

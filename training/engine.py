@@ -156,8 +156,10 @@ class Engine:
         return self._collectives.seconds()
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole state of the model in main memory, numbers as float32, at any ZeRO stage."""
-        return {name: _apart(tensor, torch.float32) for name, tensor in self._whole.weights()}
+        """The model's whole state in rank 0's memory, numbers as float32; {} on other ranks."""
+        # At stage 3 whole tensors come of all ranks, one at a time.
+        found = ((name, tensor) for name, tensor in self._whole.weights() if not self._rank)
+        return {name: _apart(tensor, torch.float32) for name, tensor in found}
 
     def save(
         self,

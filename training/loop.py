@@ -145,8 +145,10 @@ def fit(
             f"no usable clip in split 'valid' ({len(data.valid.clips)} have the label): training "
             f"stops by the validation loss; put some clips into 'valid'"
         )
+    session.alive(stepping=False)
     work = _begun(recipe, data, session, run, loader_workers)
     work = replace(work, within=None if session.rank else within)
+    session.alive(stepping=False)
     engine = work.engine
     with closing(work.loader):
         state, best = _start(work)
@@ -169,9 +171,8 @@ def fit(
                 _checkpoint(work, state, best)
     engine.close()
     chosen = _best(recipe, state)
-    weights = best if session.rank == 0 else {}
     return Outcome(
-        best_epoch=chosen, history=state.history, weights=weights, metrics=state.history[chosen]
+        best_epoch=chosen, history=state.history, weights=best, metrics=state.history[chosen]
     )
 
 

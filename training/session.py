@@ -53,8 +53,13 @@ class Session(Protocol):
             position: Steps that were taken, through all epochs.
         """
 
-    def alive(self) -> None:
-        """Told between steps, too, that something was done."""
+    def alive(self, *, stepping: bool = True) -> None:
+        """Told between steps, too, that something was done.
+
+        Args:
+            stepping: Whether steps are being taken. What is done before the first and after the
+                last may take longer.
+        """
 
     def hold(self) -> None:
         """Asked of rank 0 before anything in the run's folder is given its name.
@@ -87,8 +92,9 @@ class LocalSession:
         del position
         return Wish.GO_ON
 
-    def alive(self) -> None:
+    def alive(self, *, stepping: bool = True) -> None:
         """Nobody waits for it."""
+        del stepping
 
     def hold(self) -> None:
         """See `Session`."""
