@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 RESOLVED = "experiment.resolved.yaml"
 
@@ -149,7 +150,7 @@ class Train(BaseModel):
     `hang_s`, seconds without a step after which a rank is ended; `stall_minutes`, minutes without
     a sign before the first step or after the last, after which it is; `wait_minutes`, minutes
     without any rank after which training is given up; `deadline_minutes`, minutes after which it is
-    ended (0: never).
+    ended (0: never); `device`, cpu or cuda, or auto for GPUs where the cluster has any.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -163,6 +164,7 @@ class Train(BaseModel):
     stall_minutes: Annotated[float, Field(gt=0)] = 30.0
     wait_minutes: Annotated[float, Field(gt=0)] = 15.0
     deadline_minutes: Annotated[float, Field(ge=0)] = 0.0
+    device: Device = "auto"
 
 
 class Sweep(Section):

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.experiment import FailedError
+from pipelines.experiment import Device, FailedError
 
 MINUTE_S = 60.0
+ENDING_S = 60.0  # for ranks that were told to end, at least
 TOLD_S = 30.0  # without ranks, before people are told
 PRESENT = "present"
 """The file of a group that its ranks touch for as long as they are at work."""
@@ -30,6 +31,7 @@ class Care:
             are read, the model is built or tested, after which a rank is given up.
         wait_minutes: Minutes without any rank at work after which training is given up.
         deadline_minutes: Minutes after which training is ended, saved; 0 for as long as it takes.
+        device: What ranks train on; "auto" for GPUs where there are any.
     """
 
     max_failures: int = 2
@@ -39,6 +41,7 @@ class Care:
     stall_minutes: float = 30.0
     wait_minutes: float = 15.0
     deadline_minutes: float = 0.0
+    device: Device = "auto"
 
 
 class Limits:
@@ -72,6 +75,7 @@ class Limits:
         self._found, self._say, self._clock = found, say, clock
         self._begun = self._seen_at = clock()
         self._seen, self._told = 0, False
+        self._asked_at: float | None = None
 
     @property
     def waiting(self) -> bool:
@@ -101,10 +105,20 @@ class Limits:
             )
         return ""
 
+    def ending(self) -> bool:
+        """Whether ranks may still be at what they were told to end; asked until they are not.
+
+        A step and a checkpoint of it may take long, but no longer than a step may.
+        """
+        now = self._clock()
+        self._asked_at = now if self._asked_at is None else self._asked_at
+        self._look(now)
+        return not self.waiting and now - self._asked_at < max(ENDING_S, self._care.hang_s)
+
     def _look(self, now: float) -> None:
         sign = self._sign.stat().st_mtime_ns if self._sign.exists() else 0
         if sign != self._seen:
             self._seen, self._seen_at, self._told = sign, now, False
-        elif self.waiting and not self._told:
+        elif self.waiting and not self._told and self._asked_at is None:
             self._told = True
             self._say(f"waiting for {self._wanted}; the cluster has {self._found()}")

@@ -6,7 +6,9 @@ its step, all of them save, and nothing is lost.
 
 import json
 import os
+import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
 STATISTICS = "statistics"
 LOOK_S = 0.2  # the driver's file may lie on a network
 SIGN_S = 2.0
+SHARED = "shared"
+SHARED_S = 30.0  # network disks may show a new file late
+
+
+class UnsharedFolderError(Exception):
+    """A node does not see the folder that the ranks share."""
 
 
 def train_each(config: Mapping[str, Any]) -> None:
@@ -89,13 +97,22 @@ def attended(
 ) -> Callable[[dict[str, Any]], None]:
     """The same work, with a sign in the group's folder that ranks are at it; see `limits.Limits`.
 
+    A rank on whose node the folder is another one, or none, says so at once: neither its sign nor
+    what it saves would be found.
+
     Args:
         work: What each rank does.
-        group: The folder.
+        group: The folder, which is there.
+
+    Returns:
+        What raises UnsharedFolderError on a node that does not see the folder.
     """
-    sign = group.resolve() / PRESENT
+    folder, word = group.resolve(), secrets.token_hex(8)
+    publish(folder / SHARED, word.encode())
+    sign = folder / PRESENT
 
     def attend(config: dict[str, Any]) -> None:
+        _share(folder, word)
         ended = threading.Event()
 
         def touch() -> None:
@@ -110,6 +127,24 @@ def attended(
             ended.set()
 
     return attend
+
+
+def _share(folder: Path, word: str) -> None:
+    until = time.monotonic() + SHARED_S
+    while not _reads(folder / SHARED, word):
+        if time.monotonic() > until:
+            raise UnsharedFolderError(
+                f"the node {socket.gethostname()} does not see {folder} as the machine does where "
+                f"the command runs; put the experiment on a disk that all nodes share, at one path"
+            )
+        time.sleep(LOOK_S)
+
+
+def _reads(file: Path, word: str) -> bool:
+    try:
+        return file.read_text() == word
+    except OSError:  # no such folder, or a network disk that still has the one before
+        return False
 
 
 def sent(plan: Plan, run_id: str, start: str) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from typing import Any
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.claim import taken_over
+from pipelines.devices import affordable
 from pipelines.elastic import Say, numbers
+from pipelines.executors import start_ray
 from pipelines.limits import Care
 from pipelines.plans import CHECKPOINTS, Plan
 from pipelines.ranks import sent, train_each
@@ -76,7 +78,8 @@ def check_resume(
     """
     if steps < LEAST:
         raise ValueError(f"{steps} steps are too few to be interrupted; give at least {LEAST}")
-    (workers,) = numbers([plan.recipe], workers, workers, say)
+    start_ray(workers)  # it tells how many GPUs there are
+    (workers,) = numbers([plan.recipe], *affordable(workers, workers, care.device, say), say)
     half = max(2, (steps + 1) // 2)
     folder = plan.folder / FOLDER
     shutil.rmtree(folder, ignore_errors=True)

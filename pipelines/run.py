@@ -265,6 +265,7 @@ def care_of(experiment: Experiment) -> Care:
         stall_minutes=train.stall_minutes,
         wait_minutes=train.wait_minutes,
         deadline_minutes=train.deadline_minutes,
+        device=train.device,
     )
 
 

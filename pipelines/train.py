@@ -11,10 +11,11 @@ from typing import Any
 
 from featurizers.clip import Clip
 from pipelines.claim import taken_over
+from pipelines.devices import NO_GPU, affordable, gpus, on_gpus
 from pipelines.elastic import MAX_PREEMPTIONS, Budget, More, Say, Size, no_room, numbers
 from pipelines.executors import resources, start_ray, stop_ray
 from pipelines.follow import Follow, Told, Within
-from pipelines.limits import MINUTE_S, Care, Limits, TrainingFailedError
+from pipelines.limits import ENDING_S, MINUTE_S, Care, Limits, TrainingFailedError
 from pipelines.plans import (
     SETTLED,
     Plan,
@@ -28,7 +29,6 @@ from tracking.mlflow_store import initialise
 POLL_S = 0.5
 STOP = "stop"
 """The file of a group that tells its ranks to save and end."""
-ENDING_S = 60.0  # for ranks that were told to end: a step, and a checkpoint
 
 
 def train(
@@ -73,7 +73,9 @@ def train(
         run.set_tags({"mlflow.parentRunId": parent or ""})
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
-        *fewer, most = numbers([plan.recipe for plan, _ in todo], least or workers, workers, say)
+        start_ray(least or workers)  # it tells how many GPUs there are
+        span = affordable(least or workers, workers, care.device, say)
+        *fewer, most = numbers([plan.recipe for plan, _ in todo], *span, say)
         with settled(todo), Follow([p for p, _ in todo], told, say, within):
             for _, run in todo:
                 run.go_on()
@@ -125,14 +127,16 @@ def fit(
     """
     least = min((workers, *fewer))
     start_ray(least)
-    gpus = on_gpus(least)
-    limits = Limits(group, wanted(least), care, found=_has, say=say)
-    size = Size([*fewer, workers], {"GPU" if gpus else "CPU": 1.0}, say)
+    gpu_each = on_gpus(care.device)
+    limits = Limits(group, wanted(least, gpu_each), care, found=_has, say=say)
+    size = Size([*fewer, workers], {"GPU" if gpu_each else "CPU": 1.0}, say)
     budget = Budget(care, ranks_too=size.elastic)
     while True:
         now = size.now()
         _emptied(group)
-        trainer = _trainer(work, config, group, now, care, gpus=gpus, again=not size.elastic)
+        trainer = _trainer(
+            work, config, group, now, care, gpu_each=gpu_each, again=not size.elastic
+        )
         failure, grows = _group(trainer, group, limits, size.more(now), say)
         if failure is None and not grows:
             return
@@ -235,7 +239,8 @@ def _wait(thread: threading.Thread, limits: Limits, more: More | None) -> bool:
 def _end(thread: threading.Thread, limits: Limits, say: Say) -> None:
     if not limits.waiting:
         say("stopping: the ranks finish their step and save")
-        thread.join(ENDING_S)
+        while thread.is_alive() and limits.ending():
+            thread.join(POLL_S)
     if thread.is_alive():
         # Who still waits for room must not train beside a group that is started later.
         stop_ray()
@@ -259,7 +264,7 @@ def _trainer(
     workers: int,
     care: Care,
     *,
-    gpus: bool,
+    gpu_each: bool,
     again: bool,
 ) -> Any:  # noqa: ANN401 - of Ray
     """A trainer; it starts a group that was lost anew by itself, or leaves that to us."""
@@ -275,17 +280,21 @@ def _trainer(
         "stall_s": care.stall_minutes * MINUTE_S,
         "check": {},
     }
+    # Ray Train's types (2.60.0) know the field only where it is defined.
+    hide = gpus() and not gpu_each
+    hidden: dict[str, Any] = {"worker_runtime_env": {"env_vars": NO_GPU}} if hide else {}
     return TorchTrainer(
         attended(work, group),
         train_loop_config={**told, **config},
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu_each),
         # Checkpoints are our own: Ray Train's are split by ranks, and each report costs seconds.
         run_config=RunConfig(
             name=group.name,
             storage_path=str(group.parent.resolve()),
+            **hidden,
             failure_config=FailureConfig(
                 max_failures=care.max_failures if again else 0,
                 max_preemption_failures=MAX_PREEMPTIONS if again else 0,
@@ -302,14 +311,9 @@ def last_words(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def on_gpus(workers: int) -> bool:
-    """Whether each rank is given a GPU: when the cluster has enough of them."""
-    return resources().get("GPU", 0.0) >= workers
-
-
-def wanted(workers: int) -> str:
+def wanted(workers: int, gpu_each: bool) -> str:
     """What ranks hold of a cluster, as text."""
-    each = "1 CPU and 1 GPU" if on_gpus(workers) else "1 CPU"
+    each = "1 CPU and 1 GPU" if gpu_each else "1 CPU"
     return f"{workers} rank(s) with {each} each"
 
 

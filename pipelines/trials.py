@@ -18,6 +18,7 @@ from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.claim import claim, taken_over
+from pipelines.devices import NO_GPU, on_gpus
 from pipelines.elastic import Say
 from pipelines.executors import start_ray
 from pipelines.experiment import Experiment, InputError
@@ -26,7 +27,6 @@ from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import received, sent, train_one
 from pipelines.space import Draw
 from pipelines.tracked import bury, let_go, mlflow_run, settle, settled, when_back
-from pipelines.train import on_gpus
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
 
@@ -132,6 +132,7 @@ def _tuned(
         raise InputError("there is no section sweep")
     parallel = experiment.sweep.parallel
     start_ray(parallel)
+    gpu_each = on_gpus(experiment.train.device)
     # Ray Tune (2.60.0) answers Ctrl-C by itself and returns as if all were done.
     # Held by test_ctrl_c_during_a_sweep_is_ours_to_answer; may go when `Tuner.fit` raises
     # KeyboardInterrupt.
@@ -150,12 +151,17 @@ def _tuned(
     shutil.rmtree(folder, ignore_errors=True)
     way = "min" if better(metric) == "lower" else "max"
     trials = [
-        {"plan": sent(plan, run.run_id, taken_over(plan.folder)), "uri": uri, "metric": metric}
+        {
+            "plan": sent(plan, run.run_id, taken_over(plan.folder)),
+            "uri": uri,
+            "metric": metric,
+            "gpu": gpu_each,
+        }
         for plan, run in zip(plans, runs, strict=True)
     ]
     work = tune.with_parameters(_try, trials=trials)
     tuner = tune.Tuner(
-        tune.with_resources(work, {"cpu": 1, "gpu": int(on_gpus(parallel))}),
+        tune.with_resources(work, {"cpu": 1, "gpu": int(gpu_each)}),
         param_space={"number": tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(
             metric=metric,
@@ -206,6 +212,8 @@ def _history(plan: Plan) -> list[Mapping[str, float]] | None:
 
 def _try(config: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None:
     """What a trial does, in a process of its own."""
+    if not trials[config["number"]]["gpu"]:
+        os.environ.update(NO_GPU)  # before anything looks for one
     import torch
     from ray import tune
 

@@ -231,7 +231,7 @@ def test_a_trial_that_is_killed_goes_on_and_tells_every_epoch(tmp_path, monkeypa
         told.clear()
         monkeypatch.setattr(tune, "report", report)
         plain = sent(plan, "", taken_over(plan.folder))
-        _try({"number": 0}, [{"plan": plain, "uri": "", "metric": "valid_loss"}])
+        _try({"number": 0}, [{"plan": plain, "uri": "", "metric": "valid_loss", "gpu": True}])
 
     tried(whole)
     with pytest.raises(KilledError):
