@@ -68,17 +68,7 @@ def train_each(config: Mapping[str, Any]) -> None:
         if agreed(plan.finished or stop.is_file()):
             continue
         with watched(plan.folder, rank, config["hang_s"], config["stall_s"]) as watch:
-            session = RaySession(
-                plan.folder,
-                rank,
-                world,
-                keep=config["keep"],
-                watch=watch,
-                stop=stop,
-                notice=notice,
-                save_s=config["save_s"],
-                hold=unclaimed if rank else claim(plan.folder, plain["start"]),
-            )
+            session = session_of(plain, config, rank, world, watch=watch, notice=notice)
             looks = context.get_local_rank() == 0 and plain["run_id"]
             try:
                 with gauges(plan, config["uri"], plain["run_id"] if looks else ""):
@@ -90,6 +80,39 @@ def train_each(config: Mapping[str, Any]) -> None:
                 if not agreed(stop.is_file() or bool(config["check"])):
                     raise
     notice.end()
+
+
+def session_of(
+    plain: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rank: int,
+    world: int,
+    *,
+    watch: Watch,
+    notice: Notice,
+) -> "RaySession":
+    """A rank's session, which has the run's folder from here on.
+
+    Args:
+        plain: The run, as `sent` gives it.
+        config: What ranks are told of how they are looked after; see `train_each`.
+        rank: This process.
+        world: How many there are.
+        watch: Of this process.
+        notice: Of machines that go.
+    """
+    folder = Path(plain["folder"])
+    return RaySession(
+        folder,
+        rank,
+        world,
+        keep=config["keep"],
+        watch=watch,
+        stop=Path(config["stop"]),
+        notice=notice,
+        save_s=config["save_s"],
+        hold=unclaimed if rank else claim(folder, plain["start"]),
+    )
 
 
 def attended(

@@ -11,7 +11,7 @@ from featurizers.manifest import Column
 from featurizers.store import publish
 from pipelines.experiment import Experiment, FailedError
 from pipelines.family import Family, at_work, end, parent_of
-from pipelines.run import check_usable, planned, store_uri
+from pipelines.run import care_of, check_usable, planned, store_uri
 from pipelines.show import Show
 from pipelines.space import Draw, flags
 from pipelines.tracked import when_back
@@ -62,6 +62,7 @@ def sweep_all(
                 uri=uri,
                 metric=metric,
                 parent=family.run,
+                care=care_of(experiment),
                 told=told,
                 say=show.say,
                 within=told.within,

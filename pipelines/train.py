@@ -128,7 +128,7 @@ def fit(
     least = min((workers, *fewer))
     start_ray(least)
     gpu_each = on_gpus(care.device)
-    limits = Limits(group, wanted(least, gpu_each), care, found=_has, say=say)
+    limits = Limits(group, wanted(least, gpu_each), care, found=there_is, say=say)
     size = Size([*fewer, workers], {"GPU" if gpu_each else "CPU": 1.0}, say)
     budget = Budget(care, ranks_too=size.elastic)
     while True:
@@ -137,7 +137,7 @@ def fit(
         trainer = _trainer(
             work, config, group, now, care, gpu_each=gpu_each, again=not size.elastic
         )
-        failure, grows = _group(trainer, group, limits, size.more(now), say)
+        failure, grows = until_ended(trainer.fit, group, limits, size.more(now), say)
         if failure is None and not grows:
             return
         if failure is not None:
@@ -158,14 +158,19 @@ def _emptied(group: Path) -> None:
     group.mkdir(parents=True)
 
 
-def _group(
-    trainer: Any,  # noqa: ANN401 - of Ray
-    group: Path,
-    limits: Limits,
-    more: More | None,
-    say: Say,
+def until_ended(
+    work: Callable[[], object], group: Path, limits: Limits, more: More | None, say: Say
 ) -> tuple[Exception | None, bool]:
-    """Train on one group of ranks until it ends.
+    """Train on one group of ranks, or one trial after the other, until it ends.
+
+    When this process is told to end, or the limits are, those at work finish their step and save.
+
+    Args:
+        work: What Ray does: the call returns at the end.
+        group: The folder of the sign that those at work end by, and of theirs.
+        limits: How long that may take.
+        more: Says when there is room for more ranks.
+        say: Told what people should know.
 
     Returns:
         Why it failed, if it did, and whether it ended for a larger one.
@@ -175,14 +180,15 @@ def _group(
 
     def follow() -> None:
         try:
-            trainer.fit()
+            work()
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             failure.append(error)
 
     # In a thread of its own, Ray Train (2.60.0) leaves SIGINT alone, which it answers by ending the
-    # process with code 0, as if all were done; and it never puts back what stood there before.
-    # Held by test_ctrl_c_while_ranks_train_is_no_success and
-    # test_after_training_ctrl_c_is_answered_as_before; may go when Ray Train raises.
+    # process with code 0, as if all were done; and it never puts back what stood there before. Ray
+    # Tune returns as if all were done. Held by test_ctrl_c_while_ranks_train_is_no_success,
+    # test_after_training_ctrl_c_is_answered_as_before and
+    # test_ctrl_c_during_a_sweep_is_ours_to_answer; may go when both raise.
     thread = _Beside(target=follow, name="fuseline-train", daemon=True)
     thread.start()
     try:
@@ -272,20 +278,12 @@ def _trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
-    told = {
-        "stop": str((group / STOP).resolve()),
-        "keep": care.keep,
-        "save_s": care.checkpoint_minutes * MINUTE_S,
-        "hang_s": care.hang_s,
-        "stall_s": care.stall_minutes * MINUTE_S,
-        "check": {},
-    }
     # Ray Train's types (2.60.0) know the field only where it is defined.
     hide = gpus() and not gpu_each
     hidden: dict[str, Any] = {"worker_runtime_env": {"env_vars": NO_GPU}} if hide else {}
     return TorchTrainer(
         attended(work, group),
-        train_loop_config={**told, **config},
+        train_loop_config={"check": {}, **care_sent(care, group), **config},
         # Ray Train's own time-out of a process group is 30 minutes (2.60.0): a hang costs so much.
         # Held by test_ranks_that_wait_for_each_other_give_up_after_ten_minutes.
         torch_config=TorchConfig(timeout_s=600),
@@ -304,6 +302,17 @@ def _trainer(
     )
 
 
+def care_sent(care: Care, group: Path) -> dict[str, Any]:
+    """What ranks are told of how they are looked after, as plain data; see `ranks.train_each`."""
+    return {
+        "stop": str((group / STOP).resolve()),
+        "keep": care.keep,
+        "save_s": care.checkpoint_minutes * MINUTE_S,
+        "hang_s": care.hang_s,
+        "stall_s": care.stall_minutes * MINUTE_S,
+    }
+
+
 def last_words(error: Exception) -> str:
     """The line that says what ended the workers; above it a failure has its whole traceback."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", None) or {}
@@ -317,7 +326,7 @@ def wanted(workers: int, gpu_each: bool) -> str:
     return f"{workers} rank(s) with {each} each"
 
 
-def _has() -> str:
+def there_is() -> str:
     """What the cluster has, as text."""
     found = resources()
     return f"{found.get('CPU', 0.0):g} CPU and {found.get('GPU', 0.0):g} GPU"

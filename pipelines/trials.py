@@ -12,23 +12,29 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
 from featurizers.store import publish
-from pipelines.claim import claim, taken_over
+from pipelines.claim import taken_over
 from pipelines.devices import NO_GPU, on_gpus
 from pipelines.elastic import Say
 from pipelines.executors import start_ray
-from pipelines.experiment import Experiment, InputError
+from pipelines.experiment import Experiment, InputError, Sweep
 from pipelines.follow import Follow, Told, Within
+from pipelines.limits import Care, Limits
+from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
-from pipelines.ranks import received, sent, train_one
+from pipelines.ranks import attended, received, sent, session_of, train_one
 from pipelines.space import Draw
 from pipelines.tracked import bury, let_go, mlflow_run, settle, settled, when_back
+from pipelines.train import care_sent, there_is, until_ended
+from pipelines.watch import watched
 from tracking.mlflow_store import MlflowRun
 from training.schedule import best_epoch, better, losses_like
+from training.session import PreemptedError
 
 STOPPED = "stopped.json"
 LEAST = 3
@@ -64,6 +70,7 @@ def sweep(
     uri: str,
     metric: str,
     parent: MlflowRun,
+    care: Care,
     told: Told,
     say: Say,
     within: Within | None = None,
@@ -78,9 +85,13 @@ def sweep(
         uri: The tracking server.
         metric: "valid_loss" or "valid_METRIC".
         parent: The run that trials are children of.
+        care: How they are looked after.
         told: Told of each epoch.
         say: Told what people should know.
         within: Told now and then where an epoch stands.
+
+    Raises:
+        TrainingFailedError: No trial was at work for too long, or the time for it is over.
     """
     bury(plans, uri)
     runs = [mlflow_run(plan, uri, experiment.name) for plan in plans]
@@ -92,7 +103,9 @@ def sweep(
             if _history(plan) is None:
                 run.go_on()
         with Follow(plans, told, say, within):
-            errors = _tuned(plans, runs, experiment=experiment, uri=uri, metric=metric)
+            errors = _tuned(
+                plans, runs, experiment=experiment, uri=uri, metric=metric, care=care, say=say
+            )
         trials = [
             _trial(number, draw, plan, run.run_id, metric=metric, error=errors[number])
             for number, (draw, (plan, run)) in enumerate(zip(draws, pairs, strict=True))
@@ -126,30 +139,18 @@ def _tuned(
     experiment: Experiment,
     uri: str,
     metric: str,
+    care: Care,
+    say: Say,
 ) -> list[str]:
     """Train on Ray Tune; why each trial failed, empty for one that did not."""
     if experiment.sweep is None:
         raise InputError("there is no section sweep")
-    parallel = experiment.sweep.parallel
-    start_ray(parallel)
-    gpu_each = on_gpus(experiment.train.device)
-    # Ray Tune (2.60.0) answers Ctrl-C by itself and returns as if all were done.
-    # Held by test_ctrl_c_during_a_sweep_is_ours_to_answer; may go when `Tuner.fit` raises
-    # KeyboardInterrupt.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Each result would be written three times over, for nobody.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    # And it prints a heading and a path between our lines, also with `verbose=0` (2.60.0).
-    # Held by test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing; may go
-    # when it does not.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    from ray import tune
-    from ray.tune.schedulers import MedianStoppingRule
-
+    start_ray(experiment.sweep.parallel)
+    gpu_each = on_gpus(care.device)
     folder = experiment.work / "sweep" / "ray"
     # Nothing of Tune's own is gone on from: all that matters is in the runs' folders.
     shutil.rmtree(folder, ignore_errors=True)
-    way = "min" if better(metric) == "lower" else "max"
+    folder.mkdir(parents=True)
     trials = [
         {
             "plan": sent(plan, run.run_id, taken_over(plan.folder)),
@@ -159,31 +160,74 @@ def _tuned(
         }
         for plan, run in zip(plans, runs, strict=True)
     ]
-    work = tune.with_parameters(_try, trials=trials)
-    tuner = tune.Tuner(
-        tune.with_resources(work, {"cpu": 1, "gpu": int(gpu_each)}),
-        param_space={"number": tune.grid_search(list(range(len(trials))))},
-        tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=way,
-            max_concurrent_trials=parallel,
-            scheduler=MedianStoppingRule(
-                time_attr="training_iteration",
-                grace_period=experiment.sweep.grace,
-                min_samples_required=LEAST,
-            ),
-        ),
-        run_config=tune.RunConfig(name="trials", storage_path=str(folder.resolve()), verbose=0),
-    )
+    tuner = _tuner(folder, trials, experiment.sweep, care, metric=metric, gpu_each=gpu_each)
     errors = [""] * len(plans)
-    results = tuner.fit()
-    for result in (results[at] for at in range(len(results))):
+    ended: list[Any] = []
+
+    def tried() -> None:
+        results = tuner.fit()
+        ended.extend(results[at] for at in range(len(results)))
+
+    room = f"1 trial with 1 CPU{' and 1 GPU' if gpu_each else ''}"
+    limits = Limits(folder, room, care, found=there_is, say=say)
+    failure, _ = until_ended(tried, folder, limits, None, say)
+    if failure is not None:
+        raise failure
+    for result in ended:
         number = (result.config or {})["number"]
         if result.error is not None:
             errors[number] = str(result.error).strip().splitlines()[-1].strip()
         elif not plans[number].finished:
             _note_stopped(plans[number])
     return errors
+
+
+def _tuner(
+    folder: Path,
+    trials: Sequence[Mapping[str, Any]],
+    settings: Sweep,
+    care: Care,
+    *,
+    metric: str,
+    gpu_each: bool,
+) -> Any:  # noqa: ANN401 - of Ray
+    # Each result would be written three times over, for nobody.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # And it prints a heading and a path between our lines, also with `verbose=0` (2.60.0).
+    # Held by test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing; may go
+    # when it does not.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    from ray import tune
+    from ray.tune.schedulers import MedianStoppingRule
+
+    way = "min" if better(metric) == "lower" else "max"
+    told = care_sent(care, folder)
+    work, stop = attended(partial(_try, trials=trials, care=told), folder), Path(told["stop"])
+
+    def tried(config: dict[str, Any]) -> None:
+        if not stop.exists():  # those at work save and end; nothing is begun any more
+            work(config)
+
+    return tune.Tuner(
+        tune.with_resources(tried, {"cpu": 1, "gpu": int(gpu_each)}),
+        param_space={"number": tune.grid_search(list(range(len(trials))))},
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=way,
+            max_concurrent_trials=settings.parallel,
+            scheduler=MedianStoppingRule(
+                time_attr="training_iteration",
+                grace_period=settings.grace,
+                min_samples_required=LEAST,
+            ),
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(folder.resolve()),
+            failure_config=tune.FailureConfig(max_failures=care.max_failures),
+            verbose=0,
+        ),
+    )
 
 
 def _note_stopped(plan: Plan) -> None:
@@ -210,16 +254,16 @@ def _history(plan: Plan) -> list[Mapping[str, float]] | None:
     return None
 
 
-def _try(config: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None:
-    """What a trial does, in a process of its own."""
-    if not trials[config["number"]]["gpu"]:
+def _try(
+    config: dict[str, Any], trials: Sequence[Mapping[str, Any]], care: Mapping[str, Any]
+) -> None:
+    """What a trial does, in a process of its own: one rank, looked after as others are."""
+    trial, stop = trials[config["number"]], Path(care["stop"])
+    if not trial["gpu"]:
         os.environ.update(NO_GPU)  # before anything looks for one
     import torch
     from ray import tune
 
-    from training.session import LocalSession
-
-    trial = trials[config["number"]]
     plan, metric = received(trial["plan"]), trial["metric"]
     ended = _history(plan)
     if ended is not None:
@@ -229,13 +273,21 @@ def _try(config: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None
     torch.set_num_threads(1)
     for epoch in _resumed(plan):
         tune.report({metric: epoch[metric]})
-    train_one(
-        plan,
-        LocalSession(plan.folder / CHECKPOINTS, hold=claim(plan.folder, trial["plan"]["start"])),
-        trial["uri"],
-        trial["plan"]["run_id"],
-        lambda epoch: tune.report({metric: epoch[metric]}),
-    )
+    notice = Notice(lambda: None)  # Ray Tune hears of no machine that is to be taken away
+    try:
+        with watched(plan.folder, 0, care["hang_s"], care["stall_s"]) as watch:
+            train_one(
+                plan,
+                session_of(trial["plan"], care, 0, 1, watch=watch, notice=notice),
+                trial["uri"],
+                trial["plan"]["run_id"],
+                lambda epoch: tune.report({metric: epoch[metric]}),
+            )
+    except PreemptedError:
+        if not stop.exists():  # its process was told to end; it is started again elsewhere
+            raise
+    finally:
+        notice.end()
 
 
 def _resumed(plan: Plan) -> list[Mapping[str, float]]:

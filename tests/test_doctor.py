@@ -19,7 +19,7 @@ from tests import test_command_line
 from tests.object_store import BUCKET, s3_server
 from tests.test_command_line import settings
 
-called, refused = test_command_line.called, test_command_line.refused
+refused = test_command_line.refused
 EXTRA = "egemaps"  # its package is not installed for the tests
 
 

@@ -11,7 +11,6 @@ from pipelines.fetch import KNOWN
 from tests import checkpoints, test_command_line
 from tests.test_command_line import TABLE, settings
 
-called = test_command_line.called
 LIGHT = {
     "text": {"featurizer": "hashed-words"},
     "audio": {"featurizer": "logmel", "hop_ms": 10},

@@ -40,7 +40,7 @@ CUES = "WEBVTT\n\n00:00.500 --> 00:01.000\nwell\n\n00:02.250 --> 00:02.750\nyes\
 EVIL_ID = "who/<script>alert(1)</script>"
 
 
-called, refused = test_command_line.called, test_command_line.refused
+refused = test_command_line.refused
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,40 @@
 """Sweeps: draws that do not change, trials that fall behind, and going on after a kill."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 
 from featurizers.dataset import read_clips
+from pipelines import trials
 from pipelines.__main__ import _called, app
 from pipelines.claim import taken_over
 from pipelines.executors import stop_ray
 from pipelines.experiment import Experiment, InputError
 from pipelines.family import parent_of
+from pipelines.limits import Care, TrainingFailedError
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, Plan
 from pipelines.ranks import sent, train_one
 from pipelines.space import check, draw, drawn, flags, recipes
 from pipelines.stopping import stoppable
 from pipelines.sweep import table
+from pipelines.tracked import attempts
+from pipelines.train import care_sent
 from pipelines.trials import Trial, _try, best_of, sweep
+from pipelines.watch import STACKS
 from tests.test_loop import RECIPE, make_dataset
 from tracking import mlflow_store
 from training.recipe import Task
-from training.session import LocalSession
+from training.session import LocalSession, PreemptedError, Wish
 
 SCORE = Task(kind="regression", label="score")
 SPACE = {
@@ -150,49 +158,138 @@ def test_the_best_is_a_finished_trial_and_stands_first_in_the_table():
     assert table(found, "valid_loss")[0]["train.learning_rate"] == 0.1
 
 
-@pytest.mark.ray
-def test_ctrl_c_during_a_sweep_is_ours_to_answer(tmp_path, monkeypatch):
-    """Ray Tune (2.60.0) would answer it itself, and `fit` return as if all were done."""
+class Fit:
+    """What `Tuner.fit` does about signals, and then something of ours."""
+
+    then = staticmethod(lambda: None)
+    trainable = config = None
+
+    def __init__(self, trainable, *, run_config, **_):
+        Fit.trainable, Fit.config = staticmethod(trainable), run_config
+
+    def fit(self):
+        from ray.tune.tune import _setup_signal_catching
+
+        _setup_signal_catching()
+        Fit.then()
+        return []
+
+
+@pytest.fixture
+def swept(tmp_path, monkeypatch):
+    """Sweeps nothing, on a `Tuner` that only waits."""
     from ray import tune
-    from ray.tune.tune import _setup_signal_catching
 
-    class Fit:
-        """What `Tuner.fit` does about signals, and Ctrl-C while it waits for trials."""
-
-        def __init__(self, *_, **__):
-            pass
-
-        def fit(self):
-            _setup_signal_catching()
-            signal.raise_signal(signal.SIGINT)
-            return []
-
-    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
     monkeypatch.setattr("pipelines.trials.start_ray", lambda _: None)
     monkeypatch.setattr("pipelines.trials.on_gpus", lambda _: False)
-    monkeypatch.setattr(tune, "with_parameters", lambda work, **_: work)
+    monkeypatch.setattr(tune, "with_resources", lambda work, _: work)
     monkeypatch.setattr(tune, "Tuner", Fit)
     plain = yaml.safe_load(given(tmp_path).read_text())
     experiment = Experiment.model_validate({**plain, "folder": tmp_path})
+
+    def swept(then, care):
+        monkeypatch.setattr(Fit, "then", staticmethod(then))
+        return sweep(
+            [],
+            [],
+            [],
+            experiment=experiment,
+            uri="",
+            metric="valid_loss",
+            parent=None,
+            care=care,
+            told=lambda *_: None,
+            say=lambda _: None,
+        )
+
+    return swept
+
+
+def test_ctrl_c_during_a_sweep_is_ours_to_answer(swept):
+    """Ray Tune (2.60.0) would answer it itself, and `fit` return as if all were done."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)}
     # Whoever runs the tests in the background may have had it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            sweep(
-                [],
-                [],
-                [],
-                experiment=experiment,
-                uri="",
-                metric="valid_loss",
-                parent=None,
-                told=lambda *_: None,
-                say=print,
-            )
+            swept(lambda: signal.raise_signal(signal.SIGINT), Care())
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_a_sweep_has_the_care_of_training_trials_save_and_end_when_its_time_is_over(
+    swept, tmp_path
+):
+    stops = []
+
+    def until_told():
+        [folder] = tmp_path.rglob("sweep/ray")
+        while not (folder / "stop").exists():
+            time.sleep(0.01)
+        stops.append("told to end")
+
+    with pytest.raises(TrainingFailedError, match=r"train\.deadline_minutes"):
+        swept(until_told, Care(max_failures=5, deadline_minutes=1e-3))
+    assert stops == ["told to end"]
+    assert Fit.config.failure_config.max_failures == 5
+    Fit.trainable({"number": 0})  # one that Tune would begin now; there is none of that number
+
+
+def test_what_tune_fails_of_is_told(swept):
+    def fails():
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        swept(fails, Care())
+
+
+def told_of(plan):
+    plain = sent(plan, "", taken_over(plan.folder))
+    return {"plan": plain, "uri": "", "metric": "valid_loss", "gpu": True}
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A trial that `_try` is given, and what it is told of care."""
+    folder = tmp_path / "training" / "a"
+    folder.mkdir(parents=True)
+    plan = Plan(name="a", recipe=RECIPE, root=tmp_path, folder=folder, columns={})
+    trial = told_of(plan)
+    group = tmp_path / "ray"
+    group.mkdir()
+    return trial, care_sent(Care(keep=7), group)
+
+
+def test_a_trial_saves_and_ends_when_it_is_told_to_and_is_no_failure_then(one, monkeypatch):
+    trial, care = one
+    seen = []
+
+    def trains(plan, session, *_):
+        before = session.wish(1)
+        Path(care["stop"]).touch()
+        time.sleep(0.3)  # a session looks every now and then
+        seen.append((session.keep, session.rank, session.world, before, session.wish(2)))
+        raise PreemptedError(plan.name)
+
+    monkeypatch.setattr(trials, "train_one", trains)
+    _try({"number": 0}, [trial], care)
+    assert seen == [(7, 0, 1, Wish.GO_ON, Wish.END)]
+
+
+def test_a_trial_whose_process_is_told_to_end_is_started_again(one, monkeypatch):
+    trial, care = one
+    wishes = []
+
+    def trains(plan, session, *_):
+        signal.raise_signal(signal.SIGTERM)
+        wishes.append(session.wish(1))
+        raise PreemptedError(plan.name)
+
+    monkeypatch.setattr(trials, "train_one", trains)
+    with pytest.raises(PreemptedError):
+        _try({"number": 0}, [trial], care)
+    assert wishes == [Wish.END]
 
 
 class KilledError(BaseException):
@@ -230,8 +327,7 @@ def test_a_trial_that_is_killed_goes_on_and_tells_every_epoch(tmp_path, monkeypa
 
         told.clear()
         monkeypatch.setattr(tune, "report", report)
-        plain = sent(plan, "", taken_over(plan.folder))
-        _try({"number": 0}, [{"plan": plain, "uri": "", "metric": "valid_loss", "gpu": True}])
+        _try({"number": 0}, [told_of(plan)], care_sent(Care(), tmp_path))
 
     tried(whole)
     with pytest.raises(KilledError):
@@ -250,6 +346,7 @@ from pathlib import Path
 from featurizers.dataset import read_clips
 from pipelines.experiment import Experiment
 from pipelines.family import parent_of
+from pipelines.limits import Care
 from pipelines.ranks import received
 from pipelines.trials import sweep
 
@@ -264,6 +361,7 @@ found = sweep(
     uri=job["uri"],
     metric="valid_loss",
     parent=parent_of(plans, job["uri"], "toys", "sweep").run,
+    care=Care(),
     told=lambda *_: None,
     say=print,
 )
@@ -333,6 +431,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing(
             uri=uri,
             metric="valid_loss",
             parent=parent.run,
+            care=Care(),
             told=lambda *_: None,
             say=print,
         )
@@ -349,3 +448,49 @@ def test_a_trial_that_falls_behind_is_stopped_and_a_second_sweep_trains_nothing(
     assert again == found
     assert [(plan.folder / PROGRESS).read_bytes() for plan in plans] == lines
     assert best_of(found, "valid_loss") in found[:3]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_trial_that_is_killed_is_started_again_and_goes_on(tmp_path):
+    root = tmp_path / "data"
+    columns = make_dataset(root)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    mlflow_store.initialise(uri, tmp_path / "mlartifacts")
+    plain = yaml.safe_load(given(tmp_path).read_text())
+    experiment = Experiment.model_validate({**plain, "folder": tmp_path})
+    plan = Plan(
+        name="a",
+        recipe=replace(RECIPE, epochs=60, patience=60, checkpoint_every=1),
+        root=root,
+        folder=root / "training" / "a",
+        columns=columns,
+    )
+    plan.folder.mkdir(parents=True)
+
+    def kill():
+        while not (plan.folder / PROGRESS).exists():
+            time.sleep(0.01)
+        [file] = (plan.folder / STACKS).glob("rank-0-sigterm-*.txt")
+        os.kill(int(file.stem.rpartition("-")[2]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    try:
+        [found] = sweep(
+            [{}],
+            [plan],
+            read_clips(root),
+            experiment=experiment,
+            uri=uri,
+            metric="valid_loss",
+            parent=parent_of([plan], uri, "toys", "sweep").run,
+            care=Care(),
+            told=lambda *_: None,
+            say=print,
+        )
+    finally:
+        stop_ray()
+    killer.join(10)
+    assert (found.state, found.epochs, attempts(plan)) == ("finished", 60, 2)

@@ -16,7 +16,7 @@ from pipelines import tracked, trials
 from pipelines.experiment import InputError
 from pipelines.experiment import load as load_experiment
 from pipelines.family import Family, at_work, keep, parent_of
-from pipelines.limits import TrainingFailedError
+from pipelines.limits import Care, TrainingFailedError
 from pipelines.plans import FINISHED, Plan
 from pipelines.ranks import gauges
 from pipelines.ranks import tracked as tracked_run
@@ -296,6 +296,7 @@ def swept(plans, family, uri, say=print):
         uri=uri,
         metric="valid_loss",
         parent=family.run,
+        care=Care(),
         told=lambda *_: None,
         say=say,
     )

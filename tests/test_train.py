@@ -11,7 +11,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -551,7 +550,7 @@ def test_ranks_are_waited_for_after_ctrl_c(tmp_path):
     threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR2)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            train._group(SimpleNamespace(fit=trains), tmp_path, limits, None, saved.append)
+            train.until_ended(trains, tmp_path, limits, None, saved.append)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert saved == ["stopping: the ranks finish their step and save", "saved"]
