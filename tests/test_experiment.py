@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import save_file
 
 from featurizers import catalog
-from pipelines.experiment import InputError, check_model, load, save
+from pipelines.experiment import InputError, Ranks, check_model, load, save
 from pipelines.run import recipes_of
 from pipelines.sources import ask, read_rows
 from tests import checkpoints
@@ -75,7 +75,8 @@ def test_the_whole_example_works_as_it_stands(tmp_path):
     assert recipe.model.streams == ("text", "audio", "video")
     assert recipe.model.settings["hidden"] == 64
     assert experiment.train.seeds == 3
-    assert (experiment.workers.featurize, experiment.workers.train) == (2, 2)
+    assert experiment.workers.featurize == 2
+    assert experiment.workers.train == Ranks(least=2, most=2)
     assert experiment.register_.name == "mydata-sentiment"
     assert experiment.rules() == [
         Rule(metric="mae", better="lower", floor=1.2),

@@ -8,7 +8,7 @@ from pipelines.doctor import doctor
 from pipelines.experiment import RESOLVED, InputError, outline, parse, save
 from pipelines.feature_sets import DEFAULT, FETCHED, SETS, STRONG, expand, needs, sentences
 from pipelines.fetch import KNOWN
-from tests import checkpoints, test_command_line
+from tests import checkpoints
 from tests.test_command_line import TABLE, settings
 
 LIGHT = {
