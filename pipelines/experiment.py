@@ -202,6 +202,8 @@ class Ranks(Section):
     @classmethod
     def _number(cls, given: object) -> object:
         if isinstance(given, int) and not isinstance(given, bool):
+            if given < 1:
+                raise ValueError(f"is {given}; wanted at least 1 rank")
             return {"least": given, "most": given}
         if not isinstance(given, Mapping | Ranks):
             # pydantic would let a TypeError through.
