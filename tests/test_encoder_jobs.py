@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +18,13 @@ from featurizers.media import encode
 from featurizers.pretrained import FOLDERS, MissingWeightsError
 from featurizers.spec import EncodingFeaturizer
 from featurizers.stages import Stages
-from pipelines import promote
 from pipelines.executors import InProcess, Need
 from pipelines.experiment import load
 from pipelines.featurize import featurize, jobs, run_jobs
 from pipelines.ingest import ingest
 from pipelines.logbook import read_logs
 from pipelines.model_process import listing
+from pipelines.packaging import requirements_of, specs_of
 from pipelines.worker import Job, MissingEncoderError, Part, need_of
 from tests import checkpoints
 from tests.checkpoints import hum
@@ -305,13 +304,15 @@ def test_a_predictor_without_its_encoders_says_what_is_wanted(made, predictor):
     assert not load_model(predictor).training
 
 
-def test_a_registered_model_asks_for_transformers_only_if_it_has_an_encoder(predictor, tmp_path):
-    about = json.loads((predictor / "predictor.json").read_text())
-    assert promote._encoders(SimpleNamespace(predictor=predictor)) == ["transformers"]
-    others = [each for each in about["specs"] if each[0] in {"plain", "vectors"}]
-    assert len(others) == 2
-    (tmp_path / "predictor.json").write_text(json.dumps({**about, "specs": others}))
-    assert promote._encoders(SimpleNamespace(predictor=tmp_path)) == []
+def test_a_registered_model_asks_for_transformers_only_if_it_has_an_encoder(made, predictor):
+    recipe = named("late_fusion", Task(kind="regression", label="score"), ["plain"])
+    specs = specs_of(predictor)
+    weightless = {name: specs[name] for name in ("plain", "vectors")}
+    for chosen, asked in ((specs, True), (weightless, False)):
+        names = [each.partition("==")[0] for each in requirements_of(recipe, chosen)]
+        assert ("transformers" in names) == asked
+        assert {"torch", "mlflow"} <= set(names)
+        assert not {"ray", "deepspeed"} & set(names)
 
 
 def test_places_of_weights_are_told_beside_those_that_are_set(monkeypatch):
