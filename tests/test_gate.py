@@ -18,6 +18,7 @@ from tracking.scorecard import Scorecard
 
 DRAWS = 200
 NAN = math.nan
+TOOK = Latency(median_s=0.01, p95_s=0.02, clips=20, machine="a machine")
 
 
 def replicates(centre: float, seed: int = 0, spread: float = 0.1) -> tuple[float, ...]:
@@ -285,14 +286,24 @@ def test_latency_has_an_upper_limit(p95_s, promoted):
     took = Latency(median_s=0.01, p95_s=p95_s, clips=20, machine="a machine")
     verdict = judge(card(latency=took), None, [LatencyRule(latency_ms=50)])
     assert verdict.promote is promoted
-    assert "for 95 % of 20 clips (a machine); asked: at most 50 ms" in verdict.reasons[-1].text
+    assert "for 95 % of 20 clips (a machine); asked: at most 50 ms" in verdict.reasons[4].text
+
+
+@pytest.mark.parametrize("changes", [{"mae": NAN}, {"acc": math.inf}])
+def test_how_fast_a_model_says_nan_promotes_nothing(changes):
+    asked = [LatencyRule(latency_ms=50)]
+    assert judge(card(latency=TOOK), None, asked).promote
+    verdict = judge(card(latency=TOOK, **changes), None, asked)
+    assert not verdict.promote
+    assert verdict.reasons[-1].text.endswith("which never wins")
+    assert judge(card(latency=TOOK), card(**changes), asked).promote
 
 
 def test_latency_that_nobody_measured_is_none_that_is_low_enough():
     verdict = judge(card(), None, [rule_from_json({"latency_ms": 1e9})])
     assert not verdict.promote
-    assert verdict.reasons[-1].rule == "latency_ms"
-    assert "nobody measured" in verdict.reasons[-1].text
+    assert verdict.reasons[4].rule == "latency_ms"
+    assert "nobody measured" in verdict.reasons[4].text
 
 
 def group(name, mae, count=20, clips=None):
@@ -397,6 +408,7 @@ def scorecards(draw):
         parity=draw(st.sampled_from([True, True, False, None])),
         reproducible=draw(st.sampled_from([True, True, False, None])),
         duplicates=draw(st.sampled_from([(), (), ("a is like b",), None])),
+        latency=draw(st.none() | st.just(TOOK)),
     )
 
 
@@ -407,7 +419,7 @@ rules = st.builds(
     floor=st.floats(-1e6, 1e6),
     not_worse_by=margins,
     better_by=margins,
-)
+) | st.builds(LatencyRule, latency_ms=st.sampled_from([10.0, 50.0]))
 
 
 def verdict_or_error(candidate, champion, asked):
@@ -435,6 +447,7 @@ def test_whoever_is_promoted_has_numbers_parity_and_no_leaks(ours, theirs, asked
         assert ours.reproducible
         assert not ours.leaks
         assert ours.duplicates == ()
-        for rule in asked:
-            assert math.isfinite(ours.metrics[rule.metric])
-            assert all(math.isfinite(value) for value in ours.replicates[rule.metric])
+        named = {rule.metric for rule in asked if isinstance(rule, Rule)}
+        for metric in named or ours.metrics:
+            assert math.isfinite(ours.metrics[metric])
+            assert all(math.isfinite(value) for value in ours.replicates[metric])

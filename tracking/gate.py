@@ -63,7 +63,8 @@ def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[AnyR
     Where nobody looked at one of these it does not hold.
 
     A number that is not finite never wins: a candidate with one fails every rule on that metric,
-    and a champion with one loses to a finite candidate.
+    and a champion with one loses to a finite candidate. Where no rule is on a metric, it fails by
+    any of them.
 
     Raises:
         NoRulesError: No rules.
@@ -85,6 +86,8 @@ def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[AnyR
             reasons.append(_latency(rule, candidate))
         else:
             reasons += _apply(rule, candidate, champion)
+    if all(isinstance(rule, LatencyRule) for rule in rules):
+        reasons.append(_numbers(candidate))
     return Verdict(all(reason.passed for reason in reasons), tuple(reasons))
 
 
@@ -192,6 +195,16 @@ def _latency(rule: LatencyRule, candidate: Scorecard) -> Reason:
         f"asked: at most {rule.latency_ms:.6g} ms"
     )
     return Reason("latency_ms", found.p95_s * 1000 <= rule.latency_ms, text)
+
+
+def _numbers(candidate: Scorecard) -> Reason:
+    """Asked where no rule is on a metric: how fast a model says NaN is no merit."""
+    bad = [metric for metric in sorted(candidate.metrics) if _undefined(metric, candidate)]
+    if bad:
+        return Reason("metrics", False, _undefined(bad[0], candidate))
+    if not candidate.metrics:
+        return Reason("metrics", False, "nobody measured how well the model does")
+    return Reason("metrics", True, "all metrics are numbers; no rule asks how good they are")
 
 
 def _reproducible(candidate: Scorecard) -> Reason:
