@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from featurizers.intake import RawClip
 from pipelines.packaging import requirements_of
 from tests.tiny_predictor import SPECS, VTT, row
+from tests.toy_bundle import log_toy, make_bundle
 from tracking import mlflow_store
 from training.rows import Access, WrongRowsError, checked
 
@@ -232,6 +234,36 @@ def test_compiled_code_that_lies_beside_the_sources_is_never_run(world, tmp_path
         shutil.rmtree(cache)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_compiled_code_that_was_slipped_in_is_not_run_by_mlflow_itself(world, tmp_path, linked):
+    _, _, uri, *_ = world
+    run = mlflow_store.start_run(uri, "toys", "slipped", {})
+    model = mlflow_store.download(uri, log_toy(run, make_bundle(tmp_path)), tmp_path / "model")
+    (tmp_path / "words.py").write_text("def count(text):\n    return 99.0\n")
+    cache = model / "code" / "toybundle" / "__pycache__"
+    lies = cache
+    if linked:
+        lies = tmp_path / "lies"
+        cache.symlink_to(lies)
+    py_compile.compile(
+        str(tmp_path / "words.py"),
+        cfile=str(lies / f"words.{sys.implementation.cache_tag}.pyc"),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    asked = (
+        "import mlflow.pyfunc as m, pandas as p, sys; print(m.load_model(sys.argv[1])"
+        ".predict(p.DataFrame([{'media': '', 'transcript': 'so'}]))['score'][0])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", asked, str(model)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(said.stdout) == 1.25
+
+
 def test_a_model_of_pickled_code_is_not_loaded(world, tmp_path):
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
@@ -278,6 +310,8 @@ def rows_of(*rows, access=None, words=False):
         ("/etc/passwd", "lies outside"),
         ("https://example.com/a.mp4", "found the address"),
         ("a\0b", "is no path"),
+        ("out.TextGrid", "lies outside"),
+        ("out.TextGrid#ORT", "lies outside"),
     ],
 )
 @pytest.mark.parametrize("column", ["media", "transcript_file", "stream:pose"])

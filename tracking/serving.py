@@ -37,12 +37,14 @@ class Scorer(PythonModel):
         """Load the predictor that `predictor.json` names, from the model's own code.
 
         Raises:
-            OSError: Code or weights are not those that were saved.
+            OSError: Code or weights are not those that were saved, or compiled code lies beside
+                them that cannot be removed.
             ImportError: The predictor's code, or other code that is bundled with the model, was
                 imported from elsewhere.
         """
         folder = Path(context.artifacts["model"])
         _check_files(_home(folder))
+        _drop_compiled(_home(folder))
         name = json.loads((folder / "predictor.json").read_text())["predictor"]
         module_name, _, class_name = name.partition(":")
         # Before, so that no strange code is run; and after, for what was found on the path.
@@ -126,6 +128,25 @@ def _check_files(home: Path) -> None:
         if not file.is_file() or _sha256(file) != digest:
             state = "is not as it was saved" if file.is_file() else "is missing"
             raise OSError(f"{file} {state} (sha256 {digest[:12]}); fetch the model anew")
+
+
+def _drop_compiled(home: Path) -> None:
+    """Remove compiled code: Python would run it sooner than the sources, and no digest is of it."""
+    if sys.pycache_prefix is not None:
+        return  # Python looks for it elsewhere
+    for cache in sorted(home.rglob("__pycache__")):
+        try:
+            if cache.is_symlink():
+                cache.unlink()
+                continue
+            # One by one: another process may load the model meanwhile, and write its own.
+            for file in sorted(cache.glob("*.pyc")):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{cache} holds compiled code in place of the sources, and cannot be removed "
+                f"({error.strerror}); remove it, or set PYTHONPYCACHEPREFIX to an empty folder"
+            ) from None
 
 
 def _sha256(file: Path) -> str:
