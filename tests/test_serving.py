@@ -310,8 +310,7 @@ def rows_of(*rows, access=None, words=False):
         ("/etc/passwd", "lies outside"),
         ("https://example.com/a.mp4", "found the address"),
         ("a\0b", "is no path"),
-        ("out.TextGrid", "lies outside"),
-        ("out.TextGrid#ORT", "lies outside"),
+        ("a\ud800b", "is no path"),
     ],
 )
 @pytest.mark.parametrize("column", ["media", "transcript_file", "stream:pose"])
@@ -320,6 +319,28 @@ def test_no_row_leads_out_of_the_folder_of_media(tmp_path, column, name, message
     with pytest.raises(WrongRowsError, match=message) as raised:
         rows_of({"media": "a.mp4"}, {column: name}, access=access)
     assert str(raised.value).startswith(f"row 2, column {column}: ")
+
+
+def test_a_tier_is_read_of_no_file_that_leads_out_of_the_folder_of_media(tmp_path):
+    media = tmp_path / "media"
+    media.mkdir()
+    for folder in (tmp_path, media):
+        (folder / "w.TextGrid").touch()
+    (media / "out.TextGrid").symlink_to(tmp_path / "w.TextGrid")
+    (media / "in.TextGrid").symlink_to(media / "w.TextGrid")
+    access = Access(root=media)
+    for name in ("out.TextGrid", "out.TextGrid#ORT", f"{tmp_path}/w.TextGrid#ORT"):
+        with pytest.raises(WrongRowsError, match=r"transcript_file: .*lies outside"):
+            rows_of({"media": "a.mp4", "transcript_file": name}, access=access)
+    for name in ("in.TextGrid#ORT", f"{media}/w.TextGrid#ORT"):
+        (asked,) = rows_of({"media": "a.mp4", "transcript_file": name}, access=access)
+        assert asked.transcript_file == media / "w.TextGrid#ORT"
+
+
+@pytest.mark.parametrize("name", ["a.\0x", "a.\ud800"])
+def test_bytes_whose_name_no_file_can_have_are_refused(name):
+    with pytest.raises(WrongRowsError, match="row 1, column media: its ending"):
+        rows_of({"media": name, "media_bytes": b"anything"}, access=Access(paths=False))
 
 
 def test_words_are_words_also_where_a_file_has_their_name(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ A row is a clip: the path of its media or their bytes, or features that were com
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -25,7 +26,6 @@ BYTES = "media_bytes"
 CAPTIONS = "WEBVTT"
 """What a transcript begins with that has times, as in the file of this name."""
 
-_FILES = ("media", "transcript_file")
 _BASE = ("media", BYTES)
 
 
@@ -53,6 +53,8 @@ class Access:
         """
         if "://" in name:
             raise wrong(f"found the address {name!r}; wanted a file on this machine, or {BYTES}")
+        if not _can_be_named(name):
+            raise wrong(f"{name[:80]!r} is no path")
         if not self.paths:
             raise wrong(
                 f"names a file, and none may be read here; give {BYTES} and the words, or have the "
@@ -69,6 +71,17 @@ class Access:
         if not whole.is_relative_to(self.root.resolve()):
             raise wrong(f"{name!r} lies outside the folder of media")
         return whole
+
+    def transcript(self, name: str, wrong: "_Wrong") -> Path:
+        """As `file`, of a file with a tier after a "#" where one is named.
+
+        Raises:
+            WrongRowsError: It may not be read.
+        """
+        whole = self.file(name, wrong)
+        # Only the file without its tier is one whose links can be followed.
+        path, tier = file_and_tier(Path(name) if self.root is None else self.root.absolute() / name)
+        return whole if tier is None else Path(f"{self.file(str(path), wrong)}#{tier}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +226,12 @@ def _checked(
         raise _Wrong(number, BYTES)(f"found {kind}; wanted bytes (in JSON, in base64)")
     named = BYTES in cells  # then `media` only names them
     files = {
-        column: access.file(str(cells[column]), _Wrong(number, column))
-        for column in _FILES
+        column: read(str(cells[column]), _Wrong(number, column))
+        for column, read in (("media", access.file), ("transcript_file", access.transcript))
         if column in cells and not (named and column == "media")
     }
+    if named and not _can_be_named(_suffix(cells.get("media"))):
+        raise _Wrong(number, "media")("its ending cannot be that of a file; wanted one as .mp4 is")
     streams = {
         column.removeprefix(STREAM): access.file(str(value), _Wrong(number, column))
         for column, value in cells.items()
@@ -226,18 +241,18 @@ def _checked(
         id=str(cells.get("id") or cells.get("media") or f"row {number + 1}"),
         cells=cells,
         media=files.get("media"),
-        transcript_file=_transcript(files.get("transcript_file")),
+        transcript_file=files.get("transcript_file"),
         streams=streams,
         features=features,
     )
 
 
-def _transcript(file: Path | None) -> Path | None:
-    """The file as `read_transcript` takes it; that it is there is seen when it is read."""
-    if file is None:
-        return None
-    path, tier = file_and_tier(file)
-    return path if tier is None else Path(f"{path}#{tier}")
+def _can_be_named(name: str) -> bool:
+    """Whether an operating system takes the name: JSON can hold some that none does."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_empty(value: object) -> bool:
