@@ -247,8 +247,7 @@ def consider(
             raise InputError(f"model {name!r} has no versions; train and register one first")
         candidate = known[-1] if version is None else version
         last = current(registry, name)
-        # Without a ledger, the alias that stands is its generation 0 as soon as there is one.
-        standing = last.version if last else registry.aliases(name).get(CHAMPION)
+        standing = last.version if last else alone(registry, name)
         champion = standing if standing in known else None
         mended = reconcile(registry, name) if champion is not None and not dry_run else []
         card = card_of(uri, name, candidate)
@@ -273,6 +272,17 @@ def consider(
         entry=entry,
         mended=mended,
     )
+
+
+def alone(registry: MlflowRegistry, name: str) -> int | None:
+    """The version that is champion by its alias: generation 0, as soon as there is a ledger.
+
+    An alias that was set after a first promotion closed generation 0, and broke off, is none.
+
+    Raises:
+        UnknownModelError: No such model.
+    """
+    return None if registry.ledger(name) else registry.aliases(name).get(CHAMPION)
 
 
 def _asks_of_subgroups(rule: AnyRule) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.promote import GENERATION_TAG, clock, who
+from pipelines.promote import GENERATION_TAG, alone, clock, who
 from tracking.champion import Drift, drifts, reconcile
 from tracking.ledger import CHAMPION, Entry, begin, history
 from tracking.mlflow_store import MlflowRegistry, Version, versions_of
@@ -19,6 +19,7 @@ class Standing:
 
     Attributes:
         aliases: The version behind each alias.
+        alone: The version that is champion by its alias alone: no ledger has begun.
         drifts: The aliases that are not where the ledger says.
         gone: The version that the ledger has as champion, where that was deleted; else "".
         history: All generations, oldest first.
@@ -27,6 +28,7 @@ class Standing:
     name: str
     versions: Sequence[Version]
     aliases: dict[str, int]
+    alone: int | None
     drifts: Sequence[Drift]
     gone: str
     history: Sequence[Entry]
@@ -67,10 +69,15 @@ class Standing:
                 f"champion: version {last.version}, generation {last.generation}, by {last.who} at "
                 f"{last.when}: {last.why}{before}"
             )
+        elif self.alone is not None:
+            lines.append(
+                f"champion: version {self.alone}, by its alias alone: there is no "
+                "ledger; --reconcile makes it generation 0, and so does the next promotion"
+            )
         elif CHAMPION in self.aliases:
             lines.append(
-                f"champion: version {self.aliases[CHAMPION]}, by its alias alone: there is no "
-                "ledger; --reconcile makes it generation 0, and so does the next promotion"
+                f"champion: none; its alias was set to version {self.aliases[CHAMPION]} by hand "
+                "after a first promotion broke off, and the next promotion moves it"
             )
         else:
             lines.append("champion: none")
@@ -95,6 +102,7 @@ def standing(uri: str, name: str) -> Standing:
         name=name,
         versions=versions_of(uri, name),
         aliases=aliases,
+        alone=alone(registry, name),
         drifts=found,
         gone=gone,
         history=history(registry, name),
@@ -111,7 +119,7 @@ def overview(uri: str) -> list[dict[str, object]]:
             {
                 "model": name,
                 "versions": len(found.versions),
-                "champion": last.version if last else found.aliases.get(CHAMPION),
+                "champion": last.version if last else found.alone,
                 "generation": last.generation if last else None,
                 "since": last.when if last else "",
                 "who": last.who if last else "",

@@ -201,6 +201,20 @@ def test_an_alias_that_was_set_by_hand_is_the_champion_to_be_beaten(uri, name):
     assert [(e.generation, e.version) for e in history(registry, name)] == [(0, 3)]
 
 
+def test_an_alias_set_after_a_first_promotion_broke_off_stops_no_other(uri, name):
+    registry = MlflowRegistry(uri=uri)
+    registry.write_once(name, "gen-000000", "null")  # and here it was killed
+    registry.set_alias(name, "champion", 3)
+    assert registered.mend(uri, name) == []
+    (said,) = registered.standing(uri, name).sentences
+    assert said.startswith("champion: none; its alias was set to version 3 by hand")
+    row = next(each for each in registered.overview(uri) if each["model"] == name)
+    assert row["champion"] is None
+    promotion = crown(uri, name, 2)
+    assert (promotion.champion, promotion.entry.generation) == (None, 1)
+    assert registry.aliases(name)["champion"] == 2
+
+
 def test_an_alias_that_was_moved_by_hand_is_told_and_put_back(uri, name):
     crown(uri, name, 2)
     registry = MlflowRegistry(uri=uri)
