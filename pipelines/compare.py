@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.experiment import InputError
 from pipelines.plans import PREDICTIONS
-from tracking.mlflow_store import MlflowRegistry, parts_of, read_file, run_of, runs_called
+from tracking.mlflow_store import MlflowRegistry, parts_of, public, read_file, run_of, runs_called
 from tracking.registry import UnknownModelError
 from training.compare import Comparison, Difference, IncomparableRunsError, compare
 from training.predicted import Predicted
@@ -88,7 +88,7 @@ def _runs(uri: str, name: str) -> list[str]:
     found = runs_called(uri, name)
     if not found:
         raise InputError(
-            f"there is no run {name!r} at {uri}; give a run's name or id, or MODEL@ALIAS"
+            f"there is no run {name!r} at {public(uri)}; give a run's name or id, or MODEL@ALIAS"
         )
     if len(found) > 1:
         raise InputError(

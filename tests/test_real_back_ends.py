@@ -10,6 +10,7 @@ from base64 import b64encode
 import pytest
 import s3fs
 
+from pipelines.compare import compare_runs
 from pipelines.experiment import InputError
 from pipelines.promote import consider, go_back
 from pipelines.registered import mend, standing
@@ -181,6 +182,7 @@ def test_no_message_holds_a_password(uri, registered, caplog):
         lambda: mlflow_store.read_file(address, registered.run_id, "nothing.json"),
         lambda: mlflow_store.download(address, "models:/toy/9", None),
         lambda: MlflowRegistry(uri=address).versions("nobody"),
+        lambda: compare_runs(address, ["nobody"]),
         lambda: consider(address, "nobody", None, RULES, why=""),
     ):
         with pytest.raises((ValueError, FileNotFoundError, InputError)) as raised:
