@@ -1,4 +1,4 @@
-"""Clips of training that an evaluation set has too, in other bytes: by `featurizers.likeness`.
+"""Clips of training that an evaluation set has too, in equal bytes or, by `likeness`, in others.
 
 What was computed is kept in logs/ of the dataset, which is no part of what it promises: a clip is
 decoded for it once.
@@ -6,6 +6,7 @@ decoded for it once.
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +28,8 @@ from training.recipe import Recipe
 FILE = f"{LOGS}/likeness-{VERSION}.jsonl"
 TOGETHER = 16  # clips of an item
 
+Cut = tuple[str, float, float]
+
 
 def near_duplicates(
     experiment: Experiment, recipe: Recipe, clips: Sequence[Clip], show: Show
@@ -34,7 +37,8 @@ def near_duplicates(
     """The test clips that look or sound like a training clip, with a progress bar.
 
     Returns:
-        A sentence for each pair. None where nothing can be said: of one side, no media can be had.
+        A sentence for each pair. None where there is none, and of some clips the media cannot be
+        had: nobody can say that there is none.
 
     Raises:
         StorageError: Media cannot be read now.
@@ -43,13 +47,33 @@ def near_duplicates(
     where, stage = executor(experiment.workers.featurize), stage_of(experiment)
     with show.counting("look for near-duplicates", None) as done:
         found = likenesses(experiment.root, [*test, *training], stage, where, done)
+    for sentence in unknown([*test, *training], found):
+        show.say(sentence)
     return like(test, training, found)
+
+
+def unknown(clips: Sequence[Clip], found: Mapping[str, Likeness]) -> list[str]:
+    """How many clips are known by less than their sound and pictures; nothing where none is."""
+    with_media = [clip for clip in clips if clip.media_digest]
+    bare = len(clips) - len(with_media)
+    away = sum(clip.key not in found for clip in with_media)
+    blank = sum(found.get(clip.key) == Likeness() for clip in with_media)
+    told = (
+        (away, "cannot be had here, so that near-duplicates of them are not found"),
+        (blank, "have no sound and no pictures that tell anything: compared by equal bytes alone"),
+        (bare, "had no media when they were ingested: there is nothing to compare"),
+    )
+    return [
+        f"near-duplicates: {count} of {len(clips)} clips {what}" for count, what in told if count
+    ]
 
 
 def like(
     ours: Sequence[Clip], theirs: Sequence[Clip], found: Mapping[str, Likeness]
 ) -> list[str] | None:
-    """Clips of ours that look or sound like one of theirs; as `near_duplicates`.
+    """Clips of ours that look or sound like one of theirs, or have its bytes and span.
+
+    None as `near_duplicates`. A clip that never had media has nothing that could be alike.
 
     Args:
         ours: The clips of an evaluation set.
@@ -57,10 +81,18 @@ def like(
         found: The likeness of those whose media can be had.
     """
     mine, others = ([clip for clip in clips if clip.key in found] for clips in (ours, theirs))
-    if not mine or not others:
-        return None
     pairs = alike([found[clip.key] for clip in mine], [found[clip.key] for clip in others])
-    return [f"{mine[one].id} is like {others[other].id}" for one, other in pairs]
+    same = {(mine[one].key, others[other].key) for one, other in pairs}
+    cuts: dict[Cut, list[Clip]] = defaultdict(list)
+    for clip in theirs:
+        cuts[_cut(clip)].append(clip)
+    same |= {
+        (clip.key, other.key) for clip in ours if clip.media_digest for other in cuts[_cut(clip)]
+    }
+    ids = {clip.key: clip.id for clip in (*ours, *theirs)}
+    told = [f"{ids[one]} is like {ids[other]}" for one, other in sorted(same)]
+    away = any(clip.media_digest and clip.key not in found for clip in (*ours, *theirs))
+    return None if away and not told else told
 
 
 def likenesses(
@@ -140,6 +172,11 @@ def _kept(root: Root) -> dict[str, Mapping[str, str]]:
         except (ValueError, TypeError):
             continue
     return found
+
+
+def _cut(clip: Clip) -> Cut:
+    """A span of a file's bytes, whatever the file is called."""
+    return clip.media_digest, round(clip.start, 3), round(clip.seconds, 3)
 
 
 def _identity(clip: Clip) -> str:

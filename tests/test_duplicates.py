@@ -8,7 +8,7 @@ import pytest
 from featurizers.clip import Clip
 from featurizers.likeness import Likeness
 from featurizers.media import encode
-from pipelines.duplicates import FILE, like, likenesses
+from pipelines.duplicates import FILE, like, likenesses, unknown
 from pipelines.executors import InProcess
 from pipelines.staging import Stage
 from pipelines.upkeep import _scrub_logs
@@ -82,7 +82,34 @@ def test_pairs_are_told_by_the_names_that_people_gave():
     assert like(test, training, {**found, "c": other}) == ["clip b is like clip c"]
 
 
-def test_where_no_media_can_be_had_nothing_is_said():
-    assert like([clip("a")], [clip("b")], {"a": Likeness()}) is None
-    assert like([clip("a")], [clip("b")], {"b": Likeness()}) is None
-    assert like([clip("a")], [clip("b")], {"a": Likeness(), "b": Likeness()}) == []
+def test_where_some_media_cannot_be_had_nothing_is_said():
+    one, other = Likeness(sound="00ff"), Likeness(sound="ff00")
+    ours, theirs = [clip("a"), clip("b")], [clip("c"), clip("d")]
+    found = {"a": one, "b": one, "c": other, "d": other}
+    assert like(ours, theirs, found) == []
+    for away in found:
+        assert like(ours, theirs, {key: found[key] for key in found if key != away}) is None
+    # One that is alike is told, whatever else cannot be had.
+    assert like(ours, theirs, {"a": one, "c": one}) == ["clip a is like clip c"]
+    never = clip("e", media_digest="")
+    assert like([*ours, never], [*theirs, never], found) == []
+
+
+def test_equal_bytes_under_another_name_are_found_whatever_they_show():
+    ours, theirs = [clip("a", media_digest="f" * 64)], [clip("b", media_digest="f" * 64)]
+    blank = {"a": Likeness(), "b": Likeness()}
+    assert like(ours, theirs, blank) == ["clip a is like clip b"]
+    assert like(ours, theirs, {}) == ["clip a is like clip b"]
+    later = [clip("b", media_digest="f" * 64, start=2.0, end=4.0)]
+    assert like(ours, later, blank) == []
+    whole = [clip("b", media_digest="f" * 64, end=None)]
+    assert like(ours, whole, blank) == ["clip a is like clip b"]
+
+
+def test_it_is_said_how_many_clips_could_not_be_looked_at():
+    clips = [clip("a"), clip("b"), clip("c"), clip("d", media_digest="")]
+    assert unknown(clips[:1], {"a": Likeness(sound="00ff")}) == []
+    said = unknown(clips, {"a": Likeness(sound="00ff"), "b": Likeness()})
+    assert [line.split("clips")[0] for line in said] == ["near-duplicates: 1 of 4 "] * 3
+    assert ["cannot be had" in line for line in said] == [True, False, False]
+    assert ["equal bytes alone" in line for line in said] == [False, True, False]

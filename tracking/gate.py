@@ -233,7 +233,7 @@ def _leaks(candidate: Scorecard) -> Reason:
 
 def _duplicates(candidate: Scorecard) -> Reason:
     if candidate.duplicates is None:
-        return Reason("duplicates", False, "nobody looked for clips that are in training too")
+        return Reason("duplicates", False, "not all clips were held against those of training")
     if not candidate.duplicates:
         return Reason("duplicates", True, "no clip looks or sounds like one of training")
     return Reason("duplicates", False, f"near-duplicates: {_some(candidate.duplicates)}")
