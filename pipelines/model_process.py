@@ -39,8 +39,9 @@ def features(rows, stem):
         answer.append(found)
     return answer
 
+uri, model = json.loads(sys.stdin.readline())
 try:
-    predictor = load(sys.argv[1], sys.argv[2]).unwrap_python_model().predictor
+    predictor = load(uri, model).unwrap_python_model().predictor
 except (NoStoreError, UnknownModelError) as error:
     say("wrong", str(error))
 except (StoreError, OSError, ImportError) as error:
@@ -64,6 +65,19 @@ class ScoringFailedError(FailedError):
     """No answer: a damaged model, a store that is out of reach, a bug, or too little memory."""
 
 
+class ProcessEndedError(ScoringFailedError):
+    """The process of a model ended while it was asked.
+
+    Attributes:
+        short: How it ended, in one line.
+    """
+
+    def __init__(self, model: str, code: int, said: str) -> None:
+        super().__init__(f"the process of {model} ended with code {code}:\n{said}")
+        last = said.rpartition("\n")[2][:200]
+        self.short = f"the model's process ended with code {code}" + (f": {last}" if last else "")
+
+
 class ModelProcess:
     """A registered model that was loaded once, and is asked again and again. Close it.
 
@@ -83,7 +97,7 @@ class ModelProcess:
         home = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
         # -P keeps the current folder, and a training/ that may lie there, off the path.
         self._process = subprocess.Popen(  # noqa: S603 - our own program text, no shell
-            [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, uri, model],
+            [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -97,7 +111,8 @@ class ModelProcess:
             | listing(weights),
         )
         try:
-            self._answer()
+            # Not as arguments, which all of the machine can list: the address may hold a password.
+            self._ask([uri, model])
         except BaseException:
             self.close()
             raise
@@ -126,7 +141,7 @@ class ModelProcess:
 
         Raises:
             InputError: Rows that no clip can be made of.
-            ScoringFailedError: The process ended.
+            ProcessEndedError: The process ended.
         """
         return list(self._ask({"do": "explain", "rows": list(rows)}))
 
@@ -134,7 +149,7 @@ class ModelProcess:
         """The state of each stream by row; see `saved` for the numbers. Raises as `explain`."""
         return list(self._ask({"do": "features", "rows": list(rows), "stem": str(stem)}))
 
-    def _ask(self, question: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    def _ask(self, question: object) -> Any:  # noqa: ANN401 - any JSON
         try:
             pipe = _open(self._process.stdin)
             pipe.write(json.dumps(question) + "\n")
@@ -154,11 +169,11 @@ class ModelProcess:
             raise ScoringFailedError(found["failed"])
         return found["answer"]
 
-    def _ended(self) -> ScoringFailedError:
+    def _ended(self) -> ProcessEndedError:
         code = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip()[-LAST_WORDS:]
-        return ScoringFailedError(f"the process of {self._model} ended with code {code}:\n{said}")
+        return ProcessEndedError(self._model, code, said)
 
 
 def saved(stem: Path, number: int, stream: str) -> tuple[Path, Path]:

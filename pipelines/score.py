@@ -14,7 +14,7 @@ from featurizers.manifest import Column
 from featurizers.spec import Feature
 from featurizers.store import StorageError
 from pipelines.executors import Executor, InProcess, OnRay
-from pipelines.model_process import ModelProcess, saved
+from pipelines.model_process import ModelProcess, ProcessEndedError, saved
 from pipelines.sources import Asked
 from pipelines.staging import Stage
 from tracking.mlflow_store import version_behind
@@ -23,6 +23,8 @@ Row: TypeAlias = Mapping[str, Any]
 Do: TypeAlias = Literal["predict", "explain"]
 
 TOGETHER = 16  # clips that are handed to a worker at once
+DEATHS = 4  # clips that end a worker's process each, when it has not scored any yet
+CRASHED = "crashed"
 
 
 def score(
@@ -48,12 +50,13 @@ def score(
         done: Told how many clips are finished.
 
     Returns:
-        An answer for each row, in order.
+        An answer for each row, in order. A row that ends the model's process is "failed", with
+        the fault "crashed", and costs no other row.
 
     Raises:
         InputError: No such store or model, or rows that no clip can be made of.
-        ScoringFailedError: The model is damaged, its store cannot be reached, or its process
-            failed.
+        ScoringFailedError: The model is damaged, its store cannot be reached, or its process ends
+            whatever it is asked.
     """
     if isinstance(executor, OnRay):
         model = version_behind(uri, model)  # an alias may move before the last worker asks
@@ -87,18 +90,53 @@ class _Worker:
     def __init__(self, uri: str, model: str, stage: Stage | None, do: Do) -> None:
         self._uri, self._model, self._stage, self._do = uri, model, stage, do
         self._process: ModelProcess | None = None
+        self._answered, self._deaths = False, 0
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """An answer for each row."""
+        return [answer for some in self._fetched(rows) for answer in self._asked(some)]
+
+    def _asked(self, some: list[Row] | tuple[list[Row], str]) -> list[dict[str, Any]]:
+        if isinstance(some, list):
+            return self._ask(some)
+        rows, why = some
+        return [self._failed(row, "", why) for row in rows]
+
+    def _ask(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """An answer for each row; when the process ends on some, each is asked by itself."""
+        self._up()  # one that does not come up has met no row yet
+        try:
+            answers = self._answers(rows)
+        except ProcessEndedError as error:
+            self.close()
+            if len(rows) > 1:
+                return [answer for row in rows for answer in self._ask([row])]
+            self._deaths += 1
+            if self._deaths >= DEATHS and not self._answered:
+                raise
+            return [self._failed(rows[0], CRASHED, f"on this clip {error.short}")]
+        self._answered = True
+        return answers
+
+    def _answers(self, rows: list[Row]) -> list[dict[str, Any]]:
+        process = self._up()
+        return process.explain(rows) if self._do == "explain" else process.predict(rows)
+
+    def _up(self) -> ModelProcess:
         if self._process is None:
             self._process = ModelProcess(self._uri, self._model)
-        ask = self._process.explain if self._do == "explain" else self._process.predict
-        return [answer for some in self._fetched(rows) for answer in _asked(ask, some)]
+        return self._process
+
+    def _failed(self, row: Row, fault: str, why: str) -> dict[str, Any]:
+        # Of what an answer has, all that a row without media gets; then why there are none.
+        (answer,) = self._answers([{"id": row.get("id") or row.get("media")}])
+        return {**answer, "state": "failed", "fault": fault, "message": why}
 
     def close(self) -> None:
         """End the model's process."""
         if self._process is not None:
             self._process.close()
+            self._process = None
 
     def _fetched(self, rows: Sequence[Row]) -> Iterator[list[Row] | tuple[list[Row], str]]:
         """Rows whose media are here; or that they cannot be fetched now, and why.
@@ -123,17 +161,6 @@ class _Worker:
 def _media_if_remote(row: Row) -> str | None:
     media = _media(row)
     return media if "://" in media else None
-
-
-def _asked(
-    ask: Callable[[Sequence[Row]], list[dict[str, Any]]], some: list[Row] | tuple[list[Row], str]
-) -> list[dict[str, Any]]:
-    if isinstance(some, list):
-        return ask(some)
-    rows, why = some
-    # Of what an answer has, all that a row without media gets; then why there are none.
-    failed = {"state": "failed", "fault": "", "message": why}
-    return [{**answer, **failed} for answer in ask([{"id": row.get("id")} for row in rows])]
 
 
 def parity(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipelines import model_process
 from pipelines import score as scoring
 from pipelines.__main__ import main
 from pipelines.experiment import InputError
@@ -128,6 +129,60 @@ def test_clips_of_one_file_are_scored_together_and_answers_stand_in_order(direct
     assert [each["id"] for each in said] == [each["id"] for each in rows]
     assert scoring._together(rows) == [[0, 2, 4, 1, 3, 5]]
     assert said == predictor.predict(rows)
+
+
+# A model's process without a model: it speaks as the real one does, and ends on some rows.
+DYING = """
+import json, os, sys
+uri, model = json.loads(sys.stdin.readline())
+print(json.dumps({"answer": "ready"}), flush=True)
+for line in sys.stdin:
+    rows = json.loads(line)["rows"]
+    if any(row["id"] in KILLERS and "media" in row for row in rows):
+        print("cannot go on", file=sys.stderr, flush=True)
+        os._exit(9)
+    answer = {"state": "scored", "prediction": 0.5, "fault": "", "message": ""}
+    print(json.dumps({"answer": [{"id": row["id"], **answer} for row in rows]}), flush=True)
+"""
+
+
+def dying_on(monkeypatch, *killers):
+    monkeypatch.setattr(model_process, "_PROGRAM", f"KILLERS = {killers}\n{DYING}")
+
+
+def test_a_row_that_ends_the_models_process_costs_no_other_row(monkeypatch):
+    dying_on(monkeypatch, "20")
+    rows = [{"id": str(number), "media": f"{number}.mp4"} for number in range(40)]
+    told = []
+    said = score("file:nowhere", "models:/toy/1", rows, done=told.append)
+    assert [each["id"] for each in said] == [each["id"] for each in rows]
+    assert sum(told) == 40
+    assert [each["id"] for each in said if each["state"] != "scored"] == ["20"]
+    assert (said[20]["state"], said[20]["fault"]) == ("failed", "crashed")
+    assert said[20]["message"] == (
+        "on this clip the model's process ended with code 9: cannot go on"
+    )
+    assert failed(said)
+
+
+def test_a_model_whose_process_ends_on_every_row_is_given_up(monkeypatch):
+    rows = [{"id": str(number), "media": f"{number}.mp4"} for number in range(40)]
+    dying_on(monkeypatch, *(each["id"] for each in rows))
+    with pytest.raises(ScoringFailedError, match=r"ended with code 9:\ncannot go on"):
+        score("file:nowhere", "models:/toy/1", rows)
+
+
+def test_the_address_of_the_store_is_no_argument_of_the_models_process(monkeypatch):
+    started = []
+
+    def popen(arguments, **_):
+        started.append(" ".join(arguments))
+        raise OSError("not started")
+
+    monkeypatch.setattr(model_process.subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="not started"):
+        ModelProcess("https://me:hidden@example.com", "models:/toy/1")
+    assert "hidden" not in started[0]
 
 
 def test_remote_clips_are_fetched_and_those_that_cannot_be_are_told_from_bad_ones(
