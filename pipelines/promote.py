@@ -27,7 +27,15 @@ from pipelines.staging import Stage
 from pipelines.tracked import keep_file
 from tracking.champion import Drift, promote, reconcile, rollback
 from tracking.gate import IncomparableError, NoRulesError, Reason, Verdict, judge
-from tracking.ledger import CHAMPION, Entry, LostRaceError, begin, current
+from tracking.ledger import (
+    CHAMPION,
+    Entry,
+    LongEntryError,
+    LostRaceError,
+    begin,
+    check_length,
+    current,
+)
 from tracking.mlflow_store import (
     MlflowRegistry,
     MlflowRun,
@@ -237,11 +245,13 @@ def consider(
         now: The time as ISO 8601 text; the clock where not given.
 
     Raises:
-        InputError: No such model or version, no rules, or scorecards that cannot be compared.
+        InputError: No such model or version, no rules, scorecards that cannot be compared, or a
+            `why` that the ledger cannot hold.
         LostRaceError: Somebody else promoted in between; run again to be judged against that one.
     """
     registry = MlflowRegistry(uri=uri)
     try:
+        check_length(who=who(), why=why)
         known = registry.versions(name)
         if not known:
             raise InputError(f"model {name!r} has no versions; train and register one first")
@@ -255,7 +265,7 @@ def consider(
         if against is not None and any(map(_asks_of_subgroups, rules)):
             against = _told_apart_alike(uri, name, (candidate, card), (int(champion or 0), against))
         verdict = judge(card, against, rules)
-    except (UnknownModelError, NoRulesError, IncomparableError) as error:
+    except (UnknownModelError, NoRulesError, IncomparableError, LongEntryError) as error:
         raise InputError(str(error)) from None
     if last is not None and champion is None:
         gone = f"version {last.version} was deleted: judged as if there were no champion"

@@ -215,6 +215,17 @@ def test_an_alias_set_after_a_first_promotion_broke_off_stops_no_other(uri, name
     assert registry.aliases(name)["champion"] == 2
 
 
+def test_a_reason_that_the_ledger_cannot_hold_is_told_before_anything_is_written(uri, name):
+    for why in ("x" * 5800, "\N{SNOWMAN}" * 1000):
+        with pytest.raises(InputError, match="say in fewer words why"):
+            consider(uri, name, 1, RULES, why=why)
+    assert tags(uri, name, 1) == {}
+    crown(uri, name, 1)
+    crown(uri, name, 2)
+    with pytest.raises(InputError, match="say in fewer words why"):
+        go_back(uri, name, why="x" * 6000)
+
+
 def test_an_alias_that_was_moved_by_hand_is_told_and_put_back(uri, name):
     crown(uri, name, 2)
     registry = MlflowRegistry(uri=uri)

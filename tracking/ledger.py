@@ -18,6 +18,10 @@ class LostRaceError(RuntimeError):
     """Somebody else promoted first: judge again, against the new champion."""
 
 
+class LongEntryError(ValueError):
+    """More text than a registry keeps of an entry."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One generation: 1, 2, 3, ... without gaps; of rival attempts (random ids) one stands.
@@ -71,17 +75,47 @@ def begin(registry: Registry, name: str, *, who: str, now: str) -> Entry | None:
     return current(registry, name)
 
 
+def check_length(*, who: str, why: str) -> None:
+    """Whether the ledger can hold an entry with these, before anything else is written.
+
+    Raises:
+        LongEntryError: It cannot.
+    """
+    many, when = 10**6, "2026-01-02T03:04:05+00:00"
+    _text(
+        Entry(
+            generation=many,
+            attempt="f" * 32,
+            version=many,
+            previous=many,
+            report="f" * 64,
+            who=who,
+            when=when,
+            why=why,
+        )
+    )
+
+
+def _text(entry: Entry) -> str:
+    text = json.dumps(asdict(entry), sort_keys=True)
+    if len(text) > LONGEST_ENTRY:
+        raise LongEntryError(
+            f"an entry of the ledger has {LONGEST_ENTRY} characters at most, not {len(text)}: "
+            f"say in fewer words why"
+        )
+    return text
+
+
 def claim(registry: Registry, name: str, entry: Entry, after: Entry | None) -> Entry:
     """Write the generation that follows `after`; None where no ledger has begun.
 
     Repeated with the same `attempt` it finds the entry that it has made.
 
     Raises:
+        LongEntryError: It is too long.
         LostRaceError: The ledger ends with another entry.
     """
-    text = json.dumps(asdict(entry), sort_keys=True)
-    if len(text) > LONGEST_ENTRY:
-        raise ValueError(f"a ledger entry has {LONGEST_ENTRY} characters at most, not {len(text)}")
+    text = _text(entry)
     past = history(registry, name)
     standing = next((old for old in past if old.attempt == entry.attempt), None)
     last = past[-1] if past else None
