@@ -1,12 +1,13 @@
 """Trained runs to registered models, and a registered model to champion."""
 
+import contextlib
 import datetime as dt
 import getpass
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,7 +129,7 @@ def register_model(
         clips,
         parity=True if compared else None,
         duplicates=duplicates,
-        reproducible=_is_reproducible(uri, model_uri, some, said, weights),
+        reproducible=_is_reproducible(uri, model_uri, some, said, stage, weights=weights),
     )
     publish(trained.plan.folder / SCORECARD, canonical_json(card.to_json()))
     keep_file(run, SCORECARD, canonical_json(card.to_json()))
@@ -181,30 +182,46 @@ def _compare(
 ) -> tuple[list[str], int]:
     """What differs from the shards, and how many clips were compared.
 
-    `said` takes what the model says of those that lie here.
+    `said` takes what the model says of each of these: those that lie here, then the others.
     """
-    local = [each for each in some if not _is_remote(each)]
-    differences = parity(uri, model_uri, local, columns, weights, said=said) if local else []
-    compared = len(local)
-    for each in some:
-        path = stage.local(each.raw.media) if stage and _is_remote(each) else None
-        if path is not None:
-            # One at a time: the stage keeps the copy that was asked for last.
-            here = replace(each, raw=replace(each.raw, media=str(path)))
-            differences += parity(uri, model_uri, [here], columns, weights)
-            compared += 1
+    differences: list[str] = []
+    compared = 0
+    for here in _at_hand(some, stage):
+        differences += parity(uri, model_uri, here, columns, weights, said=said)
+        compared += len(here)
     return differences, compared
 
 
 def _is_reproducible(
-    uri: str, model_uri: str, some: Sequence[Asked], said: Sequence[Any], weights: Sequence[str]
+    uri: str,
+    model_uri: str,
+    some: Sequence[Asked],
+    said: Sequence[Any],
+    stage: Stage | None,
+    *,
+    weights: Sequence[str],
 ) -> bool | None:
-    """Whether a model says in another process what it said of local clips; None without any."""
-    rows = [row_of(each) for each in some if not _is_remote(each)]
-    if not rows:
-        return None
-    with ModelProcess(uri, model_uri, weights) as process:
-        return process.predict(rows) == list(said)
+    """Whether a model says in another process what it said of clips; None without any."""
+    again: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        process: ModelProcess | None = None
+        for rows in _at_hand(some, stage):
+            process = process or stack.enter_context(ModelProcess(uri, model_uri, weights))
+            again += process.predict([row_of(each) for each in rows])
+    return again == list(said) if again else None
+
+
+def _at_hand(some: Sequence[Asked], stage: Stage | None) -> Iterator[list[Asked]]:
+    """The clips that can be had: those that lie here at once, then the others one by one.
+
+    One by one, since a stage keeps the copy alone that was asked for last.
+    """
+    if local := [each for each in some if not _is_remote(each)]:
+        yield local
+    for each in some:
+        path = stage.local(each.raw.media) if stage and _is_remote(each) else None
+        if path is not None:
+            yield [replace(each, raw=replace(each.raw, media=str(path)))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -313,6 +314,28 @@ def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
     assert promote._compare("uri", "model", some[2:], {}, stage, weights=[], said=[]) == ([], 0)
 
 
+def test_of_a_dataset_that_lies_elsewhere_the_model_is_asked_twice_too(tmp_path, monkeypatch):
+    class Film(Process):
+        """Says what the file holds that it is shown."""
+
+        def predict(self, rows):
+            return [{"prediction": Path(row["media"]).read_text()} for row in rows]
+
+    monkeypatch.setattr(score, "ModelProcess", Film)
+    monkeypatch.setattr(promote, "ModelProcess", Film)
+    some = []
+    for key in "ab":
+        (tmp_path / f"{key}.mp4").write_text(f"film {key}")
+        some.append(asked(key, f"file://{tmp_path}/{key}.mp4"))
+    # It holds one film at a time.
+    stage = Stage(folder=tmp_path / "cache", limit_bytes=8)
+    said = []
+    assert promote._compare("uri", "model", some, {}, stage, weights=[], said=said) == ([], 2)
+    assert said == [{"prediction": "film a"}, {"prediction": "film b"}]
+    assert promote._is_reproducible("uri", "model", some, said, stage, weights=[])
+    assert not promote._is_reproducible("uri", "model", some, said[::-1], stage, weights=[])
+
+
 def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
     unseen = Scorecard.from_json({**card(1.0).to_json(), "parity": None})
     found = promote.Registered(
@@ -357,8 +380,9 @@ def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
 def test_a_model_is_asked_again_in_another_process(monkeypatch, before, same):
     monkeypatch.setattr(promote, "ModelProcess", Process)
     here = [asked("a", "/a.mp4"), asked("b", "s3://bucket/b.mp4")]
-    assert promote._is_reproducible("uri", "models:/toy/1", here, before, []) is same
-    assert promote._is_reproducible("uri", "models:/toy/1", here[1:], [], []) is None
+    ask = partial(promote._is_reproducible, "uri", "models:/toy/1", weights=[])
+    assert ask(here, before, None) is same
+    assert ask(here[1:], [], None) is None
 
 
 def test_what_a_model_says_is_told_beside_its_features(monkeypatch):
