@@ -575,4 +575,4 @@ def show_score(experiment: Experiment, model: str, clips: Sequence[Clip], show: 
     clip = by_key[chosen.raw.key]
     spoken = " ".join(word.text for word in clip.words or ())
     show.say(f"{chosen.raw.media}: {spoken!r}, labelled {clip.labels[experiment.source.label]}")
-    show.rows("prediction", rows)
+    show.answers(rows)

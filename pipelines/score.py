@@ -13,7 +13,7 @@ from featurizers.intake import CHOSEN
 from featurizers.manifest import Column
 from featurizers.spec import Feature
 from featurizers.store import StorageError
-from pipelines.executors import Executor, InProcess, OnRay
+from pipelines.executors import Executor, InProcess
 from pipelines.model_process import ModelProcess, ProcessEndedError, saved
 from pipelines.sources import Asked
 from pipelines.staging import Stage
@@ -50,7 +50,8 @@ def score(
         done: Told how many clips are finished.
 
     Returns:
-        An answer for each row, in order. A row that ends the model's process is "failed", with
+        An answer for each row, in order, with `model`: the version that gave it, which is that
+        which an alias meant at the beginning. A row that ends the model's process is "failed", with
         the fault "crashed", and costs no other row.
 
     Raises:
@@ -58,15 +59,15 @@ def score(
         ScoringFailedError: The model is damaged, its store cannot be reached, or its process ends
             whatever it is asked.
     """
-    if isinstance(executor, OnRay):
-        model = version_behind(uri, model)  # an alias may move before the last worker asks
+    model = version_behind(uri, model)  # an alias may move before the last worker asks
     some = _together(rows)
     items = [[rows[number] for number in numbers] for numbers in some]
     answers: dict[int, dict[str, Any]] = {}
     worker = partial(_Worker, uri, model, stage, do)
     for answer in (executor or InProcess()).run(worker, items):
         numbers = some[answer.number]
-        answers |= dict(zip(numbers, answer.result, strict=True))
+        said = [{**each, "model": model} for each in answer.result]
+        answers |= dict(zip(numbers, said, strict=True))
         done(len(numbers))
     return [answers[number] for number in range(len(rows))]
 

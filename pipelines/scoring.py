@@ -80,7 +80,7 @@ class Job:
         elif self.explain:
             show.explained(answers[:SHOWN])
         else:
-            show.rows(self.model, answers[:SHOWN])
+            show.answers(answers[:SHOWN])
         return answers
 
 

@@ -178,12 +178,19 @@ class Show:
             self.say(f"put back: alias {drift}")
         self.say(_outcome(promotion))
 
+    def answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """What a model says of clips, as `pipelines.score.score` gives it; its name above."""
+        rows = [{name: row[name] for name in row if name != "model"} for row in answers]
+        self.rows(answers[0]["model"] if answers else "", rows)
+
     def explained(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """What each stream did to what is said of some clips, and how far each word let it through.
 
         Args:
-            answers: As `training.predict.Predictor.explain` gives them.
+            answers: As `pipelines.score.score` gives them where it explains.
         """
+        for model in dict.fromkeys(answer["model"] for answer in answers):
+            self.head(_plain(model))
         for answer in answers:
             told = answer["message"] if answer["prediction"] is None else answer["prediction"]
             self.head(f"{_plain(answer['id'])}: {_cell(told)}")

@@ -127,7 +127,8 @@ def timeline(
     ]
     publish(folder / CAPTIONS, captions(found).encode())
     write(folder / TABLE, [_flat(each) for each in found])
-    publish(folder / PAGE, page(film, folder, model, found, captions(found)).encode())
+    version = answers[0]["model"] if answers else model
+    publish(folder / PAGE, page(film, folder, version, found, captions(found)).encode())
     return found
 
 

@@ -63,6 +63,10 @@ class Direct:
         pass
 
 
+def named(answers):
+    return [{**answer, "model": "models:/tiny/1"} for answer in answers]
+
+
 @pytest.fixture
 def direct(tiny_model, monkeypatch):
     monkeypatch.setattr(Direct, "predictor", tiny_model[1])
@@ -93,6 +97,8 @@ def test_a_table_is_scored_a_row_each_in_order_and_a_bad_clip_costs_its_row(
         "clip 2",
         "clip 3",
     ]
+    # The version that the alias means, not the alias: which it was is not known later.
+    assert {each.pop("model") for each in said} == {"models:/tiny/1"}
     whole = predictor.predict([row(root, i) for i in range(4)])
     assert [each for each in said if each["state"] == "scored"] == whole
     assert [(each["state"], each["fault"]) for each in said if each["state"] != "scored"] == [
@@ -104,6 +110,7 @@ def test_a_table_is_scored_a_row_each_in_order_and_a_bad_clip_costs_its_row(
     assert [each["id"] for each in written] == [each["id"] for each in said]
     assert float(written[0]["prediction"]) == said[0]["prediction"]
     assert written[1]["prediction"] == ""
+    assert {each["model"] for each in written} == {"models:/tiny/1"}
 
 
 @pytest.mark.ray
@@ -118,7 +125,7 @@ def test_workers_on_ray_give_what_one_gives(tiny_model, table):
         said = score(uri, "models:/tiny@champion", rows, executor(2), done=told.append)
     finally:
         stop_ray()
-    assert said == predictor.predict(rows_of_table(table)) * 6
+    assert said == named(predictor.predict(rows_of_table(table))) * 6
     assert sum(told) == len(rows)
 
 
@@ -128,7 +135,7 @@ def test_clips_of_one_file_are_scored_together_and_answers_stand_in_order(direct
     said = score(uri, "models:/tiny/1", rows)
     assert [each["id"] for each in said] == [each["id"] for each in rows]
     assert scoring._together(rows) == [[0, 2, 4, 1, 3, 5]]
-    assert said == predictor.predict(rows)
+    assert said == named(predictor.predict(rows))
 
 
 # A model's process without a model: it speaks as the real one does, and ends on some rows.
@@ -245,6 +252,24 @@ def test_what_was_named_wrongly_is_one_line_and_exit_code_2(tiny_model, table, f
         assert code == 2, arguments
         assert told in err
         assert len(err.splitlines()) == 1
+
+
+def test_what_is_shown_names_the_version_that_an_alias_means(direct, tiny_model, fuseline):
+    root, predictor, *_ = tiny_model
+    words = root / "words.vtt"
+    clip, store = root / "0.mp4", ("--transcript", words, "--store", root)
+    code, out, _ = fuseline("score", "models:/tiny@champion", clip, *store)
+    assert code == 0
+    assert out.strip().startswith("models:/tiny/1")
+    code, out, _ = fuseline("score", "models:/tiny@champion", clip, "--explain", *store)
+    assert code == 0
+    assert out.strip().startswith("models:/tiny/1")
+    assert "with a stream taken away" in out
+    assert all(name in out for name in predictor.specs)
+    code, out, _ = fuseline("score", "models:/tiny/1", clip, "--explain", "--json", *store)
+    (said,) = json.loads(out)
+    (whole,) = predictor.explain([row(root, 0, id=str(clip))])
+    assert [said] == json.loads(json.dumps(named([whole])))
 
 
 def test_nothing_that_could_be_scored_is_exit_code_1(direct, tiny_model, fuseline, table):

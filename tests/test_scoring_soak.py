@@ -109,6 +109,7 @@ def scored(project):
     )
     took = time.perf_counter() - began
     said = [json.loads(line) for line in (project / "scores.jsonl").read_text().splitlines()]
+    assert {each.pop("model") for each in said} == {"models:/everywhere/1"}
     sys.stdout.write(
         f"\nscore: {len(said)} clips in {took:.1f} s, {len(said) / took:.1f} clips/s; {out}"
     )

@@ -79,6 +79,7 @@ def test_each_utterance_is_scored_with_its_words_and_written_thrice(told):
     assert [row["prediction"] for row in rows] == [
         each.end - each.start if number != 1 else None for number, each in enumerate(found)
     ]
+    assert {row["model"] for row in rows} == {"models:/toy/1"}
     cues = (folder / "scores.vtt").read_text()
     assert cues.startswith("WEBVTT\n\n00:00:")
     assert "[not scored: empty] word 1 &amp;" in cues
