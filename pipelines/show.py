@@ -235,14 +235,20 @@ def _without(taken: Mapping[str, Any]) -> list[dict[str, object]]:
     return [
         {
             "stream": name,
-            "prediction": "nothing is left" if less is None else less["prediction"],
+            "prediction": "nothing is left" if less is None else _predicted(less["prediction"]),
             "change": "" if less is None else _changes(less["change"]),
         }
         for name, less in taken.items()
     ]
 
 
-def _changes(change: float | Mapping[str, float]) -> str:
+def _predicted(prediction: float | str | None) -> float | str:
+    return "NaN or infinity" if prediction is None else prediction
+
+
+def _changes(change: float | Mapping[str, float] | None) -> str:
+    if change is None:
+        return ""
     if isinstance(change, Mapping):
         return ", ".join(f"{name} {moved:+.3f}" for name, moved in change.items())
     return f"{change:+.4f}"

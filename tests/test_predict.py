@@ -11,6 +11,7 @@ import torch
 
 from featurizers.clip import Clip
 from featurizers.manifest import open_column
+from pipelines.show import Show
 from tests.tiny_predictor import SCORE, TAGS, VTT, WIDTHS, make, row, save
 from training.data import load
 from training.predict import Predictor, decide, outputs
@@ -191,6 +192,26 @@ def test_explaining_says_what_each_stream_did_word_by_word(world):
         assert less["change"] == pytest.approx(moved)
     (alone,) = predictor.explain([{"transcript_file": str(root / "words.vtt")}])
     assert alone["without"] == {"text": None}
+
+
+def test_explaining_goes_on_where_the_model_explodes_without_a_stream(world, capsys):
+    root, _, regression, classes = world
+    for folder in (regression, classes):
+        predictor = Predictor.load(folder)
+        model = predictor.model
+
+        class Fragile(torch.nn.Module):
+            def forward(self, batch, model=model):
+                there = batch.streams["text"].mask.any()
+                return model(batch) if there else model(batch) * math.inf
+
+        predictor.model = Fragile()
+        (told,) = predictor.explain([row(root, 1)])
+        assert told["state"] == "scored"
+        assert told["without"]["text"] == {"prediction": None, "scores": "", "change": None}
+        assert told["without"]["audio"]["prediction"] is not None
+        Show().explained([{**told, "model": "models:/toy/1"}])
+        assert "NaN or infinity" in capsys.readouterr().out
 
 
 def test_another_format_is_refused(world, tmp_path):

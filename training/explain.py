@@ -53,7 +53,11 @@ def explained(
             taken[name] = None
             continue
         with torch.no_grad():
-            less = dict(said(model(without(batch, [name]))[0].numpy()))
+            outputs_K = model(without(batch, [name]))[0].numpy()
+        if not np.isfinite(outputs_K).all():  # no number, and no class either
+            taken[name] = {"prediction": None, "scores": "", "change": None}
+            continue
+        less = dict(said(outputs_K))
         taken[name] = {**less, "change": _change(task, answer, less)}
     shown = {name: clips[0] for name, clips in masks(model, batch).items() if name in there}
     return {"without": taken, "masks": shown}

@@ -299,7 +299,7 @@ class Predictor:
             - without: by stream that the clip has, what is said of the clip when it is taken away
               (prediction and scores; None where nothing would be left), and `change`: how far the
               number, or the probability of the class that was said (for several labels, of each),
-              moves by that
+              moves by that; these are None or empty where the model then gives NaN or infinity
             - masks: of a model that has them, by stream: how far it was let through, a number
               between 0 and 1 for each step that the model sees (each word, where it sees words)
 
