@@ -280,7 +280,9 @@ def consider(
         card = card_of(uri, name, candidate)
         against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
         if against is not None and any(map(_asks_of_subgroups, rules)):
-            against = _told_apart_alike(uri, name, (candidate, card), (int(champion or 0), against))
+            card, against = _told_apart_alike(
+                uri, name, (candidate, card), (int(champion or 0), against)
+            )
         verdict = judge(card, against, rules)
     except (UnknownModelError, NoRulesError, IncomparableError, LongEntryError) as error:
         raise InputError(str(error)) from None
@@ -318,13 +320,13 @@ def _asks_of_subgroups(rule: AnyRule) -> bool:
 
 def _told_apart_alike(
     uri: str, name: str, candidate: tuple[int, Scorecard], champion: tuple[int, Scorecard]
-) -> Scorecard:
-    """The champion's scorecard with the candidate's subgroups."""
+) -> tuple[Scorecard, Scorecard]:
+    """Both scorecards with the subgroups of both, so that neither can take one out of sight."""
     (version, card), (standing, against) = candidate, champion
     if card.evaluation_set != against.evaluation_set:
-        return against  # which is told when they are judged
-    own, other = (predictions_of(uri, name, number) for number in (standing, version))
-    return regrouped(against, own, other)
+        return card, against  # which is told when they are judged
+    both = [predictions_of(uri, name, number) for number in (version, standing)]
+    return regrouped(card, both[0], both), regrouped(against, both[1], both)
 
 
 def predictions_of(uri: str, name: str, version: int) -> Predicted:

@@ -204,6 +204,6 @@ def test_a_scorecard_is_told_apart_as_another_model_is():
     lacks = {clip.key: ("video",) if i < 3 else () for i, clip in enumerate(made)}
     other = scorecard(grouped, said, SCORE, [], parity=None, replicates=60, missing=lacks)
     own = predicted(name, made, SCORE, about, said)
-    found = regrouped(card, own, predicted(name, grouped, SCORE, about, said, lacking=lacks))
+    found = regrouped(card, own, [predicted(name, grouped, SCORE, about, said, lacking=lacks)])
     assert found == other
     assert [each.name for each in found.by_group] == ["old", "young"]

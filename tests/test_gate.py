@@ -139,7 +139,7 @@ def test_parity_must_have_been_shown(parity, promoted, text):
 @pytest.mark.parametrize(
     ("leaks", "text"),
     [
-        ((), "no speaker or source is shared with training"),
+        ((), "no speaker or source is shared with training; speakers are not known"),
         (("speaker anna",), "shared with training: speaker anna"),
         (tuple("abcdefgh"), "shared with training: a, b, c, d, e and 3 more"),
     ],
@@ -389,6 +389,17 @@ def test_a_subgroup_without_a_number_never_wins(ours, theirs, passed):
 def test_a_champion_that_says_nothing_of_a_subgroup_cannot_be_compared():
     with pytest.raises(IncomparableError, match="says nothing of group old"):
         subgroups({"by_group": (group("old", 1.0),)}, {"by_group": (group("old", 1.0, clips="x"),)})
+
+
+def test_a_candidate_that_says_nothing_of_a_subgroup_of_the_champion_cannot_be_compared():
+    with pytest.raises(IncomparableError, match="candidate's scorecard says nothing of group old"):
+        subgroups({}, {"by_group": (group("old", 1.0),)})
+
+
+def test_it_is_said_where_speakers_are_not_known():
+    asked = [Rule(metric="mae", floor=9)]
+    known = judge(card(by_group=(group("old", 1.0),)), None, asked).reasons[2]
+    assert known.text == "no speaker or source is shared with training"
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)

@@ -191,6 +191,14 @@ def test_what_cannot_be_judged_is_an_error_of_one_line(uri, tmp_path, what, cand
     assert f"| {what} | {error.value} |" in DOCS.read_text()
 
 
+def test_whoever_takes_groups_and_speakers_away_is_judged_by_those_of_the_champion(uri, tmp_path):
+    nameless = [replace(clip, group=None, speaker=None) for clip in CLIPS]
+    worse = said(near(lambda clip: clip.group == "young", 0.45))
+    registered(uri, "hidden", tmp_path, CHAMPION, model(worse, clips=nameless))
+    (reason,) = failed(verdict(uri, "hidden"))
+    assert reason.text.startswith("the worst of 4 is group young (15 clips): 0.45")
+
+
 def test_a_champion_without_predictions_cannot_be_told_apart(uri, tmp_path):
     registered(uri, "old", tmp_path, (CHAMPION[0], None), model())
     with pytest.raises(InputError, match="version 1 of 'old' cannot be compared clip by clip"):

@@ -173,6 +173,12 @@ def _subgroups(rule: Rule, margin: float, candidate: Scorecard, champion: Scorec
             f"the champion's scorecard says nothing of {unknown[0]}, which a rule asks about; "
             f"train it again, or leave out no_subgroup_worse_by"
         )
+    own = {each.clips for each in candidate.by_group}
+    if hidden := [each for each in champion.by_group if each.clips not in own]:
+        raise IncomparableError(
+            f"the candidate's scorecard says nothing of {hidden[0].kind} {hidden[0].name}, of "
+            f"which the champion's does; train it again with the champion's speakers and groups"
+        )
     judged = [pair for pair in found if pair.count >= rule.least_clips]
     few = len(found) - len(judged)
     more = f"; {few} of fewer than {rule.least_clips} clips are not judged" if few else ""
@@ -227,7 +233,8 @@ def _parity(candidate: Scorecard) -> Reason:
 
 def _leaks(candidate: Scorecard) -> Reason:
     if not candidate.leaks:
-        return Reason("leaks", True, "no speaker or source is shared with training")
+        unknown = "" if candidate.by_group else "; speakers are not known"
+        return Reason("leaks", True, f"no speaker or source is shared with training{unknown}")
     return Reason("leaks", False, f"shared with training: {_some(candidate.leaks)}")
 
 

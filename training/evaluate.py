@@ -233,32 +233,33 @@ def _said(predicted: Mapping[str, Target], clips: Sequence[Clip]) -> Floats:
     return np.array([predicted[clip.key] for clip in clips], dtype=np.float64)
 
 
-def regrouped(card: Scorecard, own: Predicted, other: Predicted) -> Scorecard:
-    """A scorecard with the subgroups that another model's has: the same clips, told apart alike.
+def regrouped(card: Scorecard, own: Predicted, others: Sequence[Predicted]) -> Scorecard:
+    """A scorecard with the subgroups of all these models: the same clips, told apart alike.
 
     Which streams a clip lacks depends on what a model reads, and the table of clips may have been
-    given groups since: only what was said of each clip can be told apart anew.
+    given groups since, or they were taken out: only what was said of each clip can be told apart
+    anew.
 
     Args:
         card: Of a model.
         own: What that said.
-        other: What the other said, on the same evaluation set.
+        others: What each said by whose subgroups they are told apart, on the same evaluation set.
     """
     draws = max((len(values) for values in card.replicates.values()), default=0)
     part = partial(_part, own.task, set_name=card.evaluation_set, replicates=draws)
     given = own.keys, own.truth, own.said
-    groups = list(zip(other.groups, other.speakers, strict=True))
-    return replace(
-        card,
-        as_found=tuple(
-            Part(streams=streams, **part(*given, places))
-            for streams, places in _patterns(other.lacks)
-        ),
-        by_group=tuple(
-            Subgroup(kind=kind, name=group, **part(*given, places))
-            for (kind, group), places in _groups(groups)
-        ),
-    )
+    found: dict[str, Part] = {}
+    groups: dict[str, Subgroup] = {}
+    for other in others:
+        patterns = _patterns(other.lacks)
+        # A single one is the whole set.
+        for streams, places in patterns if len(patterns) > 1 else ():
+            one = Part(streams=streams, **part(*given, places))
+            found.setdefault(one.clips, one)
+        for (kind, name), places in _groups(list(zip(other.groups, other.speakers, strict=True))):
+            group = Subgroup(kind=kind, name=name, **part(*given, places))
+            groups.setdefault(group.clips, group)
+    return replace(card, as_found=tuple(found.values()), by_group=tuple(groups.values()))
 
 
 def _patterns(
