@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -87,7 +88,8 @@ def masks(model: nn.Module, batch: FusionBatch) -> dict[str, list[list[float | N
             return {}
     return {
         name: [
-            [float(mean) if there else None for mean, there in zip(*clip, strict=True)]
+            # A stream that no clip of the batch has is one masked step, however many others have.
+            [float(mean) if there else None for mean, there in zip_longest(*clip, fillvalue=False)]
             for clip in zip(means_BT, batch.streams[name].mask, strict=True)
         ]
         for name, means_BT in means.items()
