@@ -142,7 +142,7 @@ def test_a_fine_tuned_model_scores_raw_clips_as_training_did_without_its_checkpo
         predictor = Predictor.load(tmp_path / "predictor")
         rows = predictor.predict(
             [
-                {"media": str(root / f"{i}.mp4"), "transcript": str(root / "words.vtt")}
+                {"media": str(root / f"{i}.mp4"), "transcript_file": str(root / "words.vtt")}
                 for i in range(len(SPLITS))
             ]
         )
