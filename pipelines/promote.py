@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from featurizers.clip import Clip
@@ -238,6 +238,17 @@ class Promotion:
     champion: int | None
     entry: Entry | None
     mended: Sequence[Drift] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for machines."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "champion": self.champion,
+            **self.verdict.to_json(),
+            "entry": None if self.entry is None else asdict(self.entry),
+            "mended": [asdict(drift) for drift in self.mended],
+        }
 
 
 def consider(

@@ -17,13 +17,15 @@ from pipelines.experiment import InputError
 from pipelines.promote import consider, go_back
 from pipelines.sources import Asked
 from pipelines.staging import Stage
+from tests.test_command_line import experiment
 from tracking import mlflow_store
 from tracking.ledger import current, history
 from tracking.mlflow_store import MlflowRegistry, MlflowRun
 from tracking.rules import Rule
 from tracking.scorecard import Scorecard
 
-RULES = [Rule(metric="mae", floor=9.0, not_worse_by=0.1)]
+RULE = {"metric": "mae", "floor": 9.0, "not_worse_by": 0.1}
+RULES = [Rule(**RULE)]
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,24 @@ def test_what_stands_is_told_of_all_models_and_of_one(uri, name, monkeypatch):
     delete(uri, name, 2)
     assert "no version 2" in registered.standing(uri, name).sentences[-1]
     assert registered.overview(uri)
+
+
+def test_promote_and_rollback_print_one_json_value(uri, name, tmp_path, monkeypatch, called):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    file = experiment(tmp_path, register={"name": name}, promote={"rules": [RULE]})
+    code, said, _ = called("promote", file, "--version", "1", "--json")
+    told = json.loads(said)
+    assert (code, told["version"], told["promote"], told["entry"]["generation"]) == (0, 1, True, 1)
+    assert told["reasons"][-2]["rule"] == "mae floor"
+    code, said, _ = called(
+        "promote", file, "--set", "promote.rules=[{metric: mae, floor: 0.5}]", "--json"
+    )
+    told = json.loads(said)
+    assert (code, told["promote"], told["champion"], told["entry"]) == (1, False, 1, None)
+    crown(uri, name, 2)
+    code, said, _ = called("rollback", name, "--why", "worse", "--json")
+    told = json.loads(said)
+    assert (code, told["name"], told["version"], told["why"]) == (0, name, 1, "worse")
 
 
 # What is compared with the shards

@@ -240,10 +240,12 @@ def trace_command(
 @app.command("promote", rich_help_panel=PANEL)
 def promote_command(
     file: File,
+    *,
     version: Annotated[int | None, typer.Option(help="The candidate; else the newest.")] = None,
     why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "promoted by hand",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the verdict.")] = False,
     settings: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Judge a version by the experiment's rules, and make it champion when it passes."""
     from pipelines.promote import consider
@@ -256,7 +258,9 @@ def promote_command(
     promotion = consider(
         tracking_uri(experiment.folder), name, version, rules, why=why, dry_run=dry_run
     )
-    Show().promotion(promotion)
+    Show(quiet=as_json).promotion(promotion)
+    if as_json:
+        print(json.dumps(promotion.to_json()))
     if not promotion.verdict.promote:
         raise typer.Exit(1)
 
@@ -266,11 +270,15 @@ def rollback_command(
     name: Annotated[str, typer.Argument(help="The registered model.")],
     why: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
     store: Store = Path(),
+    as_json: Json = False,
 ) -> None:
     """Make the champion before this one champion again."""
     from pipelines.promote import go_back
 
     entry = go_back(tracking_uri(store), name, why=why)
+    if as_json:
+        print(json.dumps({"name": name, **as_plain(entry)}))
+        return
     print(f"{name} version {entry.version} is champion again (generation {entry.generation})")
 
 
