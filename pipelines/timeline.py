@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurizers.clip import BadClipError, Word
+from featurizers.decoder import Decoder
 from featurizers.store import publish
 from featurizers.transcript import read_transcript, within
 from pipelines.executors import Executor
@@ -128,7 +129,8 @@ def timeline(
     publish(folder / CAPTIONS, captions(found).encode())
     write(folder / TABLE, [_flat(each) for each in found])
     version = answers[0]["model"] if answers else model
-    publish(folder / PAGE, page(film, folder, version, found, captions(found)).encode())
+    html = page(film, folder, version, found, captions(found), seconds=_seconds(film))
+    publish(folder / PAGE, html.encode())
     return found
 
 
@@ -162,6 +164,15 @@ def _experiment(
         "max_dropped": 0.0,
     }
     return parse(plain, Path.cwd(), str(film))
+
+
+def _seconds(film: Path) -> float:
+    """How long a film is; 0 where that cannot be read any more, which was when it was cut."""
+    with Decoder() as decoder:
+        try:
+            return decoder.probe(film).seconds
+        except BadClipError:
+            return 0.0
 
 
 def _row(clip: RowDict) -> dict[str, Any]:

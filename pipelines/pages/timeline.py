@@ -57,7 +57,15 @@ class Curve:
     path: str
 
 
-def page(film: Path, folder: Path, model: str, found: Sequence[Scored], captions: str) -> str:
+def page(
+    film: Path,
+    folder: Path,
+    model: str,
+    found: Sequence[Scored],
+    captions: str,
+    *,
+    seconds: float = 0.0,
+) -> str:
     """The page; it has the film itself when that is small, and else its place beside the page.
 
     Args:
@@ -66,8 +74,9 @@ def page(film: Path, folder: Path, model: str, found: Sequence[Scored], captions
         model: Its name.
         found: The utterances in order of time, at least one.
         captions: WebVTT that is shown over the film.
+        seconds: How long the film is; the axis ends there, or with an utterance that ends later.
     """
-    seconds = max(each.end for each in found)
+    seconds = max(seconds, *(each.end for each in found))
     low, high = _range(found)
     names = list(dict.fromkeys(name for each in found for name in each.scores))
     source = _source(film, folder)
