@@ -187,3 +187,33 @@ def test_training_tells_of_an_epoch_that_is_not_finished(monkeypatch):
     )
     assert last.startswith("train: 1/2 it (1/1) epoch 2, 50%: train 0.750")
     assert last.endswith("at most 10 s left")
+
+
+def test_what_each_stream_did_is_shown_word_by_word(capsys):
+    answer = {
+        "id": "clip [1]",
+        "model": "models:/toy/3",
+        "message": "",
+        "prediction": 0.5,
+        "words": [["quite", 0.0, 0.4], ["good", 0.4, 0.9]],
+        "without": {
+            "text": {"prediction": 0.25, "scores": "", "change": -0.25},
+            "audio": None,
+        },
+        "masks": {"text": [0.125, None], "audio": [0.75]},
+    }
+    bad = {**answer, "id": "bad", "prediction": None, "message": "no media"}
+    Show().explained([answer, {**bad, "words": [], "without": {}, "masks": {}}])
+    out = capsys.readouterr().out
+    assert out.split("\n")[1] == "models:/toy/3"
+    assert out.count("models:/toy/3") == 1
+    assert "clip [1]: 0.5" in out
+    assert "bad: no media" in out
+    lines = [re.findall(r"[\w.+-]+", line) for line in out.splitlines()]
+    for wanted in (
+        ["text", "0.25", "-0.2500"],
+        ["audio", "nothing", "is", "left"],
+        ["1", "quite", "0.125", "0.750"],
+        ["2", "good"],
+    ):
+        assert wanted in lines, out
