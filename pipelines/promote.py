@@ -288,8 +288,10 @@ def consider(
         standing = last.version if last else alone(registry, name)
         champion = standing if standing in known else None
         mended = reconcile(registry, name) if champion is not None and not dry_run else []
-        card = card_of(uri, name, candidate)
-        against = None if champion in {None, candidate} else card_of(uri, name, int(champion or 0))
+        kept = [_kept(uri, name, candidate)]
+        if champion not in {None, candidate}:
+            kept.append(_kept(uri, name, int(champion or 0)))
+        card, against = _card(kept[0]), _card(kept[1]) if len(kept) > 1 else None
         if against is not None and any(map(_asks_of_subgroups, rules)):
             card, against = _told_apart_alike(
                 uri, name, (candidate, card), (int(champion or 0), against)
@@ -303,7 +305,18 @@ def consider(
     entry = None
     if not dry_run:
         at = (now or clock)()
-        entry = _act(registry, name, candidate, verdict, last, champion=champion, why=why, now=at)
+        report = _report(verdict, rules, version=candidate, champion=champion, cards=kept)
+        entry = _act(
+            registry,
+            name,
+            candidate,
+            verdict,
+            last,
+            report=report,
+            champion=champion,
+            why=why,
+            now=at,
+        )
     return Promotion(
         name=name,
         version=candidate,
@@ -355,6 +368,27 @@ def predictions_of(uri: str, name: str, version: int) -> Predicted:
         raise InputError(f"{whose} cannot be compared clip by clip: {error}") from None
 
 
+def _report(
+    verdict: Verdict,
+    rules: Sequence[AnyRule],
+    *,
+    version: int,
+    champion: int | None,
+    cards: Sequence[bytes],
+) -> bytes:
+    """The verdict, and all that it rests on: what was judged, by which rules, on which numbers."""
+    digests = [hashlib.sha256(card).hexdigest() for card in cards]
+    plain = {
+        **verdict.to_json(),
+        "version": version,
+        "champion": champion,
+        "evaluation_set": _card(cards[0]).evaluation_set,
+        "rules": [asdict(rule) for rule in rules],
+        "scorecards": dict(zip(("candidate", "champion"), digests, strict=False)),
+    }
+    return canonical_json(plain)
+
+
 def _act(
     registry: MlflowRegistry,
     name: str,
@@ -362,6 +396,7 @@ def _act(
     verdict: Verdict,
     last: Entry | None,
     *,
+    report: bytes,
     champion: int | None,
     why: str,
     now: str,
@@ -377,7 +412,6 @@ def _act(
         return None
     if not verdict.promote:
         return None
-    report = canonical_json(verdict.to_json())
     digest = hashlib.sha256(report).hexdigest()
     # Before the claim, so that the ledger never names a report that is nowhere.
     run = MlflowRun(uri=registry.uri, run_id=run_of(registry.uri, name, version))
@@ -406,13 +440,21 @@ def card_of(uri: str, name: str, version: int) -> Scorecard:
         UnknownModelError: No such model or version.
         InputError: It was registered without a scorecard.
     """
-    run_id = run_of(uri, name, version)
+    return _card(_kept(uri, name, version))
+
+
+def _kept(uri: str, name: str, version: int) -> bytes:
+    """The file of that scorecard; raises as `card_of`."""
     try:
-        return Scorecard.from_json(json.loads(read_file(uri, run_id, SCORECARD)))
+        return read_file(uri, run_of(uri, name, version), SCORECARD)
     except FileNotFoundError:
         raise InputError(
             f"version {version} of {name!r} has no scorecard: it was registered by other means"
         ) from None
+
+
+def _card(kept: bytes) -> Scorecard:
+    return Scorecard.from_json(json.loads(kept))
 
 
 def go_back(uri: str, name: str, *, why: str) -> Entry:

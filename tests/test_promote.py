@@ -81,12 +81,33 @@ def test_the_report_that_the_ledger_names_is_kept_with_the_candidates_run(uri, n
     run_id = mlflow_store.run_of(uri, name, 1)
     kept = mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json")
     assert hashlib.sha256(kept).hexdigest() == report
-    assert json.loads(kept) == promotion.verdict.to_json()
+    told = json.loads(kept)
+    assert {key: told[key] for key in ("promote", "reasons")} == promotion.verdict.to_json()
+    assert (told["version"], told["champion"], told["evaluation_set"]) == (1, None, "e" * 64)
+    assert told["rules"][0]["floor"] == 9.0
+    assert told["scorecards"] == {"candidate": scorecard_digest(uri, name, 1)}
     found = tags(uri, name, 1)
     assert found["fuseline.generation"] == "1"
     assert [found[f"fuseline.gate.{i}"] for i in range(6)] == [
         reason.text for reason in promotion.verdict.reasons
     ]
+
+
+def test_the_report_says_on_which_numbers_it_rests(uri, name):
+    crown(uri, name, 1)
+    report = crown(uri, name, 2).entry.report
+    run_id = mlflow_store.run_of(uri, name, 2)
+    told = json.loads(mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json"))
+    assert (told["version"], told["champion"]) == (2, 1)
+    assert told["scorecards"] == {
+        "candidate": scorecard_digest(uri, name, 2),
+        "champion": scorecard_digest(uri, name, 1),
+    }
+
+
+def scorecard_digest(uri, name, version):
+    run_id = mlflow_store.run_of(uri, name, version)
+    return hashlib.sha256(mlflow_store.read_file(uri, run_id, "scorecard.json")).hexdigest()
 
 
 def test_a_crash_after_the_ledger_is_mended_by_the_next_promotion(uri, name):

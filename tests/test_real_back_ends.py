@@ -126,7 +126,7 @@ def test_a_model_is_promoted_and_comes_back_whole(uri, registered, tmp_path):
     assert (second.version, second.champion, second.entry.previous) == (2, 1, 1)
     kept = f"promotion/{second.entry.report}/verdict.json"
     verdict = mlflow_store.read_file(uri, registered.run_id, kept)
-    assert json.loads(verdict) == second.verdict.to_json()
+    assert json.loads(verdict).items() >= second.verdict.to_json().items()
     copy = mlflow_store.download(uri, "models:/toy@champion", tmp_path / "copy")
     assert (copy / "artifacts/trained/bias.json").read_text() == "0.5"
     MlflowRegistry(uri=uri).set_alias("toy", "champion", 1)
