@@ -83,6 +83,7 @@ def model_card(
         _features(columns),
         "## Parity",
         _parity(card, compared),
+        _reproducible(card),
         "## Where it comes from",
         _origin(trained, card, columns),
     ]
@@ -185,8 +186,18 @@ def _results(card: Scorecard) -> str:
             f"{time.p95_s * 1000:.1f} ms; {time.clips} clips; {time.machine})."
         )
     if card.leaks:
-        told.append(f"Shared with the training data: {', '.join(card.leaks[:MOST_ROWS])}.")
+        told.append(f"Shared with the training data: {_some(card.leaks)}.")
+    if card.duplicates is None:
+        told.append(f"Test clips that look or sound like training clips: {UNKNOWN}.")
+    else:
+        near = _some(card.duplicates) if card.duplicates else "none"
+        told.append(f"Test clips that look or sound like training clips: {near}.")
     return "\n\n".join(told)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
+    return ", ".join(_plain(name) for name in names[:MOST_ROWS]) + more
 
 
 def _calibration(card: Scorecard) -> str:
@@ -227,6 +238,13 @@ def _parity(card: Scorecard, compared: int) -> str:
         f"Features of {compared} raw training clips, computed through this model, {kept} those "
         "that it was trained on, by each feature's promise."
     )
+
+
+def _reproducible(card: Scorecard) -> str:
+    if card.reproducible is None:
+        return f"Whether it says the same of a clip in another process: {UNKNOWN}."
+    how = "the same" if card.reproducible else "SOMETHING ELSE"
+    return f"Asked again in another process, it says {how} of these clips."
 
 
 def _origin(trained: Trained, card: Scorecard, columns: Mapping[str, Column]) -> str:

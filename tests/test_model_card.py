@@ -65,8 +65,10 @@ def test_it_tells_data_ledger_results_licences_and_parity(told):
 def test_what_is_not_known_is_said_to_be_unknown(told):
     tell, _ = told
     card = tell(compared=0, parity=None)
-    for part in ("Calibration", "Time for a clip", "By group of speakers"):
+    near, again = "Test clips that look or sound like training clips", "says the same of a clip in"
+    for part in ("Calibration", "Time for a clip", "By group of speakers", near):
         assert f"{part}: unknown." in card
+    assert f"{again} another process: unknown." in card
     assert "Unknown: no training clip could be had" in card
     assert "consent of those who are shown, and who labelled them: unknown" in card
 
@@ -77,3 +79,13 @@ def test_what_users_wrote_breaks_no_table(told):
     lines = tell(clips=odd).splitlines()
     (row,) = [line for line in lines if line.startswith("| train |")]
     assert "a\\|b &lt;i>\\[x] 4" in row
+
+
+def test_it_tells_of_leaks_near_duplicates_and_a_second_asking(told):
+    tell, _ = told
+    card = tell(leaks=("speaker <i>[x]",), duplicates=("a|b is like c",), reproducible=False)
+    assert "Shared with the training data: speaker &lt;i>\\[x]." in card
+    assert "Test clips that look or sound like training clips: a\\|b is like c." in card
+    assert "Asked again in another process, it says SOMETHING ELSE of these clips." in card
+    assert "look or sound like training clips: none." in tell(duplicates=())
+    assert "it says the same of these clips" in tell(reproducible=True)
