@@ -44,6 +44,7 @@ from tracking.mlflow_store import (
     read_file,
     register,
     run_of,
+    versions_of,
 )
 from tracking.registry import UnknownModelError
 from tracking.rules import AnyRule, Rule
@@ -76,6 +77,8 @@ class Registered:
     @property
     def checked(self) -> str:
         """What was compared, for people."""
+        if not self.compared and self.card.parity:
+            return "its features were compared with the shards when it was registered"
         if self.compared:
             return f"features of {self.compared} raw clips equal those of the shards"
         return (
@@ -109,6 +112,9 @@ def register_model(
         weights: Where the weights of encoders lie that are not of the hub.
         duplicates: Test clips that are like training clips; None when nobody looked.
 
+    A version of this run that stands is left as it is where less could be looked at now than when
+    it was registered: what was seen then is not forgotten because media are away.
+
     Raises:
         StorageError: A remote clip cannot be fetched.
         ParityError: Features through the model differ from the shards; nothing is registered.
@@ -131,6 +137,12 @@ def register_model(
         duplicates=duplicates,
         reproducible=_is_reproducible(uri, model_uri, some, said, stage, weights=weights),
     )
+    if (stands := _standing(uri, name, trained.run_id)) and _says_less(card, stands[1]):
+        number, before = stands
+        publish(trained.plan.folder / SCORECARD, canonical_json(before.to_json()))
+        return Registered(
+            name=name, version=number, model_uri=model_uri, card=before, compared=compared
+        )
     publish(trained.plan.folder / SCORECARD, canonical_json(card.to_json()))
     keep_file(run, SCORECARD, canonical_json(card.to_json()))
     tags = {
@@ -145,6 +157,23 @@ def register_model(
     keep_lineage(run, lineage_of(trained, clips, used))
     version = register(uri, name, model_uri, trained.run_id, tags)
     return Registered(name=name, version=version, model_uri=model_uri, card=card, compared=compared)
+
+
+def _standing(uri: str, name: str, run_id: str) -> tuple[int, Scorecard] | None:
+    """The version of a model that is of this run, and its scorecard; None where there is none."""
+    numbers = [each.number for each in versions_of(uri, name) if each.run_id == run_id]
+    try:
+        return (numbers[0], card_of(uri, name, numbers[0])) if numbers else None
+    except InputError:  # without a scorecard, there is nothing to keep
+        return None
+
+
+def _says_less(card: Scorecard, before: Scorecard) -> bool:
+    """Whether something was looked at before, of the same clips, that nobody could look at now."""
+    seen = ("parity", "reproducible", "duplicates")
+    return card.evaluation_set == before.evaluation_set and any(
+        getattr(card, name) is None and getattr(before, name) is not None for name in seen
+    )
 
 
 def _some(

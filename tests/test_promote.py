@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -384,6 +386,28 @@ def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, nam
     )
     assert "cannot be promoted" in found.checked
     assert not promote.judge(unseen, None, RULES).promote
+
+
+def test_a_version_that_stands_keeps_what_was_seen_when_it_was_registered(
+    uri, name, tmp_path, monkeypatch
+):
+    run_id, less = mlflow_store.run_of(uri, name, 2), replace(card(9.0), duplicates=None)
+    for call, answer in (
+        ("logged", "models:/m-1"),
+        ("_some", []),
+        ("_compare", ([], 0)),
+        ("_is_reproducible", None),
+        ("score_test", less),
+    ):
+        monkeypatch.setattr(promote, call, lambda *_, answer=answer, **__: answer)
+    recipe = SimpleNamespace(model=SimpleNamespace(streams=()))
+    plan = SimpleNamespace(folder=tmp_path, recipe=recipe)
+    trained, before = SimpleNamespace(plan=plan, run_id=run_id), scorecard_digest(uri, name, 2)
+    found = promote.register_model(trained, [], [], {}, uri=uri, name=name)
+    assert (found.version, found.card.to_json()) == (2, card(2.0).to_json())
+    assert json.loads((tmp_path / promote.SCORECARD).read_bytes()) == card(2.0).to_json()
+    assert "when it was registered" in found.checked
+    assert scorecard_digest(uri, name, 2) == before
 
 
 class Process:
