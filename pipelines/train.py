@@ -276,9 +276,8 @@ def _trainer(
     """A trainer; it starts a group that was lost anew by itself, or leaves that to us."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.config import FailureConfig  # the public one's type lacks a field
 
-    # Ray Train's types (2.60.0) know the field only where it is defined.
     hide = gpus() and not gpu_each
     hidden: dict[str, Any] = {"worker_runtime_env": {"env_vars": NO_GPU}} if hide else {}
     return TorchTrainer(

@@ -248,6 +248,7 @@ def test_no_head_or_no_table_is_told(spoken, head):
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_workers_of_ray_align_the_same(spoken, head):
     folder, *_ = spoken
     made = experiment(folder, head)

@@ -432,6 +432,7 @@ class TestOnRay:
             assert len(ray.get(ours)) == 1_000_000
         assert stored < 1_010_000
 
+    @pytest.mark.soak
     def test_ten_thousand_items_leave_no_traces_in_this_process(self, cluster):
         list(OnRay(2).run(doubler, range(2_000)))
         gc.collect()
@@ -559,6 +560,7 @@ def test_workers_import_our_packages_and_not_those_of_the_current_folder(tmp_pat
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_report_of_training_does_not_wait_for_seconds(tmp_path):
     done = run_script(REPORTING, tmp_path)
     assert float(done.stdout.splitlines()[-1]) < 3.0

@@ -112,6 +112,7 @@ def killed(tmp_path, rows, monkeypatch, record_property):
     return kill
 
 
+@pytest.mark.soak
 def test_eight_kills_on_a_cluster_change_no_byte(killed):
     counts = dict.fromkeys(KINDS, 2)
     assert killed(Nodes, 1, counts, TWO) == counts

@@ -213,6 +213,7 @@ def hold(found, spans, *, below):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_five_minutes_in_full_hd_are_never_held_whole(tmp_path):
     spans = [(0.0, FIVE_MINUTES)]
     path = film(tmp_path, FIVE_MINUTES, fps=10)

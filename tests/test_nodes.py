@@ -123,6 +123,7 @@ def node_in_company(folder):
     return wait
 
 
+@pytest.mark.soak
 def test_a_node_that_joins_late_gets_work(cluster, tmp_path):
     first = cluster.add_node(num_cpus=1)
     answers = OnRay(4).run(partial(node_in_company, tmp_path), range(80))

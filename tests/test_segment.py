@@ -207,6 +207,7 @@ def test_a_run_cuts_and_then_asks_for_labels(films, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_workers_of_ray_cut_the_same(films, tmp_path):
     made = experiment(tmp_path)
     alone = cut_all(made).clips

@@ -187,6 +187,7 @@ def test_a_signal_ends_work_with_its_code_and_one_line(tmp_path, workers, number
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.soak
 def test_a_signal_inside_a_call_of_ray_is_not_lost(tmp_path, number):
     script = Script(INSIDE_RAY, tmp_path)
     script.wait_for("begun")

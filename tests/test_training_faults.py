@@ -57,6 +57,7 @@ def kill_while_saving(job, rank, chance):
     job.ranks()[rank].kill()
 
 
+@pytest.mark.soak
 def test_ranks_and_driver_are_killed_and_nothing_is_lost(made, tmp_path):
     """A rank in an epoch, then the driver and rank 0 while it saves; the run before it is calm."""
     chance = random.Random(SEED)  # noqa: S311 - a schedule that can be repeated, no secret

@@ -230,6 +230,7 @@ def test_a_run_cuts_and_hears_before_it_ingests(films, model):
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_workers_of_ray_hear_the_same(films, model):
     made = experiment(films, model, transcribe={"language": "en"})
     alone = hear_all(made)
