@@ -204,7 +204,13 @@ def test_a_server_says_the_same_of_paths_and_of_bytes(project, model, rows, scor
             *("--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"),
         ],
         cwd=project,
-        env={**os.environ, "FUSELINE_MEDIA_ROOT": str(project / "corpus"), "PYTHONPATH": ""},
+        env={
+            **os.environ,
+            "FUSELINE_MEDIA_ROOT": str(project / "corpus"),
+            "PYTHONPATH": "",
+            # MLflow starts uvicorn by its name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         stdout=log,
         stderr=log,
     )
