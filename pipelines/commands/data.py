@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from featurizers.dataset import DatasetError
-from pipelines.commands.options import Dataset, File, Json, Raw, Set, Store, as_plain
+from pipelines.commands.options import (
+    Dataset,
+    File,
+    Json,
+    Raw,
+    Set,
+    Store,
+    as_plain,
+    print_findings,
+)
 from pipelines.experiment import load
 from training.recipe import TaskKind
 
@@ -249,15 +258,7 @@ def check_command(dataset: Dataset, as_json: Json = False) -> None:
     """What it holds, with suspicion: leaks, balance, labels, words, dead or wild dimensions."""
     from pipelines.check import check
 
-    found = []
-    for each in check(dataset):
-        found.append(each)
-        if not as_json:
-            print(each, flush=True)
-    if as_json:
-        print(json.dumps([as_plain(each) for each in found]))
-    if any(each.state == "failed" for each in found):
-        raise typer.Exit(1)
+    print_findings(check(dataset), as_json=as_json)
 
 
 @app.command("peek", rich_help_panel=PANEL)

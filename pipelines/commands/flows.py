@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import File, Fold, Folds, Json, Seeds, Set, Store, as_plain, runs_of
+from pipelines.commands.options import (
+    File,
+    Fold,
+    Folds,
+    Json,
+    Seeds,
+    Set,
+    Store,
+    print_findings,
+    runs_of,
+)
 from pipelines.experiment import load
 
 PANEL = "Flows"
@@ -96,15 +106,7 @@ def doctor_command(
         findings = told_licences(experiment, commercial=commercial, accepted=accept or ())
     else:
         findings = doctor(experiment, Path(), quick=quick)
-    found = []
-    for each in findings:
-        found.append(each)
-        if not as_json:
-            print(each, flush=True)
-    if as_json:
-        print(json.dumps([as_plain(each) for each in found]))
-    if any(each.state == "failed" for each in found):
-        raise typer.Exit(1)
+    print_findings(findings, as_json=as_json)
 
 
 @app.command("ui", rich_help_panel=PANEL)

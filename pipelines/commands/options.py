@@ -1,11 +1,14 @@
 """Arguments and options that several commands have, and what becomes of them."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines.experiment import InputError
+from pipelines.findings import Finding
 
 File = Annotated[Path, typer.Argument(help="The experiment file.")]
 Raw = Annotated[Path, typer.Argument(help="A folder or table of media, or an experiment file.")]
@@ -37,3 +40,16 @@ def as_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen d
     from dataclasses import asdict
 
     return asdict(value)
+
+
+def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
+    """Print each as it is found, or all as one JSON value; exit code 1 where one failed."""
+    found = []
+    for each in findings:
+        found.append(each)
+        if not as_json:
+            print(each, flush=True)
+    if as_json:
+        print(json.dumps([as_plain(each) for each in found]))
+    if any(each.state == "failed" for each in found):
+        raise typer.Exit(1)
