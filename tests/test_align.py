@@ -218,6 +218,20 @@ def test_clips_are_pooled_together_as_each_target_alone(clips, how, room):
         align.TOGETHER = most
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_long_and_short_targets_beside_each_other_have_the_bits_of_each_alone(how):
+    """Targets of many steps are summed by another rule than those of few."""
+    feature = steps(cells(3.0, 0.01), width=3)
+    targets = np.array([[0.0, 2.5], [0.1, 0.15], [0.2, 0.52], [0.2, 0.53], [2.0, 3.0], [0.3, 0.3]])
+    ((_, values, valid),) = Pooled([targets]).stream([feature], how)
+    alone = [pool(feature, target[np.newaxis], how) for target in targets]
+    assert values.tobytes() == b"".join(each.tobytes() for each, _ in alone)
+    assert valid.all()
+    if how == "overlap":
+        wanted = [feature.values[:250].mean(axis=0), feature.values[200:].mean(axis=0)]
+        np.testing.assert_allclose(values[[0, 4]], wanted, atol=1e-6)
+
+
 @given(st.lists(GRID, min_size=3, max_size=3, unique=True).map(sorted), st.integers(0, 5))
 def test_the_parts_of_a_word_average_to_the_word(cuts, seed):
     values = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)
