@@ -203,7 +203,7 @@ class Ranks(Section):
     def _number(cls, given: object) -> object:
         if isinstance(given, int) and not isinstance(given, bool):
             if given < 1:
-                raise ValueError(f"is {given}; wanted at least 1 rank")
+                raise ValueError("wanted at least 1 rank")
             return {"least": given, "most": given}
         if not isinstance(given, Mapping | Ranks):
             # pydantic would let a TypeError through.
@@ -710,4 +710,5 @@ def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
         hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
         return f"unknown key {'.'.join(place)!r}{hint}"
     found = "" if error["type"] == "missing" else f", found {error['input']!r}"
-    return f"{'.'.join(place)}: {error['msg']}{found}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(place)}: {said}{found}"

@@ -8,6 +8,8 @@ takes several times as long.
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray reads it when it is imported, and some tests import Ray before our own `start_ray` sets it.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 from functools import partial
 

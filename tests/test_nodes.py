@@ -58,6 +58,7 @@ def cluster(head):
     yield head
     for node in list(head.worker_nodes):
         head.remove_node(node)
+    head.wait_for_nodes()  # until the head counts them no more
 
 
 def test_the_items_of_a_node_that_is_killed_are_done_elsewhere(cluster, tmp_path, monkeypatch):
