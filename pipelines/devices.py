@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipelines.executors import resources
-from pipelines.experiment import Device
+from pipelines.sections import Device
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """For those that asked for no GPU: Ray (2.60.0) shows them all, and they would crowd the first.

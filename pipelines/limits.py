@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.experiment import Device, FailedError
+from pipelines.experiment import FailedError
+from pipelines.sections import Device
 
 MINUTE_S = 60.0
 ENDING_S = 60.0  # for ranks that were told to end, at least

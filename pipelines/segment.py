@@ -16,7 +16,7 @@ from featurizers.store import store_at
 from featurizers.transcript import file_and_tier
 from featurizers.voice import cut
 from pipelines.executors import Executor, Need
-from pipelines.experiment import Experiment, FailedError, InputError, Segment
+from pipelines.experiment import Experiment, FailedError, InputError
 from pipelines.films import (
     Heard,
     Lost,
@@ -29,6 +29,7 @@ from pipelines.films import (
     make,
     write_table,
 )
+from pipelines.sections import Segment
 from pipelines.sources import RowDict, stage_of
 from pipelines.staging import Stage
 

@@ -22,12 +22,13 @@ from pipelines.claim import taken_over
 from pipelines.devices import NO_GPU, on_gpus
 from pipelines.elastic import Say
 from pipelines.executors import start_ray
-from pipelines.experiment import Experiment, InputError, Sweep
+from pipelines.experiment import Experiment, InputError
 from pipelines.follow import Follow, Told, Within
 from pipelines.limits import Care, Limits
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import attended, received, sent, session_of, train_one
+from pipelines.sections import Sweep
 from pipelines.space import Draw
 from pipelines.tracked import bury, let_go, mlflow_run, settle, settled, when_back
 from pipelines.train import care_sent, there_is, until_ended

@@ -8,8 +8,9 @@ import yaml
 from safetensors.torch import save_file
 
 from featurizers import catalog
-from pipelines.experiment import InputError, Ranks, check_model, load, save
+from pipelines.experiment import InputError, check_model, load, save
 from pipelines.run import recipes_of
+from pipelines.sections import Ranks
 from pipelines.sources import ask, read_rows
 from tests import checkpoints
 from tracking.rules import Rule
