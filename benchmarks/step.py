@@ -1,13 +1,15 @@
 """What a training step costs beside a bare PyTorch loop of the same model, data and batches.
 
 Both sides take turns, round by round, in the same processes: *ours* is the loop's step (data from
-shards, DeepSpeed at ZeRO 1, losses weighted over the global batch), *bare* is the model with AdamW,
+shards, DeepSpeed at ZeRO 0, losses weighted over the global batch), *bare* is the model with AdamW,
 clipping and, on two ranks, DistributedDataParallel, on batches that lie ready in memory. Both start
 from the same weights, and their losses are compared before any figure is printed.
 
 `data_wait_share` is the part of our steps in which the model waits for its batch, in a first epoch
 in which every clip is read from its shard, checked, pooled and normalised. From the second one on
-samples lie in memory, and batches are only padded: figures that end in `_later`.
+samples lie in memory, and batches are only padded: figures that end in `_later`. Batches are made
+in line; figures that end in `_worker` have a loader's process for each rank instead, which works on
+the next batch while the model has this one, on the same cores.
 
 With `--device cuda` another table is made: `step_on_card.py` says what it holds.
 
@@ -15,6 +17,7 @@ With `--device cuda` another table is made: `step_on_card.py` says what it holds
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -22,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +46,10 @@ from tracking.provenance import git_commit, versions
 from training.batch import FusionBatch
 from training.data import Samples, load
 from training.engine import Engine
+from training.loader import Indexed, Seat, Step
 from training.loop import step_seed
 from training.losses import clip_losses
 from training.models import build
-from training.order import GlobalBatch, global_batches, order, rank_view
 from training.recipe import Recipe, Task
 from training.recipes import named
 
@@ -92,23 +96,26 @@ def main() -> None:
     quick = given.quick
     figures: dict[str, float] = {}
     print(
-        "model    ranks  epoch  ours ms/step  bare ms/step  ours over bare (time)  waiting for data"
+        "model    ranks  batches  epoch  ours ms/step  bare ms/step  ours over bare (time)"
+        "  waiting for data"
     )
     with tempfile.TemporaryDirectory() as scratch:
         columns = write_dataset(Path(scratch, "data"), 256 if quick else 512)
-        for name in MODELS:
-            for world in (1, 2):
-                both = measured(Path(scratch), columns, name, world)
-                for epoch, end in zip(both, ("", "_later"), strict=True):
-                    ours, bare = statistics.median(epoch.ours), statistics.median(epoch.bare)
-                    print(
-                        f"{name:<8} {world:>5}  {'later' if end else 'first'}"
-                        f"  {ours * 1e3:>12.0f}  {bare * 1e3:>12.0f}"
-                        f"  {epoch.ratio:>21.2f}  {epoch.share:>16.1%}"
-                    )
-                    figures[f"{name}_{world}{end}"] = round(1 / epoch.ratio, 3)
-                    figures[f"wait_{name}_{world}{end}"] = round(epoch.share, 4)
-    for end in ("", "_later"):
+        cases = itertools.product(MODELS, (1, 2), (0, 1))
+        for name, world, workers in cases:
+            both = measured(Path(scratch), columns, name, world, workers)
+            for epoch, later in zip(both, ("", "_later"), strict=True):
+                ours, bare = statistics.median(epoch.ours), statistics.median(epoch.bare)
+                print(
+                    f"{name:<8} {world:>5}  {'worker ' if workers else 'in line'}"
+                    f"  {'later' if later else 'first'}"
+                    f"  {ours * 1e3:>12.0f}  {bare * 1e3:>12.0f}"
+                    f"  {epoch.ratio:>21.2f}  {epoch.share:>16.1%}"
+                )
+                end = f"{'_worker' if workers else ''}{later}"
+                figures[f"{name}_{world}{end}"] = round(1 / epoch.ratio, 3)
+                figures[f"wait_{name}_{world}{end}"] = round(epoch.share, 4)
+    for end in ("", "_later", "_worker", "_worker_later"):
         for world, ranks in ((1, "1rank"), (2, "2ranks")):
             slowest = min(figures[f"{name}_{world}{end}"] for name in MODELS)
             figures[f"to_bare_torch_{ranks}{end}"] = slowest
@@ -180,10 +187,17 @@ def _clip(number: int, count: int, length: int) -> Clip:
     )
 
 
-def measured(scratch: Path, columns: Mapping[str, str], name: str, world: int) -> list[Times]:
+def measured(
+    scratch: Path, columns: Mapping[str, str], name: str, world: int, workers: int
+) -> list[Times]:
     """Rank 0's times of two epochs, each rank a process of its own."""
     place = Path(tempfile.mkdtemp(dir=scratch))
-    told = {"root": str(scratch / "data"), "columns": dict(columns), "model": name}
+    told = {
+        "root": str(scratch / "data"),
+        "columns": dict(columns),
+        "model": name,
+        "workers": workers,
+    }
     arguments = (world, told, str(place))
     multiprocessing.spawn(_rank, args=arguments, nprocs=world)  # type: ignore[no-untyped-call]
     return [Times(**each) for each in json.loads((place / "times.json").read_text())]
@@ -202,9 +216,15 @@ def _rank(rank: int, world: int, told: Mapping[str, Any], place: str) -> None:
         SETTINGS[name],
         global_batch=BATCH,
     )
-    train = load(told["root"], told["columns"], recipe).train
-    sides = _Sides(recipe, train, rank, world)
-    times = [_rounds(sides, epoch) for epoch in (0, 1)]
+    # Samples that were read once lie in memory: each side has its own.
+    ours, bare = (load(told["root"], told["columns"], recipe).train for _ in range(2))
+    sides = _Sides(recipe, ours, rank, world)
+    seat = Seat(micro=sides.engine.micro, rank=rank, world=world)
+    with (
+        closing(Indexed(ours, recipe, seat, told["workers"])) as loader,
+        closing(Indexed(bare, recipe, seat)) as ready,
+    ):
+        times = [_rounds(sides, loader.steps(epoch), ready.steps(epoch)) for epoch in (0, 1)]
     if rank == 0:
         Path(place, "times.json").write_text(json.dumps([asdict(each) for each in times]))
     distributed.barrier()
@@ -215,7 +235,7 @@ class _Sides:
     """Both loops over the same data, from the same weights."""
 
     def __init__(self, recipe: Recipe, train: Samples, rank: int, world: int) -> None:
-        self.recipe, self.train, self.rank, self.world = recipe, train, rank, world
+        self.recipe, self.rank, self.world = recipe, rank, world
         torch.manual_seed(recipe.seed)
         model = build(recipe.model, train.widths, 1)
         torch.manual_seed(recipe.seed)
@@ -226,16 +246,6 @@ class _Sides:
             self._bare.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.engine = Engine(model, recipe)
-
-    def batches(self, epoch: int) -> Iterator[tuple[int, GlobalBatch]]:
-        """Those of one epoch, with their positions in it."""
-        ordered = order(self.train.keys_by_shard, seed=self.recipe.seed, epoch=epoch)
-        yield from enumerate(global_batches(ordered, self.recipe.global_batch))
-
-    def share(self, batch: GlobalBatch) -> list[FusionBatch]:
-        """This rank's part of a global batch."""
-        view = rank_view(batch, rank=self.rank, world=self.world, micro=self.engine.micro)
-        return [self.train.batch(slots) for slots in view]
 
     def ours(self, share: Sequence[FusionBatch], weights: float) -> Tensor:
         """One step of the engine; this rank's sum of losses."""
@@ -259,27 +269,32 @@ class _Sides:
         return total
 
 
-def _rounds(sides: _Sides, epoch: int) -> Times:
-    """One epoch; both sides take each step, and each goes first in every other."""
+def _rounds(sides: _Sides, own: Iterator[Step], ready: Iterator[Step]) -> Times:
+    """One epoch; both sides take each step, and each goes first in every other.
+
+    Args:
+        sides: Both loops.
+        own: The steps as our loader gives them, asked for within our time.
+        ready: The same ones, made before either side begins.
+    """
     times = Times()
-    for position, batch in sides.batches(epoch):
+    for position, there in enumerate(ready):
         seed = step_seed(sides.recipe.seed, position, sides.rank)
-        weights = sum(weight for _, weight in batch)
-        began = time.perf_counter()
-        share = sides.share(batch)
-        wait = time.perf_counter() - began
-        took, losses = {}, {}
+        took, losses, wait = {}, {}, 0.0
         names = ("ours", "bare") if position % 2 else ("bare", "ours")
         for name in names:
             distributed.barrier()
             torch.manual_seed(seed)
             began = time.perf_counter()
-            losses[name] = getattr(sides, name)(share, weights)
+            step = next(own) if name == "ours" else there
+            if name == "ours":
+                wait = time.perf_counter() - began
+            losses[name] = getattr(sides, name)(step.share, step.weights)
             took[name] = time.perf_counter() - began
         if not torch.allclose(losses["ours"], losses["bare"], rtol=1e-3, atol=1e-3):
             raise SystemExit(f"step {position}: the sides' losses differ: {losses}")
         if position > 1:  # the first steps make buffers
-            times.ours.append(took["ours"] + wait)
+            times.ours.append(took["ours"])
             times.bare.append(took["bare"])
             times.wait.append(wait)
     return times

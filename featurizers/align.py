@@ -349,6 +349,14 @@ class _Touched:
         return slice(self.steps[0], self.steps[-1] + 1) if follow else self.steps
 
     @cached_property
+    def alike(self) -> bool:
+        """Whether all targets have equally many steps, a few, and each step follows another."""
+        counts = self.counts
+        return (
+            isinstance(self.run, slice) and counts[0] <= FEW and bool((counts == counts[0]).all())
+        )
+
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
         """How many steps each target has [N]."""
         return np.diff(np.append(self.first, len(self.steps)))
@@ -429,6 +437,15 @@ def _reduced(
     if len(touched.steps) > most:
         return _in_pieces(ufunc, values, touched, factors, most)
     reduced = np.empty((len(touched.first), values.shape[1]))
+    if touched.alike:
+        # Each follows the one before it: views of the values, where rows picked out are copies.
+        count = len(touched.steps) // len(touched.first)
+        each = values[touched.run].reshape(len(touched.first), count, -1)
+        shares = factors.reshape(len(touched.first), count, 1)
+        np.multiply(each[:, 0], shares[:, 0], out=reduced)
+        for along in range(1, count):
+            ufunc(reduced, each[:, along] * shares[:, along], out=reduced)
+        return reduced
     many = np.repeat(touched.counts > FEW, touched.counts)
     if many.any():
         counts = touched.counts[touched.counts > FEW]

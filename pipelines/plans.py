@@ -1,7 +1,7 @@
 """Runs to be trained, and what came of them: each in a folder named by what decides its numbers.
 
-Recipe, columns, labels, splits, words and code are in that name, so nothing resumes by accident,
-and a finished run is taken as it is.
+Recipe, columns, labels, splits, words, code and the libraries that compute are in that name, so
+nothing resumes by accident, and a finished run is taken as it is.
 """
 
 import hashlib
@@ -17,13 +17,16 @@ from featurizers.spec import canonical_json
 from featurizers.store import Root
 from pipelines import HOME
 from tracking.parts import Latency
-from tracking.provenance import code_digest
+from tracking.provenance import code_digest, versions
 from tracking.scorecard import Scorecard
 from training.evaluate import evaluation_set, scorecard
 from training.folds import in_fold
 from training.predicted import About, Predicted, predicted
 from training.recipe import Recipe, Target
 from training.schedule import losses_like
+
+COMPUTES = ("torch", "numpy", "deepspeed")
+"""Libraries of which another version may give other bits."""
 
 FOLDER = "training"
 FINISHED = "finished.json"
@@ -148,7 +151,8 @@ def plan_run(
         ]
         for clip in in_fold(clips, recipe.fold)
     ]
-    given = [{n: c.digest for n, c in used.items()}, seen, bundled_code_digest()]
+    code = [bundled_code_digest(), versions(COMPUTES)]
+    given = [{n: c.digest for n, c in used.items()}, seen, code]
     digest, family = (
         hashlib.sha256(canonical_json([each.digest, *given])).hexdigest()
         for each in (recipe, replace(recipe, seed=0))

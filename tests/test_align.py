@@ -232,6 +232,17 @@ def test_long_and_short_targets_beside_each_other_have_the_bits_of_each_alone(ho
         np.testing.assert_allclose(values[[0, 4]], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_targets_of_equally_many_steps_have_the_bits_that_they_have_beside_others(how):
+    """They are taken as views of the values; the order of a sum shows where values cancel."""
+    values = np.tile(np.array([[1e17], [1.0], [-1e17], [3.0]], np.float32), (4, 3))
+    feature = Feature(values, cells(4.0, 0.25))
+    targets = cells(4.0, 1.0)
+    alone, _ = pool(feature, targets, how)
+    beside, _ = pool(feature, np.concatenate([targets, [[0.0, 0.75]]]), how)
+    assert alone.tobytes() == beside[:4].tobytes()
+
+
 @given(st.lists(GRID, min_size=3, max_size=3, unique=True).map(sorted), st.integers(0, 5))
 def test_the_parts_of_a_word_average_to_the_word(cuts, seed):
     values = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
-from pipelines import devices, elastic, ranks, train
+from pipelines import devices, elastic, plans, ranks, train
 from pipelines.claim import taken_over
 from pipelines.elastic import Budget, Size, numbers
 from pipelines.executors import start_ray, stop_ray
@@ -153,6 +153,17 @@ def test_the_file_says_a_number_or_two_and_neither_is_part_of_a_runs_identity(tm
 def test_a_wrong_number_is_told(tmp_path, given, said):
     with pytest.raises(InputError, match=said):
         written(tmp_path, given)
+
+
+def test_an_upgrade_of_a_library_that_computes_gives_a_run_another_name(
+    tmp_path, made, monkeypatch
+):
+    columns = {name: open_column(made[0], each) for name, each in made[1].items()}
+    experiment, clips = written(tmp_path, 1), read_clips(made[0])
+    before = planned(experiment, columns, RECIPE, clips)
+    monkeypatch.setattr(plans, "versions", lambda names: dict.fromkeys(names, "9.9"))
+    after = planned(experiment, columns, RECIPE, clips)
+    assert (before.folder != after.folder, before.family != after.family) == (True, True)
 
 
 class Groups:

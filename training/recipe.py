@@ -188,7 +188,7 @@ class Recipe:
     min_delta: float = 0.0
     loss: Loss = "l1"
     class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
-    zero: Literal[0, 1, 2, 3] = 1
+    zero: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
