@@ -13,7 +13,7 @@ from pipelines.folds import deal
 from pipelines.plans import Plan, Trained
 from tests.test_loop import RECIPE, make_dataset
 from training.data import load
-from training.folds import in_fold, parse
+from training.folds import ON_TEST, in_fold, parse
 from training.recipe import Task
 
 SIDE = Task(kind="classes", label="side", classes=("left", "right"))
@@ -67,7 +67,24 @@ def test_over_all_folds_each_clip_is_tested_once_and_validated_once():
     assert in_fold(alone, "1/3")[0].split is None
 
 
-@pytest.mark.parametrize("fold", ["2", "0/5", "6/5", "1/2", "a/b", "1/5/2", ""])
+def test_best_on_test_chooses_the_epoch_on_the_clips_that_it_reports(tmp_path):
+    dealt = deal(clips(), SIDE, 3, 0)
+    found = in_fold(dealt, f"2/3{ON_TEST}")
+    keys = {
+        split: {clip.key for clip in found if clip.split == split}
+        for split in ("train", "valid", "test")
+    }
+    assert keys["test"] == keys["valid"] == {clip.key for clip in dealt if clip.fold == 2}
+    assert keys["train"] == {clip.key for clip in dealt if clip.fold != 2}
+    columns = make_dataset(tmp_path)
+    standing = list(read_clips(tmp_path))
+    write_clips(tmp_path, [replace(clip, fold=i % 3 + 1) for i, clip in enumerate(standing)])
+    data = load(tmp_path, columns, replace(RECIPE, fold=f"2/3{ON_TEST}"))
+    assert data.test.keys == data.valid.keys == [clip.key for clip in standing][1::3]
+    assert len(data.train.keys) == 2 * len(standing) // 3
+
+
+@pytest.mark.parametrize("fold", ["2", "0/5", "6/5", "1/2", "a/b", "1/5/2", "", "2/5 best"])
 def test_what_is_no_fold_is_told(fold):
     with pytest.raises(ValueError, match="fold is"):
         parse(fold)
