@@ -1,6 +1,7 @@
 """Scripts of benchmarks/ lie beside one that has the name of a package, and that one runs."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -57,3 +58,34 @@ def test_a_name_of_the_catalog_without_a_line_is_told(monkeypatch):
     assert [next(lines) for _ in range(3)] == ["hashed words", "word vectors", "word pieces"]
     with pytest.raises(SystemExit, match=r"no line measures appearance, .*; add one to rivals/"):
         next(lines)
+
+
+def figures(script, *arguments):
+    """What a benchmark's line for machines says."""
+    found = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "DS_ACCELERATOR": "cpu"},
+    )
+    return json.loads(found.stdout.splitlines()[-1])["figures"]
+
+
+@pytest.mark.soak
+def test_losses_of_forty_steps_are_those_of_any_number_of_ranks_and_of_a_resumed_run():
+    found = figures("resume.py")
+    assert found["steps"] == 40
+    assert 0 < found["exact_other_ranks"] < 1e-5
+    assert 0 < found["exact_resumed"] < 1e-5
+    assert found["same_ranks"] == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_encoders_learn_with_their_fusion_model_at_every_stage_and_offloaded(ranks):
+    found = figures("finetune.py", "--ranks", ranks, "--zero", "0", "2", "3", "--offload")
+    begun = {name: loss for name, loss in found.items() if name.endswith("_first_loss")}
+    assert len(begun) == 4, found
+    for name, loss in begun.items():
+        assert found[name.replace("_first_loss", "_loss")] < loss, name

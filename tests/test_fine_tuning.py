@@ -1,11 +1,15 @@
 """Encoders that are trained with the fusion model: the laws of models, freezing, rates, steps."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from featurizers.align import pool
 from featurizers.spec import Feature
@@ -275,6 +279,29 @@ def test_all_stages_take_the_same_steps(zero):
     assert max(apart.values()) < 2e-5, apart
 
 
+@pytest.mark.soak
+def test_two_ranks_take_the_steps_of_one_at_every_stage_and_one_goes_on_from_theirs(tmp_path):
+    """Two clips a rank, one of which lacks a stream; frozen layers, activations computed anew."""
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    for recipe in ON_TWO:
+        _, alone = stepped(recipe, count=3)
+        both = torch.load(tmp_path / f"{recipe.zero}.pt", weights_only=True)
+        engine = Engine(model(recipe.model), recipe)
+        [folder] = checkpoint.standing(tmp_path / f"run-{recipe.zero}")
+        assert engine.load(folder)[0] == {"position": 2}
+        engine.set_learning_rate(recipe.learning_rate)
+        engine.step(HALVES, 4.0)
+        resumed = engine.weights()
+        engine.close()
+        for found in (alone, resumed):
+            apart = {name: by for name, by in moved(both, found, "").items() if "bias" not in name}
+            # Rates are 1e-3 and 1e-2: a clip that counts wrongly moves weights by more than that.
+            assert max(apart.values()) < 1e-4, (recipe.zero, apart)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_a_checkpoint_of_several_groups_goes_on_as_if_nothing_had_been(tmp_path, zero, precision):
@@ -313,3 +340,40 @@ def test_the_recipe_is_named_by_weights_and_not_by_where_they_lie():
     assert digest("/here#" + "a" * 64) == digest("/there#" + "a" * 64)
     assert digest("/here#" + "a" * 64) != digest("/here#" + "b" * 64)
     assert Recipe.from_json(json.loads(json.dumps(RECIPE.to_json()))).digest == RECIPE.digest
+
+
+HALVES = [collate(SAMPLES[::2], WIDTHS), collate(SAMPLES[1::2], WIDTHS)]
+ON_TWO = [
+    replace(
+        RECIPE,
+        model=settings(chosen=encoders(learning_rate=1e-3, checkpointing=True, freeze=1)),
+        clip_norm=1.0,
+        zero=zero,
+    )
+    for zero in (0, 1, 2, 3)
+]
+
+
+def _as_rank(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    for recipe in ON_TWO:
+        engine = Engine(model(recipe.model), recipe)
+        engine.set_learning_rate(recipe.learning_rate)
+        for step in range(3):
+            if step == 2:
+                engine.save(folder / f"run-{recipe.zero}", 2, {"position": 2}, {})
+            engine.step([HALVES[rank]], 4.0)
+        whole = engine.weights()
+        engine.close()
+        if rank == 0:
+            torch.save(whole, folder / f"{recipe.zero}.pt")
+    # A rank that leaves first breaks the connections under the other, which then aborts.
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _as_rank(int(sys.argv[1]), Path(sys.argv[2]))
