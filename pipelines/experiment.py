@@ -99,7 +99,7 @@ class Experiment(Section):
     @property
     def segment(self) -> Segment | None:
         """How whole media are cut; None where the clips are given."""
-        usual = Segment() if self.source.folder else None
+        usual = Segment() if self.source.folder and not self.source.format else None
         return self.source.segment or usual
 
     @property
@@ -114,7 +114,12 @@ class Experiment(Section):
 
     @property
     def cut_table(self) -> Path:
-        """The table of clips before words: the one that was given, or that `segment` writes."""
+        """The table of clips before words: the one that was given, or that is written of a folder.
+
+        Of whole media `segment` writes it; of a published corpus, reading that does.
+        """
+        if self.source.format:
+            return self.raw / "corpus.csv"
         return self.given if self.segment is None else self.raw / "clips.csv"
 
     @property
@@ -347,6 +352,10 @@ def outline(plain: Mapping[str, Any], folder: Path, name: str = "experiment") ->
             f"{name}: {'; '.join(said(each, Experiment) for each in error.errors())}"
         ) from None
     _check_names(name, experiment)
+    if experiment.source.format:
+        from pipelines.corpora import formats
+
+        formats.checked(experiment.source.format, experiment.source.options)
     experiment.rules()
     return experiment
 

@@ -82,22 +82,30 @@ class Kept:
     lost: dict[int, Lost] = field(default_factory=dict)
 
 
-def load_source(source: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_source(source: Path, overrides: Sequence[str] = (), format_: str = "") -> Experiment:
     """The experiment of a file; of a folder or table of media one with the usual settings.
 
     Its dataset is runs/NAME in the current folder.
+
+    Args:
+        source: A file, folder or table.
+        overrides: As in `load`.
+        format_: Of which published corpus a folder is; else its media are cut into clips.
 
     Raises:
         InputError: As `load`.
     """
     if source.suffix.lower() in {".yaml", ".yml"}:
+        if format_:
+            raise InputError(f"{source}: a format is that of a folder; give it in source.format")
         return load(source, overrides)
     if not source.exists():
         raise InputError(f"{source}: there is no such table or folder")
     kind = "folder" if source.is_dir() else "table"
+    how = {"format": format_} if format_ else {"label": "label", "segment": {}}
     plain = {
         "dataset": f"runs/{source.resolve().stem}",
-        "source": {kind: str(source.resolve()), "label": "label", "segment": {}},
+        "source": {kind: str(source.resolve()), **how},
         "features": {"audio": {"featurizer": "logmel"}},
     }
     return parse(replaced(plain, overrides), Path.cwd(), str(source))

@@ -13,6 +13,8 @@ from featurizers.clip import Clip
 from featurizers.dataset import read_clips
 from featurizers.manifest import Column
 from pipelines.align import Placed, align
+from pipelines.corpora.reading import findings
+from pipelines.corpus import NOTES, add_notes, beyond, read_corpus
 from pipelines.demo import FULL_SIZE, make_corpus, plan_corpus, write_source
 from pipelines.duplicates import near_duplicates
 from pipelines.executors import Executor, executor
@@ -67,6 +69,16 @@ def _tell_lost(lost: Sequence[Lost], show: Show) -> None:
         show.say(f"{each.media}: {each.fault}: {each.message}")
 
 
+def read_corpus_all(experiment: Experiment, show: Show) -> None:
+    """Read a published corpus into its table of clips, and say what is wrong."""
+    show.head("corpus")
+    found = read_corpus(experiment)
+    for each in findings(found.notes):
+        show.say(str(each))
+    more = f"; {experiment.raw / NOTES} names each" if found.notes else ""
+    show.say(f"{len(found.rows)} clips; {experiment.cut_table}{more}")
+
+
 def segment_all(experiment: Experiment, show: Show) -> Segmented:
     """Cut whole media into clips, with a progress bar."""
     show.head("segment")
@@ -81,8 +93,10 @@ def segment_all(experiment: Experiment, show: Show) -> Segmented:
 
 
 def transcribe_all(experiment: Experiment, show: Show) -> Transcribed:
-    """Cut media where they are whole, and transcribe clips without words, with progress bars."""
-    if experiment.segment is not None:
+    """Make the table of clips where none is given, and transcribe clips without words."""
+    if experiment.source.format:
+        read_corpus_all(experiment, show)
+    elif experiment.segment is not None:
         segment_all(experiment, show)
     show.head("transcribe")
     with show.counting("transcribe", None) as done:
@@ -96,7 +110,9 @@ def transcribe_all(experiment: Experiment, show: Show) -> Transcribed:
 
 
 def align_all(experiment: Experiment, show: Show) -> Placed:
-    """Align words without times, with a progress bar."""
+    """Align words without times, with a progress bar; of a corpus first its table is made."""
+    if experiment.source.format and experiment.spoken_table == experiment.cut_table:
+        read_corpus_all(experiment, show)
     show.head("align")
     with show.counting("align", None) as done:
         found = align(experiment, executor(experiment.workers.featurize), done)
@@ -109,7 +125,9 @@ def align_all(experiment: Experiment, show: Show) -> Placed:
 
 
 def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
-    """Ingest the table, with a progress bar."""
+    """Ingest the table, with a progress bar; of a corpus first that table is made."""
+    if experiment.source.format and experiment.table == experiment.cut_table:
+        read_corpus_all(experiment, show)
     show.head("ingest")
     rows = rows_of(experiment)
     with show.counting("ingest", len(rows)) as done:
@@ -118,6 +136,11 @@ def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
     show.say(f"{counts}; {found.how_split}; task {found.task.kind}")
     if found.forgotten:
         show.say(f"{found.forgotten} rows are passed over: those clips were to be forgotten")
+    late = beyond(found.clips)
+    for each in findings(late):
+        show.say(str(each))
+    if experiment.source.format and late:
+        add_notes(experiment, late)
     return found.clips
 
 

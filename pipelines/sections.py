@@ -69,12 +69,15 @@ class Source(Section):
     """Where the clips come from; media lie in the table's folder or below a media root.
 
     A table, or a folder of media. With `segment` those that are whole are cut into clips; of a
-    folder they always are. With `transcribe` clips without words get them,
-    and with `align` words without times get those.
+    folder they always are, unless it has a `format`: then it is a published corpus, read as
+    `pipelines.corpora.formats` says, with the format's own `options`, and `label` may be left out.
+    With `transcribe` clips without words get them, and with `align` words without times get those.
     """
 
     table: str = ""
     folder: str = ""
+    format: str = ""
+    options: dict[str, Any] = {}
     label: str
     segment: Segment | None = None
     transcribe: Transcribe | None = None
@@ -88,10 +91,25 @@ class Source(Section):
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_label(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the file has
+        if isinstance(given, Mapping) and given.get("format") and not given.get("label"):
+            from pipelines.corpora.formats import find
+
+            return {**given, "label": next(iter(find(str(given["format"])).labels))}
+        return given
+
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
         if bool(self.table) == bool(self.folder):
             raise ValueError("wanted either table (of clips or media) or folder (of media)")
+        if self.format and not self.folder:
+            raise ValueError("a format is that of a folder; give source.folder in place of table")
+        if self.format and self.segment is not None:
+            raise ValueError("segment cuts whole media, and a corpus of a format has its own clips")
+        if self.options and not self.format:
+            raise ValueError("options are those of a format, and none is given")
         return self
 
 

@@ -44,7 +44,12 @@ CHUNK = 16
 
 STREAM = "stream:"
 
-WRITERS = {"clips.csv": "segment", "spoken.csv": "transcribe", "aligned.csv": "ingest --align"}
+WRITERS = {
+    "corpus.csv": "ingest",
+    "clips.csv": "segment",
+    "spoken.csv": "transcribe",
+    "aligned.csv": "ingest --align",
+}
 """What writes the tables in `Experiment.raw`."""
 
 RowDict = dict[str, Any]
@@ -88,7 +93,7 @@ def rows_in(experiment: Experiment, table: Path) -> list[RowDict]:
     if table != experiment.given and not table.is_file():
         raise InputError(
             f"{table}: there is no such table yet; `fuseline {WRITERS[table.name]}`, or `run`, "
-            f"hears the media and writes it"
+            f"writes it"
         )
     return read_rows(table)
 

@@ -7,8 +7,10 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -24,6 +26,9 @@ from pipelines.tasks import guess, label_of, task_for
 from training.recipe import Task, TaskKind
 from training.recipes import NAMES
 
+if TYPE_CHECKING:
+    from pipelines.corpora.formats import Format
+
 MEDIA = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".wav", ".m4a", ".mp3")
 
 _LANGUAGE = re.compile(r"\.[a-z]{2,3}(-[A-Za-z0-9]+)*")
@@ -32,14 +37,12 @@ _FILE = """\
 # Written by `fuseline init`. Next: fuseline run {name}
 dataset: {dataset}              # where features, records and runs go
 source:
-  table: {table}
+{source}
   label: {label}                # {found}{task}
-  media_root: [.]               # besides the table's own folder: folders and URLs of media
-  # segment: {{}}                 # the media are long: cut them into clips by voice first
-  # transcribe: {{model: FOLDER}} # and hear what is said, with a Whisper checkpoint
+{more}
 {features}
 {recipes}
-model: {{recipe: mmlatch}}
+model: {{recipe: {recipe}}}
 # epochs, global_batch, learning_rate and so on are the recipe's own where nothing is said here
 train: {{seeds: 1}}
 # featurize: speed only, 0 goes without Ray; train: also the dropout, so numbers differ a little
@@ -50,6 +53,11 @@ promote:
   rules:                        # what a model must pass to become champion
     - {rule}
 """
+_OF_TABLE = """\
+  media_root: [.]               # besides the table's own folder: folders and URLs of media
+  # segment: {}                 # the media are long: cut them into clips by voice first
+  # transcribe: {model: FOLDER} # and hear what is said, with a Whisper checkpoint"""
+_MODALITIES = ("text", "audio", "video")
 _RULES: Mapping[TaskKind, str] = {
     "regression": "{metric: mae, better: lower, not_worse_by: 0.0}",
     "classes": "{metric: uar, not_worse_by: 0.0}",
@@ -63,6 +71,8 @@ def init(
     to: Path,
     asked: TaskKind | None = None,
     features: str = feature_sets.DEFAULT,
+    *,
+    format_: str = "",
 ) -> list[str]:
     """Write an experiment file; returns lines that say what was found, and what is missing.
 
@@ -72,6 +82,7 @@ def init(
         to: The file to write.
         asked: The kind of task; where not given it follows from what the column holds.
         features: The name of a set.
+        format_: Of which published corpus the folder is; the label may then be left out.
 
     Raises:
         InputError: No such table or folder, no such label, no such set, a label that is not of the
@@ -80,9 +91,56 @@ def init(
     _check_set(features)
     if to.exists():
         raise InputError(f"{to} is there already; remove it, or give another file with --to")
+    if format_:
+        found, given = _of_corpus(source, to, format_)
+        usual = next(iter(found.labels))
+        return [*given.told, *_write(given, label or usual, to, asked, features)]
+    if not label:
+        raise InputError("--label: name the column that is to be predicted")
     if source.is_dir():
         return _from_folder(source, label, to, asked, features)
     rows = read_rows(source)
+    columns = {name for row in rows for name in row}
+    streams = _streams_in(columns)
+    given = _Given(
+        name=source,
+        lines=f"  table: {_scalar(_relative(source, to))}",
+        more=_OF_TABLE,
+        rows=rows,
+        streams={stream: _numbers(source, rows, stream) for stream in streams},
+        without=() if {"transcript", "transcript_file"} & columns else ("text",),
+    )
+    return _write(given, label, to, asked, features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """A source of clips, and what the file says of it.
+
+    Attributes:
+        lines: Of the section `source`, before the label; `more` comes after it.
+        streams: The line of `features` for each stream of numbers.
+        without: Modalities that the clips do not have, or of which there is nothing to learn.
+        told: What is said of it to people.
+    """
+
+    name: Path
+    lines: str
+    more: str
+    rows: Sequence[RowDict]
+    streams: Mapping[str, str]
+    without: Sequence[str]
+    told: Sequence[str] = ()
+
+
+def _streams_in(columns: Collection[str]) -> list[str]:
+    """The names of the columns stream:NAME."""
+    named = [column.removeprefix("stream:") for column in columns if column.startswith("stream:")]
+    return sorted(name for name in named if ":" not in name)
+
+
+def _write(given: _Given, label: str, to: Path, asked: TaskKind | None, features: str) -> list[str]:
+    rows, source = given.rows, given.name
     columns = sorted({name for row in rows for name in row})
     if label not in columns:
         raise InputError(
@@ -92,19 +150,19 @@ def init(
     values = [row[label] for row in rows if label in row]
     task = _task(source, label, values, asked)
     kind = f"{len(task.classes)} {task.kind}" if task.classes else task.kind
-    is_said = bool({"transcript", "transcript_file"} & set(columns))
-    chosen, missing = _of_set(features, to.resolve().parent, is_said=is_said)
+    chosen, missing = _of_set(features, to.resolve().parent, given.without)
     tables = [column for column in columns if column.startswith("stream:")]
-    names = [column.removeprefix("stream:") for column in tables if column.count(":") == 1]
-    lines = [*chosen, *(_numbers(source, rows, name) for name in names)]
+    alone = len(given.streams) + len(_MODALITIES) - len(given.without) == 1
     text = _FILE.format(
         name=to,
         dataset=_scalar(f"runs/{source.stem}"),
-        table=_scalar(_relative(source, to)),
+        source=given.lines,
+        more=given.more,
         label=_scalar(label),
         found=f"{len(values)} of {len(rows)} rows have it: {kind}",
-        features="\n".join(lines),
+        features="\n".join([*chosen, *given.streams.values()]),
         recipes=textwrap.fill("# recipes: " + ", ".join(NAMES), 99, subsequent_indent="#   "),
+        recipe="unimodal" if alone else "mmlatch",
         model=_scalar(re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source.stem}-{label}")),
         task=f"\n  task: {asked}" if asked else "",
         rule=_RULES[task.kind],
@@ -119,6 +177,27 @@ def init(
     ]
 
 
+def _of_corpus(folder: Path, to: Path, name: str) -> tuple["Format", _Given]:
+    """A published corpus, which is read once to see what is there."""
+    from pipelines.corpora import formats
+    from pipelines.corpora.reading import findings
+
+    found = formats.find(name)
+    options = formats.options_of(name, {}, to.resolve().parent, folder)
+    made = formats.read(name, folder, options)
+    streams = _streams_in({column for row in made.rows for column in row})
+    settings = _flow(formats.settings(options))
+    return found, _Given(
+        name=folder.resolve(),
+        lines=f"  folder: {_scalar(_relative(folder, to))}\n  format: {name}",
+        more=f"  # options: {settings}",
+        rows=made.rows,
+        streams={each: f"  {each}: {_flow(found.streams[each])}" for each in streams},
+        without=[each for each in _MODALITIES if each not in found.modalities],
+        told=[str(each) for each in findings(made.notes)],
+    )
+
+
 def _check_set(name: str) -> None:
     try:
         feature_sets.members(name)
@@ -126,18 +205,18 @@ def _check_set(name: str) -> None:
         raise InputError(f"--features: {error}") from None
 
 
-def _of_set(name: str, folder: Path, *, is_said: bool) -> tuple[list[str], list[str]]:
+def _of_set(name: str, folder: Path, without: Sequence[str]) -> tuple[list[str], list[str]]:
     """The lines of `features`, and sentences that say what a set still wants.
 
     Args:
         name: Of the set.
         folder: Of the experiment file.
-        is_said: Whether there are transcripts.
+        without: Modalities that are not there.
     """
     members = {
         stream: member
         for stream, member in feature_sets.members(name).items()
-        if is_said or stream != "text"
+        if stream not in without
     }
     if name == feature_sets.DEFAULT:
         written = {stream: member.section for stream, member in members.items()}
@@ -148,8 +227,9 @@ def _of_set(name: str, folder: Path, *, is_said: bool) -> tuple[list[str], list[
         ], []
     lines = [f"features:\n  set: {name}"]
     missing: list[str] = []
-    if not is_said:
-        lines.append("  text: null                    # there are no transcripts")
+    for stream in without:
+        why = "there are no transcripts" if stream == "text" else f"there is no {stream}"
+        lines.append(f"{f'  {stream}: null':32}# {why}")
     for stream, member in members.items():
         if not member.wants:
             lines.append(f"  # {stream}: {member.featurizer}")

@@ -10,6 +10,7 @@ from featurizers.dataset import DatasetError
 from pipelines.commands.options import (
     Dataset,
     File,
+    Format,
     Json,
     Raw,
     Set,
@@ -27,7 +28,8 @@ app = typer.Typer()
 @app.command("init", rich_help_panel=PANEL)
 def init_command(
     source: Annotated[Path, typer.Argument(help="A table of clips, or a folder of media.")],
-    label: Annotated[str, typer.Option(help="The column that is to be predicted.")],
+    label: Annotated[str, typer.Option(help="The column that is to be predicted.")] = "",
+    *,
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("experiment.yaml"),
     task: Annotated[
         TaskKind | None, typer.Option(help="What for; else as fits what the column holds.")
@@ -35,11 +37,12 @@ def init_command(
     features: Annotated[
         str, typer.Option(help="A set of features: light, classic or strong.")
     ] = "light",
+    format_: Format = "",
 ) -> None:
     """Write a commented experiment.yaml from what is found."""
     from pipelines.start import init
 
-    for line in init(source, label, to, task, features):
+    for line in init(source, label, to, task, features, format_=format_):
         print(line)
 
 
@@ -76,8 +79,9 @@ def transcribe_command(source: Raw, settings: Set = None, as_json: Json = False)
 
 @app.command("ingest", rich_help_panel=PANEL)
 def ingest_command(
-    file: File,
+    file: Annotated[Path, typer.Argument(help="The experiment file, or a folder with --format.")],
     *,
+    format_: Format = "",
     align: Annotated[
         bool, typer.Option("--align", help="First place words without times by source.align.")
     ] = False,
@@ -85,10 +89,14 @@ def ingest_command(
     as_json: Json = False,
 ) -> None:
     """Table to dataset: rows checked, media digested and probed, splits dealt, shards planned."""
+    from pipelines.films import load_source
     from pipelines.run import align_all, ingest_all
     from pipelines.show import Show
 
-    experiment = load(file, settings or ())
+    if format_:
+        experiment = load_source(file, settings or (), format_)
+    else:
+        experiment = load(file, settings or ())
     show = Show(quiet=as_json)
     if align:
         align_all(experiment, show)

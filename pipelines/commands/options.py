@@ -12,6 +12,9 @@ from pipelines.findings import Finding
 
 File = Annotated[Path, typer.Argument(help="The experiment file.")]
 Raw = Annotated[Path, typer.Argument(help="A folder or table of media, or an experiment file.")]
+Format = Annotated[
+    str, typer.Option("--format", help="Of which published corpus a folder is, such as ravdess.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Replace a setting, as in --set train.epochs=3; repeatable."),

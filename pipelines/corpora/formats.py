@@ -1,0 +1,191 @@
+"""The corpora that can be read, by name: what they are, where to ask, and how they must lie."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from featurizers.spec import Scalar
+from pipelines.corpora import cmu, ravdess
+from pipelines.corpora.reading import Read
+from pipelines.corpora.tree import Tree, tree
+from pipelines.experiment import InputError
+from pipelines.sections import Section
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A corpus, or a layout that several have.
+
+    Attributes:
+        title: What people call it.
+        licence: What its authors permit.
+        ask: Where to get it.
+        layout: Lines that show where which files lie; the folders above them do not matter.
+        labels: Columns that can be predicted and what they hold; the first is the usual one.
+        modalities: Those of text, audio and video of which there is something to learn.
+        streams: By name of a stream of numbers, the featurizer that reads it, and its settings.
+        splits: What it is split by.
+        built_from: What its reader was written after.
+        defects: What is known to be wrong with it.
+        options: The section `source.options`.
+        read: Makes rows of a folder.
+    """
+
+    title: str
+    licence: str
+    ask: str
+    layout: Sequence[str]
+    labels: Mapping[str, str]
+    modalities: Sequence[str] = ("text", "audio", "video")
+    streams: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    splits: str
+    built_from: str
+    defects: str = ""
+    options: type[Section]
+    read: Callable[[Tree, Any], Read]
+
+
+FORMATS: Mapping[str, Format] = {
+    "ravdess": Format(
+        title="RAVDESS",
+        licence="CC BY-NC-SA 4.0; commercial licences are sold by its authors",
+        ask="https://zenodo.org/records/1188976 (open, 24.8 GB)",
+        layout=(
+            "Actor_01/01-01-03-01-02-01-01.mp4    sound and pictures",
+            "Actor_01/02-01-03-01-02-01-01.mp4    pictures alone",
+            "Actor_01/03-01-03-01-02-01-01.wav    sound alone",
+        ),
+        labels={
+            "emotion": "8 classes",
+            "intensity": "normal or strong",
+            "statement": "2 classes",
+            "channel": "speech or song",
+            "gender": "of the actor",
+        },
+        modalities=("audio", "video"),  # two sentences tell nothing of an emotion
+        splits="6 folds of 4 actors each in order of their numbers, as MSAF (train.folds: 6)",
+        built_from="its documentation",
+        defects="one of the singers has no songs (actor 18); Kaggle's copy has all files twice",
+        options=ravdess.Options,
+        read=ravdess.read,
+    ),
+    "mosi": Format(
+        title="CMU-MOSI",
+        licence="for research; its videos are YouTube's and their makers'",
+        ask="http://multicomp.cs.cmu.edu/resources/cmu-mosi-dataset/",
+        layout=(
+            "Raw/Video/Full/03bSnISJMiM.mp4    or Raw/Video/Segmented/03bSnISJMiM_1.mp4",
+            "Raw/Transcript/Segmented/03bSnISJMiM.annotprocessed",
+            "CMU_MOSI_Opinion_Labels.csd    or OpinionLevelSentiment.csv",
+        ),
+        labels={"sentiment": "-3 to 3"},
+        splits="the SDK's standard folds: 52, 10 and 31 videos",
+        built_from="its documentation, the SDK's, and code of others that reads it",
+        options=cmu.Options,
+        read=cmu.read_mosi,
+    ),
+    "mosei": Format(
+        title="CMU-MOSEI",
+        licence="for research; its videos are YouTube's and their makers'",
+        ask="http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/",
+        layout=(
+            "Raw/Videos/Full/Combined/03bSnISJMiM.mp4    or Segmented/Combined/03bSnISJMiM_1.mp4",
+            "Raw/Transcript/Segmented/Combined/03bSnISJMiM.txt",
+            "CMU_MOSEI_Labels.csd",
+            "cmu_mosei_std_folds.py    of the SDK, or source.options.folds",
+        ),
+        labels={
+            "sentiment": "-3 to 3",
+            "emotions": "6 that may be there at once",
+            **dict.fromkeys(cmu.EMOTIONS, "0 to 3"),
+        },
+        splits="the SDK's standard folds, read from its file",
+        built_from="its documentation, the SDK's, and code of others that reads it",
+        defects="labels of videos in no fold, segments without length",
+        options=cmu.Options,
+        read=cmu.read_mosei,
+    ),
+}
+
+
+def find(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"unknown format {name!r}{hint}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def checked(name: str, given: Mapping[str, Any]) -> Section:
+    """The settings of a format. Raises InputError: there is no such format or setting."""
+    kind = find(name).options
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        told = (_said(kind, each) for each in error.errors(include_url=False))
+        raise InputError("; ".join(told)) from None
+
+
+def settings(options: Section) -> Mapping[str, object]:
+    """The settings of a format as an experiment file has them."""
+    plain = options.model_dump(mode="json")
+    return {key: "PATH" if value is None else value for key, value in plain.items()}
+
+
+def options_of(name: str, given: Mapping[str, Any], folder: Path, root: Path) -> Section:
+    """The settings of a format; paths are looked for from a folder, then from the corpus's own.
+
+    Raises:
+        InputError: There is no such format or setting, or a value or a path is wrong.
+    """
+    options = checked(name, given)
+    paths = {
+        key: _located(key, value, folder, root)
+        for key in type(options).model_fields
+        if isinstance(value := getattr(options, key), Path)
+    }
+    return options.model_copy(update=paths)
+
+
+def _said(kind: type[Section], error: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, kind.model_fields, n=1)
+        known = ", ".join(kind.model_fields) or "none"
+        hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {known}"
+        return f"unknown key 'source.options.{key}'{hint}"
+    return f"source.options.{key}: {error['msg']}, found {error['input']!r}"
+
+
+def _located(key: str, path: Path, folder: Path, root: Path) -> Path:
+    for base in (folder, root):
+        if (base / path).exists():
+            return base / path
+    raise InputError(f"source.options.{key}: there is no {path}, from {folder} or from {root}")
+
+
+def read(name: str, root: Path, options: Section) -> Read:
+    """The rows of a corpus, and notes on what is wrong.
+
+    Raises:
+        InputError: There is no such format or folder, nothing in it is of the corpus, two rows
+            have one id, or what decides all rows (labels, folds) is wrong.
+    """
+    found = find(name)
+    made = found.read(tree(root), options)
+    if not made.rows:
+        first = f"; {made.notes[0].kind}: {made.notes[0]}" if made.notes else ""
+        raise InputError(
+            f"{root}: no clip of {found.title} is there{first}; wanted files such as "
+            f"{found.layout[0].split('  ')[0]}"
+        )
+    return made
