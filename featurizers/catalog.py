@@ -11,6 +11,7 @@ from featurizers.egemaps import Egemaps
 from featurizers.face_track import FaceTrack
 from featurizers.frames import Frames
 from featurizers.image_encoder import ImageEncoder
+from featurizers.imported import PREFIX, Imported, is_imported
 from featurizers.landmarks import Landmarks
 from featurizers.lexical import HashedWords
 from featurizers.mfcc import Mfcc
@@ -107,12 +108,15 @@ def _is(value: Scalar, wanted: type) -> bool:
 def from_spec(spec: FeatureSpec) -> Featurizer:
     """The featurizer that computes exactly this spec.
 
-    Weights are looked for where the spec was made, if it says so, and then by their digest.
+    Weights are looked for where the spec was made, if it says so, and then by their digest. What
+    was imported stands for itself: it computes nothing.
 
     Raises:
         ValueError: This version of the code computes another one under that name, or its weights
             are not to be had.
     """
+    if is_imported(spec):
+        return Imported(spec)
     settings = dict(spec.parameters)
     if place := places(spec.name):
         settings["weights"] = spec.weights
@@ -149,6 +153,8 @@ def packages(name: str) -> tuple[str, ...]:
 
 def kind(name: str) -> type[Featurizer]:
     """The class of this name. Raises ValueError when there is none."""
+    if name.startswith(PREFIX):
+        return Imported
     if name not in KINDS:
         raise ValueError(
             f"there is no featurizer {name!r}{_nearest(name, NAMES)}; there are {', '.join(NAMES)}"

@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from featurizers import catalog
+from featurizers.imported import PREFIX, Imported
+from featurizers.manifest import committed, open_column
 from featurizers.node_cache import NodeCache
 from featurizers.pretrained import Checkpoint
 from featurizers.spec import Featurizer, Scalar
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESOLVED = "experiment.resolved.yaml"
+
+IMPORTED = "imported"
+"""In a file, the featurizer of a column that was imported; no catalog has it."""
 
 # Fields of a recipe that follow from other sections, or from --seeds and --folds.
 _NOT_SET_HERE = ("name", "model", "task", "seed", "fold")
@@ -209,7 +214,10 @@ class Experiment(Section):
 
     def featurizer(self, stream: str) -> Featurizer:
         """The featurizer of one stream. Raises InputError as `featurizers`."""
-        return _at(f"features.{stream}", _built, self.folder, self.features[stream])
+        chosen = self.features[stream]
+        if chosen.featurizer == IMPORTED:
+            return _at(f"features.{stream}", _imported, self.root, _extra(chosen))
+        return _at(f"features.{stream}", _built, self.folder, chosen)
 
     def recipe(self, task: Task, seed: int = 0) -> Recipe:
         """The recipe of one run; weights that it starts from are pinned by their digests.
@@ -454,6 +462,18 @@ def _built(folder: Path, chosen: FeatureSettings) -> Featurizer:
     ):
         settings[placed] = str(folder / given)
     return catalog.build(chosen.featurizer, **settings)
+
+
+def _imported(root: Root, settings: Mapping[str, Any]) -> Featurizer:
+    """What stands for a column of the dataset that was imported."""
+    done = [name for name in committed(root) if name.startswith(PREFIX)]
+    column = settings.get("column")
+    if set(settings) != {"column"} or column not in done:
+        raise ValueError(
+            f"found {dict(settings)}; wanted column, one of those that were imported: "
+            f"{', '.join(done) or 'there is none; see `fuseline import`'}"
+        )
+    return Imported(open_column(root, str(column)).spec)
 
 
 def _extra(section: BaseModel) -> dict[str, Any]:

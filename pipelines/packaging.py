@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featurizers import catalog
+from featurizers.imported import is_imported
 from featurizers.intake import CHOSEN
 from featurizers.media import encode
 from featurizers.spec import FeatureSpec, canonical_json
@@ -60,7 +61,7 @@ def logged(trained: Trained, run: MlflowRun) -> str:
         inputs=inputs_of(specs),
         outputs=outputs_of(recipe.task),
         requirements=requirements_of(recipe, specs),
-        example=example(),
+        example=example_of(specs),
     )
     publish(file, canonical_json({"model_uri": model_uri}))
     return model_uri
@@ -113,6 +114,15 @@ def outputs_of(task: Task) -> Sequence[tuple[str, str]]:
         ("prediction", kind),
         *((text, "string") for text in texts),
     ]
+
+
+def example_of(specs: dict[str, FeatureSpec]) -> dict[str, Any]:
+    """A row to begin with: a raw clip, or features where these were imported."""
+    if not any(is_imported(spec) for spec in specs.values()):
+        return example()
+    nothing = {f"{FEATURES}{name}": [[0.0] * spec.width] for name, spec in specs.items()}
+    times = {f"{TIMES}{name}": [[0.0, 1.0]] for name in specs}
+    return {"id": "example", "end": 1.0, **nothing, **times}
 
 
 @cache

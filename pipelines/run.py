@@ -48,6 +48,10 @@ from training.recipe import Recipe, Task
 MODEL = "demo-sentiment"
 DEMO_EPOCHS = 40
 DEMO_METRICS = ("acc2_non0", "f1_non0", "mae", "corr")
+IMPORTED_MODEL = (
+    "its features were imported, so that it scores rows that bring theirs, and no raw clip; with "
+    "nothing to compare it cannot be promoted"
+)
 MADE_UP = (
     "The demo corpus is made up: drawn faces, synthetic voices, random words. It shows mechanics."
 )
@@ -125,10 +129,17 @@ def align_all(experiment: Experiment, show: Show) -> Placed:
 
 
 def ingest_all(experiment: Experiment, show: Show) -> list[Clip]:
-    """Ingest the table, with a progress bar; of a corpus first that table is made."""
+    """Ingest the table, with a progress bar; of a corpus first that table is made.
+
+    What was imported is taken as it is.
+    """
     if experiment.source.format and experiment.table == experiment.cut_table:
         read_corpus_all(experiment, show)
     show.head("ingest")
+    if experiment.source.imported:
+        clips = list(read_clips(experiment.root))
+        show.say(f"clips {len(clips)}, as they were imported")
+        return clips
     rows = rows_of(experiment)
     with show.counting("ingest", len(rows)) as done:
         found = ingest(experiment, executor(experiment.workers.featurize), done)
@@ -363,7 +374,7 @@ def register_best(
         return None
     show.head("register")
     best = min(trained, key=lambda each: (each.standing, each.plan.recipe.seed))
-    asked, _ = ask(experiment, rows_of(experiment))
+    asked = [] if experiment.source.imported else ask(experiment, rows_of(experiment))[0]
     registered = register_model(
         best,
         clips,
@@ -377,9 +388,8 @@ def register_best(
     )
     # Again: they tell of the comparison with the shards now.
     _pages(experiment, trained, columns, clips, show)
-    show.say(
-        f"{registered.name} version {registered.version} ({best.plan.name}): {registered.checked}"
-    )
+    told = IMPORTED_MODEL if experiment.source.imported else registered.checked
+    show.say(f"{registered.name} version {registered.version} ({best.plan.name}): {told}")
     return registered
 
 

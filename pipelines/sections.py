@@ -72,12 +72,14 @@ class Source(Section):
     folder they always are, unless it has a `format`: then it is a published corpus, read as
     `pipelines.corpora.formats` says, with the format's own `options`, and `label` may be left out.
     With `transcribe` clips without words get them, and with `align` words without times get those.
+    Or, with `imported`, the clips of the dataset as `fuseline import` made them.
     """
 
     table: str = ""
     folder: str = ""
     format: str = ""
     options: dict[str, Any] = {}
+    imported: bool = False
     label: str
     segment: Segment | None = None
     transcribe: Transcribe | None = None
@@ -102,8 +104,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
-        if bool(self.table) == bool(self.folder):
-            raise ValueError("wanted either table (of clips or media) or folder (of media)")
+        if sum((bool(self.table), bool(self.folder), self.imported)) != 1:
+            raise ValueError(
+                "wanted either table (of clips or media), folder (of media), or imported: true"
+            )
         if self.format and not self.folder:
             raise ValueError("a format is that of a folder; give source.folder in place of table")
         if self.format and self.segment is not None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from featurizers.clip import BadClipError, Clip, Fault, Label, key_of
 from featurizers.decoder import Decoder
 from featurizers.intake import CHOSEN, RawClip, take_in
+from featurizers.store import store_at
 from featurizers.transcript import file_and_tier
 from pipelines.executors import Executor
 from pipelines.experiment import Experiment, InputError
@@ -90,6 +91,11 @@ def rows_in(experiment: Experiment, table: Path) -> list[RowDict]:
     Raises:
         InputError: As `read_rows`; what writes it is told.
     """
+    if experiment.source.imported:
+        raise InputError(
+            f"{store_at(experiment.root).where()} was imported: there is no table of its clips "
+            f"and there are no media; `fuseline import` makes it anew"
+        )
     if table != experiment.given and not table.is_file():
         raise InputError(
             f"{table}: there is no such table yet; `fuseline {WRITERS[table.name]}`, or `run`, "

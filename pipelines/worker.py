@@ -14,6 +14,7 @@ from featurizers.clocks import Clocks
 from featurizers.decoder import Decoder
 from featurizers.egemaps import MissingPackageError
 from featurizers.extract import Outcome, extract_all, in_order_of_media
+from featurizers.imported import ComputedElsewhereError
 from featurizers.intake import digest as file_digest
 from featurizers.manifest import Column, CorruptShardError
 from featurizers.memory import peak_bytes
@@ -241,6 +242,8 @@ class ShardWorker:
             fresh = dict(zip((clip.key for clip in todo), computed, strict=True))
         except (WeightsError, MissingPackageError) as error:
             raise MissingEncoderError(f"on {socket.gethostname()}: {error}") from None
+        except ComputedElsewhereError as error:
+            raise ItemFailedError(str(error)) from None
         return [
             [
                 rows[clip.key] if clip.key in rows else fresh[clip.key][number]

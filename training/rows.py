@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError, Clip, Word
+from featurizers.imported import is_imported, origin_of
 from featurizers.intake import CHOSEN, RawClip
 from featurizers.spec import Feature, FeatureSpec
 from featurizers.transcript import file_and_tier
@@ -212,6 +213,8 @@ def _checked(
 ) -> Asked:
     cells = {name: value for name, value in row.items() if not _is_empty(value)}
     features = _features(number, cells, specs)
+    if not features:
+        _check_computable(number, specs)
     if WORDS in cells:
         cells[WORDS] = _times(cells[WORDS], _Wrong(number, WORDS))
     if features:
@@ -245,6 +248,17 @@ def _checked(
         streams=streams,
         features=features,
     )
+
+
+def _check_computable(number: int, specs: Mapping[str, FeatureSpec]) -> None:
+    """Raise WrongRowsError where a stream of the model is none that can be made of a raw clip."""
+    for name, spec in specs.items():
+        if is_imported(spec):
+            raise _Wrong(number, f"{FEATURES}{name}")(
+                f"is missing: the model was trained on features that were imported from "
+                f"{origin_of(spec)}, and nothing here computes them from a raw clip; give "
+                f"{FEATURES}{name} and {TIMES}{name}, or train on features that fuseline computes"
+            )
 
 
 def _can_be_named(name: str) -> bool:

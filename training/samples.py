@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from featurizers.align import How, Pooled, cells, parts, pool, word_times
 from featurizers.clip import Clip
+from featurizers.imported import is_by_word
 from featurizers.spec import Feature, FeatureSpec
 from training.batch import Sample
 from training.normaliser import Normaliser
@@ -156,7 +157,9 @@ def _own_runs(
 
 def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
     """The streams whose steps are words, or what was said at once: they are read from words."""
-    return frozenset(name for name, spec in specs.items() if "words" in spec.reads)
+    return frozenset(
+        name for name, spec in specs.items() if "words" in spec.reads or is_by_word(spec)
+    )
 
 
 def is_empty(sample: Sample) -> bool:

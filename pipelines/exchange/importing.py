@@ -1,0 +1,121 @@
+"""`import`: files of published features to a dataset, and the experiment file that trains on it."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import yaml
+
+from featurizers.store import Root, is_remote, publish
+from pipelines.exchange.mmsa import read_mmsa
+from pipelines.exchange.published import Imported, Published, take
+from pipelines.experiment import InputError
+from pipelines.plan import Room
+
+Format: TypeAlias = Literal["mmsa"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+_SUFFIXES: Mapping[str, Format] = {".pkl": "mmsa", ".pickle": "mmsa"}
+USUAL_LABELS = ("regression_labels", "labels", "label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an import is asked for.
+
+    Attributes:
+        files: Of one format.
+        to: Where the dataset goes.
+        label: What is to be predicted; empty for the usual one.
+        kind: The format; None for that which the suffixes say.
+        room: The size of a shard.
+    """
+
+    files: Sequence[Path]
+    to: Root
+    label: str = ""
+    kind: Format | None = None
+    room: Room = field(default_factory=Room)
+
+
+def import_files(wanted: Wanted, done: Callable[[int], None] = lambda count: None) -> Imported:
+    """Make a dataset of published files.
+
+    Raises:
+        InputError: The files are not what their format says, or do not fit each other.
+        StorageError: Something could not be written; call again to go on.
+    """
+    published = read(wanted)
+    label = wanted.label or usual_label(published)
+    return take(wanted.to, published, label=label, room=wanted.room, done=done)
+
+
+def read(wanted: Wanted) -> Published:
+    """What the files hold. Raises InputError as `import_files`."""
+    match wanted.kind or _format_of(wanted.files):
+        case "mmsa":
+            if len(wanted.files) != 1:
+                raise InputError(
+                    f"{len(wanted.files)} pickles are given; each is a dataset by itself"
+                )
+            return read_mmsa(wanted.files[0])
+
+
+def usual_label(published: Published) -> str:
+    """What is predicted where nobody says: a usual name, else the only label.
+
+    Raises:
+        InputError: There are several, or none.
+    """
+    known = sorted({name for clip in published.clips for name in clip.labels})
+    usual = [name for name in USUAL_LABELS if name in known] or known
+    if len(usual) == 1 or (usual and usual[0] in USUAL_LABELS):
+        return usual[0]
+    raise InputError(f"say which label is predicted by --label; there are {', '.join(known)}")
+
+
+def _format_of(files: Sequence[Path]) -> Format:
+    found = {_SUFFIXES.get(path.suffix.lower()) for path in files}
+    kind = found.pop() if len(found) == 1 else None
+    if kind is None:
+        names = ", ".join(path.name for path in files[:3])
+        raise InputError(
+            f"{names}: wanted files of one format ({', '.join(_SUFFIXES)}); or say which it is by "
+            f"--format, one of {', '.join(FORMATS)}"
+        )
+    return kind
+
+
+def experiment_text(imported: Imported, to: Root, file: Path) -> str:
+    """An experiment file that trains on what was imported."""
+    dataset = str(to) if is_remote(to) else os.path.relpath(Path(to).resolve(), _folder(file))
+    own = imported.pooling.get("kind") == "own"
+    several = len(imported.columns) > 1
+    recipe = ("mult" if own else "mmlatch") if several else "unimodal"
+    pooling = {"kind": "steps", "steps": 50} if own and not several else dict(imported.pooling)
+    plain = {
+        "dataset": dataset,
+        "source": {"imported": True, "label": imported.label},
+        "features": {
+            stream: {"featurizer": "imported", "column": column.spec.fingerprint}
+            for stream, column in imported.columns.items()
+        },
+        "model": {"recipe": recipe},
+        "train": {"seeds": 1, "pooling": pooling},
+        "workers": {"featurize": 0, "train": 1},
+    }
+    told = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return f"# Written by `fuseline import`. Next: fuseline run {file.name}\n{told}"
+
+
+def write_experiment(imported: Imported, to: Root, file: Path) -> None:
+    """Write that file. Raises InputError where it is there already."""
+    if file.exists():
+        raise InputError(f"{file} is there already; remove it, or give another with --experiment")
+    publish(file, experiment_text(imported, to, file).encode())
+
+
+def _folder(file: Path) -> Path:
+    return file.resolve().parent
