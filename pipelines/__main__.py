@@ -16,7 +16,7 @@ from featurizers.egemaps import MissingPackageError
 from featurizers.encoding import EncoderMemoryError
 from featurizers.manifest import CorruptShardError
 from featurizers.store import StorageError
-from pipelines.commands import data, exchange, flows, models
+from pipelines.commands import data, exchange, flows, jobs, models
 from pipelines.experiment import FailedError, InputError
 from pipelines.stopping import stoppable
 from tracking.ledger import LostRaceError
@@ -45,7 +45,7 @@ app = typer.Typer(
     help="Raw clips (video, audio, transcript) to trained, tracked and promoted fusion models.",
 )
 
-for group in (data, exchange, models, flows):
+for group in (data, exchange, models, flows, jobs):
     app.add_typer(group.app)
 
 

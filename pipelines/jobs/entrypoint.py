@@ -1,0 +1,134 @@
+"""Runs on the node: a command, its secrets unsealed before it, its end recorded after it.
+
+python -P -m pipelines.jobs.entrypoint ID RECORD COMMAND..., RECORD being - where there is none.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from featurizers.store import StorageError
+from pipelines.experiment import InputError
+from pipelines.jobs.records import Record, write
+from pipelines.jobs.sealing import Mask, unseal
+from pipelines.jobs.submission import SEALED
+from pipelines.jobs.tokens import find_token
+
+PR_SET_PDEATHSIG = 1
+LAST_WORDS_S = 5.0
+
+
+def words_of(command: Sequence[str]) -> list[str]:
+    """The program and its arguments for the words of a job's command.
+
+    -P, since the working directory may hold a training/ of its own: Ray has it on PYTHONPATH all
+    the same, behind ours.
+    """
+    if command[0] == "python":
+        return [sys.executable, "-P", *command[1:]]
+    return [sys.executable, "-P", "-m", "pipelines", *command]
+
+
+def path_of(command: Sequence[str], path: str) -> str:
+    """PYTHONPATH for a command: a program finds what lies beside it, behind everything else."""
+    beside = [str(Path(word).resolve().parent) for word in command[1:2] if word.endswith(".py")]
+    return os.pathsep.join([*filter(None, [path]), *beside])
+
+
+def main(name: str, record: str, command: Sequence[str]) -> int:
+    """Run a command to its end; returns its exit code, as shells tell it."""
+    stopped = threading.Event()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        # Ray sends the signal to the command as well; a second one would cut its saving short.
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hear)
+    try:
+        secrets = _secrets()
+    except InputError as error:
+        _say(str(error))
+        return 2
+    began = Record(name=name, host=socket.gethostname(), began=time.time())
+    _keep(record, began)
+    path = path_of(command, os.environ.get("PYTHONPATH", ""))
+    code = _run(words_of(command), {"PYTHONPATH": path}, secrets)
+    ended = replace(began, ended=time.time(), exit_code=code, stopped=stopped.is_set())
+    _keep(record, ended)
+    return code
+
+
+def _secrets() -> dict[str, str]:
+    sealed = os.environ.get(SEALED)
+    return unseal(sealed, find_token(os.environ, Path.home())) if sealed else {}
+
+
+def _run(words: Sequence[str], more: Mapping[str, str], secrets: Mapping[str, str]) -> int:
+    environment = {**os.environ, **more, **secrets}
+    environment.pop(SEALED, None)
+    with subprocess.Popen(  # noqa: S603 - no shell; the words are the submitter's own
+        words,
+        env=environment,
+        stdout=subprocess.PIPE if secrets else None,
+        stderr=subprocess.STDOUT if secrets else None,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread has begun
+    ) as child:
+        if child.stdout is not None:
+            _pass_on(child.stdout, child, Mask(secrets.values()))
+        code = child.wait()
+    return 128 - code if code < 0 else code
+
+
+def _end_with_parent() -> None:
+    """Killed with this process: nobody would record its end, and an attempt may begin beside it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _pass_on(written: IO[bytes], child: "subprocess.Popen[bytes]", mask: Mask) -> None:
+    """Write what a child writes, masked, until it has ended and a little longer.
+
+    What it left behind may hold the pipe open for ever.
+    """
+    out, last = sys.stdout.buffer, float("inf")
+    while time.monotonic() < last:
+        if select.select([written], [], [], 0.2)[0]:
+            content = os.read(written.fileno(), 1 << 16)
+            if not content:
+                break
+            out.write(mask(content))
+            out.flush()
+        if last == float("inf") and child.poll() is not None:
+            last = time.monotonic() + LAST_WORDS_S
+    out.write(mask.rest())
+    out.flush()
+
+
+def _keep(address: str, record: Record) -> None:
+    """Record; a job whose storage fails is done all the same, and Ray's word has to do."""
+    if address == "-":
+        return
+    try:
+        write(address, record)
+    except (StorageError, OSError) as error:
+        _say(f"this job is not recorded at {address}: {error}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"fuseline: {' '.join(line.split())}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

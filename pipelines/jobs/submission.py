@@ -1,0 +1,161 @@
+"""What is submitted, its digest, and the ids of its attempts."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurizers.spec import canonical_json
+from pipelines.executors import Need
+from pipelines.experiment import InputError
+
+OURS = "fuseline"
+"""The key of a job's metadata by which ours are known, with the format's number."""
+STOP_WAIT_S = 3600
+"""How long Ray waits for a job that is to stop; ours end by themselves, within train.hang_s."""
+SEALED = "FUSELINE_SEALED"
+"""The environment variable of sealed secrets."""
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+KEPT = frozenset({"PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", SEALED})
+"""Variables that jobs need as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What decides what a job does; equal ones are one submission, and attempts of it follow.
+
+    Attributes:
+        command: Its words; the first is a command of ours, or python.
+        wheel: The name of our code, which has its digest.
+        folder: The name of the packed working directory, or the path of one that all nodes reach.
+        inputs: Digest of the files that are named and stay where they are.
+        need: What the driver holds of its node.
+        variables: Environment variables, by name.
+        secrets: Names of those whose values nobody is to see. The values do not count: one that
+            was renewed makes no other submission.
+        record: Where its ends are recorded, which decides nothing; empty where no place is known.
+    """
+
+    command: tuple[str, ...]
+    wheel: str
+    folder: str
+    inputs: str
+    need: Need
+    variables: Mapping[str, str]
+    secrets: tuple[str, ...]
+    record: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether the working directory stays where it is."""
+        return self.folder.startswith("/")
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is done, in 12 hex digits."""
+        decides = {name: value for name, value in self.to_json().items() if name != "record"}
+        return hashlib.sha256(canonical_json(decides)).hexdigest()[:12]
+
+    def attempt(self, number: int) -> str:
+        """The id of an attempt."""
+        return f"{self.command[0]}-{self.digest}-{number}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without anything that is secret."""
+        return {
+            "command": list(self.command),
+            "wheel": self.wheel,
+            "folder": self.folder,
+            "inputs": self.inputs,
+            "cpus": self.need.cpus,
+            "gpus": self.need.gpus,
+            "memory_bytes": self.need.memory_bytes,
+            "variables": dict(self.variables),
+            "secrets": list(self.secrets),
+            "record": self.record,
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Submission":
+        """The reverse of `to_json`."""
+        need = Need(plain["cpus"], plain["gpus"], plain["memory_bytes"])
+        return cls(
+            command=tuple(plain["command"]),
+            wheel=plain["wheel"],
+            folder=plain["folder"],
+            inputs=plain["inputs"],
+            need=need,
+            variables=plain["variables"],
+            secrets=tuple(plain["secrets"]),
+            record=plain["record"],
+        )
+
+
+def request(
+    submission: Submission, number: int, sealed: str, source: str, nonce: str
+) -> dict[str, Any]:
+    """What Ray's Jobs API is asked for.
+
+    Args:
+        submission: What to do.
+        number: Of the attempt.
+        sealed: The secrets, sealed; nothing where there are none.
+        source: The submitter's working directory, by which a retry finds it.
+        nonce: What tells this start from another of the same id, on a cluster made anew.
+    """
+    name = submission.attempt(number)
+    record = submission.record and f"{submission.record}/{name}.{nonce}"
+    entry = ("python", "-P", "-m", "pipelines.jobs.entrypoint", name, record or "-")
+    folder = f"local://{submission.folder}" if submission.shared else f"gcs://{submission.folder}"
+    environment: dict[str, Any] = {
+        "py_modules": [f"gcs://{submission.wheel}"],
+        "working_dir": folder,
+        "env_vars": {
+            **submission.variables,
+            # Ray's own 3 s (2.60.0) are no time to save anything in; its supervisor reads this.
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        },
+    }
+    if sealed:
+        environment["env_vars"][SEALED] = sealed
+        environment["worker_process_setup_hook"] = "pipelines.jobs.sealing.unseal_here"
+    return {
+        # `exec`: a shell in between would get the signals that are for the command.
+        "entrypoint": f"exec {shlex.join([*entry, *submission.command])}",
+        "submission_id": name,
+        "runtime_env": environment,
+        "metadata": {
+            OURS: "1",
+            "submission": json.dumps(submission.to_json(), sort_keys=True),
+            "attempt": str(number),
+            "source": source,
+            "record": record,
+            "nonce": nonce,
+        },
+        "entrypoint_num_cpus": submission.need.cpus,
+        "entrypoint_num_gpus": submission.need.gpus,
+        "entrypoint_memory": submission.need.memory_bytes,
+    }
+
+
+def variables_of(given: Sequence[str]) -> dict[str, str]:
+    """Environment variables from NAME=VALUE. Raises InputError."""
+    found: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise InputError(f"--env {each}: wanted NAME=VALUE; a secret is given by --secret NAME")
+        found[checked(name, "--env")] = value
+    return dict(sorted(found.items()))
+
+
+def checked(name: str, option: str) -> str:
+    """The name of an environment variable that jobs may be given. Raises InputError."""
+    if not NAME.fullmatch(name):
+        raise InputError(f"{option} {name}: no name of an environment variable")
+    if name in KEPT:
+        raise InputError(f"{option} {name}: jobs need it as it is")
+    return name

@@ -1,0 +1,350 @@
+"""Jobs: submit one and attach to one that is at work; watch it; end it; try it again.
+
+A submission is named by the digest of all that decides what it does, and its attempts are counted.
+The name of an attempt is an id of Ray's, which gives each once: of two clients that begin the same
+attempt one wins, and the other one, as after an answer that was lost, finds what it wanted.
+"""
+
+import json
+import re
+import secrets as randomness
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.experiment import InputError
+from pipelines.jobs import folder as folders
+from pipelines.jobs import needed, needs, records, sealing
+from pipelines.jobs.records import Settled
+from pipelines.jobs.server import JobInfo, JobServer, ServerError
+from pipelines.jobs.submission import Submission, checked, request, variables_of
+from pipelines.jobs.wheel import Archive, wheel
+
+LOOK_S = 0.5
+LOST_S = 120.0
+PENDING_S = 10.0
+TOLD_S = 5.0
+TRIES = 8
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the user asked for; what is None is decided by the command."""
+
+    command: tuple[str, ...]
+    working_dir: Path
+    shared: bool = False
+    cpus: float | None = None
+    gpus: float | None = None
+    memory_gb: float | None = None
+    env: Sequence[str] = ()
+    secret: Sequence[str] = ()
+    records: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A submission with what has to be sent for it."""
+
+    submission: Submission
+    packages: tuple[Archive, ...]
+    source: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An attempt, and whether it was at work before."""
+
+    name: str
+    attached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as Ray sees it, and how it is."""
+
+    info: JobInfo
+    settled: Settled
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.info.name
+
+
+def prepare(wish: Wish, commands: Sequence[str]) -> Prepared:
+    """Check all that can be checked before anything is sent.
+
+    Args:
+        wish: What to do.
+        commands: The names of our commands.
+
+    Raises:
+        InputError: No such command; something needed stays behind, or would be lost.
+    """
+    command = _known(wish.command, commands)
+    source = wish.working_dir.resolve()
+    code = wheel()
+    packages = [code]
+    if wish.shared:
+        if not source.is_dir():
+            raise InputError(f"--working-dir {source}: no such folder")
+        place, inputs = str(source), needed.digest_of(needed.named(command, source), source)
+    else:
+        found = folders.survey(source)
+        needed.check_along(command, found)
+        packages.append(folders.packed(found))
+        place, inputs = packages[-1].name, ""
+    submission = Submission(
+        command=command,
+        wheel=code.name,
+        folder=place,
+        inputs=inputs,
+        need=needs.need_of(command, wish.cpus, wish.gpus, wish.memory_gb),
+        variables=variables_of(wish.env),
+        secrets=tuple(sorted({checked(name, "--secret") for name in wish.secret})),
+        record=_record(wish, command, source),
+    )
+    if both := set(submission.variables) & set(submission.secrets):
+        raise InputError(f"{min(both)} is given by --env and by --secret; wanted one of them")
+    return Prepared(submission=submission, packages=tuple(packages), source=source)
+
+
+def _known(command: Sequence[str], commands: Sequence[str]) -> tuple[str, ...]:
+    import difflib
+
+    words = tuple(command[1:] if command[0] == "fuseline" else command)
+    if not words or words[0] not in {*commands, "python"}:
+        found = words[0] if words else ""
+        near = difflib.get_close_matches(found, commands, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see `fuseline --help`"
+        raise InputError(
+            f"job submit -- {found}: wanted a command of fuseline, or python for a program of your "
+            f"own; {hint}"
+        )
+    if words[0] == "job":
+        raise InputError("job submit -- job: a job submits no jobs")
+    return words
+
+
+def _record(wish: Wish, command: Sequence[str], source: Path) -> str:
+    """Where the job's end is recorded: as told, else beside what the command writes."""
+    if wish.records:
+        if not wish.records.startswith("/") and "://" not in wish.records:
+            raise InputError(
+                f"--records {wish.records}: wanted an absolute path or an address like s3://, "
+                f"which all nodes reach"
+            )
+        return wish.records.rstrip("/")
+    for root in needed.roots(command, source):
+        return f"{root}/logs/jobs"
+    return f"{source}/.fuseline/jobs" if wish.shared else ""
+
+
+def submit(server: JobServer, prepared: Prepared, environment: Mapping[str, str]) -> Attempt:
+    """Begin the next attempt, or attach to the one that is at work.
+
+    Raises:
+        InputError: No node can ever hold the driver; a secret is not there.
+    """
+    submission = prepared.submission
+    for _ in range(TRIES):
+        mine = attempts(server, submission)
+        if mine and (live := how(server, mine[-1])).settled.live:
+            return Attempt(name=live.name, attached=True)
+        check_room(server, submission)
+        values = sealing.secrets_of(submission.secrets, environment)
+        sealed = sealing.seal(values, server.token) if values else ""
+        for package in prepared.packages:
+            server.put(package)
+        number = _number(mine[-1].name) + 1 if mine else 1
+        if _begun(server, submission, number, sealed, str(prepared.source)):
+            return Attempt(name=submission.attempt(number), attached=False)
+    raise ServerError(f"{server} says of {TRIES} attempts that others began them")
+
+
+def _begun(
+    server: JobServer, submission: Submission, number: int, sealed: str, source: str
+) -> bool:
+    asked = request(submission, number, sealed, source, randomness.token_hex(4))
+    return server.submit(asked)
+
+
+def check_room(server: JobServer, submission: Submission) -> None:
+    """Raise InputError where no node can ever hold the driver."""
+    needs.check_room(submission.need, server.nodes(), None if server.may_grow() else ())
+
+
+def attempts(server: JobServer, submission: Submission) -> list[JobInfo]:
+    """All attempts of a submission that the cluster knows, the first one in front."""
+    first = re.escape(submission.attempt(0).removesuffix("0"))
+    mine = [each for each in server.jobs() if re.fullmatch(rf"{first}\d+", each.name)]
+    return sorted(mine, key=lambda each: _number(each.name))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+def how(server: JobServer, info: JobInfo, alive: frozenset[str] | None = None) -> Job:
+    """How a job is."""
+    if alive is None:
+        alive = _alive(server) if info.status == "RUNNING" else frozenset()
+    record = records.read(info.metadata.get("record", ""))
+    return Job(info=info, settled=records.settle(info, record, alive))
+
+
+def _alive(server: JobServer) -> frozenset[str]:
+    return frozenset(node.name for node in server.nodes())
+
+
+def all_jobs(server: JobServer) -> list[Job]:
+    """All jobs of ours that the cluster knows."""
+    alive = _alive(server)
+    return [how(server, info, alive) for info in server.jobs()]
+
+
+def find(server: JobServer, text: str) -> Job:
+    """The job of an id, or the newest attempt of what begins so.
+
+    Raises:
+        InputError: None, or several submissions.
+    """
+    jobs = server.jobs()
+    exact = [each for each in jobs if each.name == text]
+    begun = exact or [each for each in jobs if each.name.startswith(text)]
+    if not begun:
+        known = ", ".join(each.name for each in jobs[-3:]) or "none"
+        raise InputError(f"{server} knows no job {text}; the newest: {known}")
+    submissions = sorted({each.name.rpartition("-")[0] for each in begun})
+    if len(submissions) > 1:
+        raise InputError(f"{text} begins {', '.join(submissions[:5])}; wanted more of the id")
+    return how(server, max(begun, key=lambda each: _number(each.name)))
+
+
+def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
+    """Write what a job writes, until it has ended; returns how it ended.
+
+    A connection that breaks is made again for a while; the job goes on without.
+    """
+    written, patience = 0, _Patience(say)
+    while True:
+        job = patience.ask(lambda: _started(server, name, say))
+        seen = 0
+        for text in server.follow(name):
+            fresh = text[max(written - seen, 0) :]
+            seen += len(text)
+            if fresh:
+                write(fresh)
+        written = max(written, seen)
+        job = patience.ask(lambda: how(server, _info(server, name)))
+        if not job.settled.live:
+            return job
+        time.sleep(LOOK_S)
+
+
+class _Patience:
+    """Asks again while the server does not answer, for a while."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def ask(self, call: Callable[[], Job]) -> Job:
+        until, told = time.monotonic() + LOST_S, False
+        while True:
+            try:
+                return call()
+            except ServerError as error:
+                if time.monotonic() > until:
+                    raise ServerError(
+                        f"{error}; the job goes on without, and the same command attaches to it"
+                    ) from None
+                if not told:
+                    self._say(f"{error}; trying again for {LOST_S:g} s")
+                told = True
+            time.sleep(1.0)
+
+
+def _info(server: JobServer, name: str) -> JobInfo:
+    found = server.info(name)
+    if found is None:
+        raise ServerError(f"{server} does not know {name} any more: it may have been made anew")
+    return found
+
+
+def _started(server: JobServer, name: str, say: Say) -> Job:
+    """How a job is as soon as it has a node, or ended; says what it waits for."""
+    began, told = time.monotonic(), False
+    while True:
+        job = how(server, _info(server, name))
+        if job.settled.state != "waiting":
+            return job
+        if not told and time.monotonic() - began > TOLD_S:
+            say(f"{name} waits: {job.settled.why}")
+            told = True
+        time.sleep(LOOK_S)
+
+
+def stop(server: JobServer, text: str, say: Say) -> Job:
+    """Ask a job to end, and wait until it has saved and ended."""
+    job = find(server, text)
+    if not job.settled.live:
+        return job
+    server.stop(job.name)
+    say(f"{job.name} is to end; it saves first")
+    until = time.monotonic() + PENDING_S
+    while True:
+        time.sleep(LOOK_S)
+        job = how(server, _info(server, job.name))
+        if not job.settled.live:
+            return job
+        if job.settled.state == "waiting" and time.monotonic() > until:
+            say(f"{job.name} has not begun; it ends as soon as it would begin")
+            return job
+
+
+def retry(server: JobServer, text: str) -> Attempt:
+    """The next attempt of exactly what was submitted.
+
+    Raises:
+        InputError: It is at work, or what was submitted can be had nowhere any more.
+    """
+    job = find(server, text)
+    if job.settled.live:
+        raise InputError(f"{job.name} is {job.settled.state}; `fuseline job stop {job.name}` first")
+    submission = Submission.from_json(json.loads(job.info.metadata["submission"]))
+    mine = attempts(server, submission)
+    if mine and (live := how(server, mine[-1])).settled.live:
+        return Attempt(name=live.name, attached=True)
+    check_room(server, submission)
+    source = job.info.metadata["source"]
+    _send_again(server, submission, source)
+    sealed = server.sealed(job.name)
+    number = _number(mine[-1].name) + 1
+    if not _begun(server, submission, number, sealed, source):
+        return Attempt(name=submission.attempt(number), attached=True)
+    return Attempt(name=submission.attempt(number), attached=False)
+
+
+def _send_again(server: JobServer, submission: Submission, source: str) -> None:
+    """What a cluster no longer keeps is made anew, if it comes out the same."""
+    wanted = [submission.wheel, *([] if submission.shared else [submission.folder])]
+    gone = [name for name in wanted if not server.has(name)]
+    if not gone:
+        return
+    made = {}
+    if submission.wheel in gone:
+        made[submission.wheel] = wheel()
+    if submission.folder in gone and Path(source).is_dir():
+        made[submission.folder] = folders.packed(folders.survey(Path(source)))
+    for name in gone:
+        if name not in made or made[name].name != name:
+            what = "the code" if name == submission.wheel else f"the working directory {source}"
+            raise InputError(
+                f"{what} is no longer what was submitted, and the cluster does not keep it any "
+                f"more; `fuseline job submit` it as it is now"
+            )
+        server.put(made[name])

@@ -1,0 +1,457 @@
+"""Jobs without a cluster: what goes along, what is one submission, what its end is, secrets."""
+
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+import zipfile
+from io import BytesIO
+
+import pytest
+
+from pipelines import HOME
+from pipelines.executors import Need
+from pipelines.experiment import InputError
+from pipelines.jobs import entrypoint, folder, needed, needs, records, sealing
+from pipelines.jobs.needs import Node, check_room, need_of
+from pipelines.jobs.records import Record, settle
+from pipelines.jobs.server import JobInfo, JobServer, ServerError
+from pipelines.jobs.submission import OURS, Submission, request, variables_of
+from pipelines.jobs.submit import Wish, find, prepare, submit
+from pipelines.jobs.tokens import Token, find_token
+from pipelines.jobs.wheel import PACKAGES, wheel
+
+TOKEN = Token("a" * 64, "a test")
+COMMANDS = ("demo", "run", "train")
+
+
+def submission(**changes):
+    settings = {
+        "command": ("run", "experiment.yaml"),
+        "wheel": "fuseline-0.1.0-0abc-py3-none-any.whl",
+        "folder": "_ray_pkg_abc.zip",
+        "inputs": "",
+        "need": Need(),
+        "variables": {},
+        "secrets": (),
+        "record": "",
+    }
+    return Submission(**{**settings, **changes})
+
+
+def info(status, **changes):
+    return JobInfo(**{"name": "run-abc-1", "status": status, "node": "n", **changes})
+
+
+# --- our own code
+
+
+def test_the_wheel_holds_the_files_of_our_packages_and_is_named_by_its_bytes():
+    first, again = wheel(), wheel()
+    assert first == again
+    assert first.name.endswith(f"-0{first.digest[:16]}-py3-none-any.whl")
+    with zipfile.ZipFile(BytesIO(first.content)) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+        about = opened.read("fuseline-0.1.0.dist-info/METADATA").decode()
+    tracked = subprocess.run(
+        [shutil.which("git"), "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
+        cwd=HOME,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert names == set(tracked.stdout.split())
+    assert "Requires-Dist" not in about  # pip would install those on each node
+
+
+def test_other_code_is_another_wheel(tmp_path):
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    first = wheel(tmp_path)
+    (tmp_path / "training" / "__init__.py").write_text("more = 1\n")
+    assert wheel(tmp_path).name != first.name
+
+
+# --- the working directory
+
+
+@pytest.fixture
+def project(tmp_path):
+    """An experiment with its table and a clip; .gitignore names what is large."""
+    files = {
+        "experiment.yaml": "dataset: /shared/mine\nsource: {table: clips.csv, label: mood}\n",
+        "clips.csv": "id,media,mood\na,films/a.mp4,1\n",
+        "films/a.mp4": "film",
+        "notes/deep/old.txt": "x",
+        ".gitignore": "notes/\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for name in (".git", "__pycache__"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    return tmp_path
+
+
+def test_what_git_ignores_stays_behind(project):
+    found = folder.survey(project)
+    assert set(found.files) == {"experiment.yaml", "clips.csv", "films/a.mp4", ".gitignore"}
+    assert set(found.ignored) == {".git/", "__pycache__/", "notes/"}
+    assert found.why_not("notes/deep/old.txt") == "'notes/' in .gitignore"
+    assert found.why_not("clips.csv") == ""
+
+
+def test_equal_folders_are_one_package_and_other_bytes_another(project):
+    first = folder.packed(folder.survey(project))
+    (project / "clips.csv").touch()
+    assert folder.packed(folder.survey(project)) == first
+    (project / "films" / "a.mp4").write_text("firm")
+    assert folder.packed(folder.survey(project)).name != first.name
+
+
+def test_a_folder_that_is_too_large_is_refused_before_it_is_read(project, monkeypatch):
+    with (project / "films" / "b.mp4").open("wb") as large:
+        large.truncate(folder.MOST_BYTES)
+    with pytest.raises(InputError, match=r"100\.0 MiB in 5 files.*films/ has 100\.0 MiB"):
+        folder.packed(folder.survey(project))
+    monkeypatch.setattr(folder, "MOST_FILES", 3)
+    with pytest.raises(InputError, match=r"more than 3 files.*\.rayignore"):
+        folder.survey(project)
+
+
+def test_a_link_to_a_folder_above_is_not_followed_for_ever(project):
+    (project / "films" / "up").symlink_to(project)
+    (project / "more").symlink_to(project / "films")
+    assert "more/a.mp4" in folder.survey(project).files
+
+
+@pytest.mark.parametrize(
+    ("ignored", "told"),
+    [
+        ("*.yaml", "experiment.yaml is needed (the command names it)"),
+        ("clips.csv", "clips.csv is needed (experiment.yaml names it as source.table)"),
+        ("films/", "films/a.mp4 is needed (row 1 of clips.csv, media)"),
+    ],
+)
+def test_a_needed_file_that_would_stay_behind_is_named(project, ignored, told):
+    (project / ".rayignore").write_text(f"# large things\n{ignored}\n")
+    with pytest.raises(InputError) as error:
+        needed.check_along(("run", "experiment.yaml"), folder.survey(project))
+    assert str(error.value).startswith(f"{told} and would not go along, because of")
+    assert f"'{ignored}' in .rayignore" in str(error.value)
+
+
+def test_results_that_would_be_lost_with_the_copy_are_refused(project):
+    text = (project / "experiment.yaml").read_text()
+    (project / "experiment.yaml").write_text(text.replace("/shared/mine", "runs/mine"))
+    wish = Wish(command=("run", "experiment.yaml"), working_dir=project)
+    with pytest.raises(InputError, match=r"keeps its dataset in .*runs/mine, and each node gets"):
+        prepare(wish, COMMANDS)
+    with pytest.raises(InputError, match=r"--folder runs/demo is relative, and each node gets"):
+        prepare(Wish(command=("demo",), working_dir=project), COMMANDS)
+    (project / "experiment.yaml").write_text(text.replace("/shared/mine", "s3://bucket/mine"))
+    with pytest.raises(InputError, match=r"keeps runs of training in .*/mine, and each node gets"):
+        prepare(wish, COMMANDS)
+    alone = Wish(command=("featurize", "experiment.yaml"), working_dir=project)
+    record = prepare(alone, ["featurize"]).submission.record
+    assert record == "s3://bucket/mine/logs/jobs"
+    (project / "experiment.yaml").write_text(text.replace("/shared/mine", "runs/mine"))
+    shared = Wish(command=("run", "experiment.yaml"), working_dir=project, shared=True)
+    assert prepare(shared, COMMANDS).submission.record == f"{project}/runs/mine/logs/jobs"
+
+
+def test_a_path_that_nodes_do_not_have_is_refused(project):
+    command = ("run", str(project / "experiment.yaml"))
+    with pytest.raises(InputError, match=r"has another path on the nodes: write experiment.yaml"):
+        prepare(Wish(command=command, working_dir=project), COMMANDS)
+
+
+def test_a_word_that_is_no_command_is_refused_and_the_nearest_named(project):
+    for words in (("trian", "x"), ("fuseline", "trian")):
+        with pytest.raises(InputError, match="did you mean 'train'"):
+            prepare(Wish(command=words, working_dir=project), COMMANDS)
+
+
+# --- what is one submission
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"command": ("run", "other.yaml")},
+        {"wheel": "other"},
+        {"folder": "other"},
+        {"inputs": "other"},
+        {"need": Need(2)},
+        {"variables": {"A": "1"}},
+        {"secrets": ("A",)},
+    ],
+)
+def test_whatever_decides_makes_another_submission(change):
+    assert submission(**change).digest != submission().digest
+    assert Submission.from_json(submission(**change).to_json()) == submission(**change)
+
+
+def test_where_the_end_is_recorded_decides_nothing():
+    assert submission(record="/elsewhere").digest == submission().digest
+
+
+def test_files_that_stay_where_they_are_count_by_their_bytes(project):
+    wish = Wish(command=("run", "experiment.yaml"), working_dir=project, shared=True)
+    first = prepare(wish, COMMANDS).submission.digest
+    assert prepare(wish, COMMANDS).submission.digest == first
+    (project / "clips.csv").write_text("id,media,mood\na,films/a.mp4,2\n")
+    assert prepare(wish, COMMANDS).submission.digest != first
+
+
+def test_no_word_of_the_user_is_read_by_a_shell():
+    words = ("python", "-c", "print('$HOME; rm -rf ~')", "a b", "`id`")
+    asked = request(submission(command=words), 1, "", "/here", "n")["entrypoint"]
+    shown = subprocess.run(
+        ["/bin/sh", "-c", asked.replace("exec python", "printf '%s\\0'", 1)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tuple(shown.stdout.split("\0")[-len(words) - 1 : -1]) == words
+
+
+def test_variables_are_names_and_values_and_not_those_that_jobs_need():
+    assert variables_of(["A=1", "B=a=b"]) == {"A": "1", "B": "a=b"}
+    for wrong in ("A", "1A=1", "PYTHONPATH=x", "RAY_ADDRESS=x"):
+        with pytest.raises(InputError):
+            variables_of([wrong])
+
+
+# --- room
+
+
+def test_the_driver_of_a_command_has_what_its_kind_needs_unless_told():
+    assert need_of(("run", "x"), None, None, None) == needs.COMPUTES
+    assert need_of(("models",), None, None, None) == Need(cpus=0)
+    assert need_of(("run", "x"), 0, 2, 4) == Need(0, 2, 4 << 30)
+
+
+def test_a_driver_that_no_node_can_hold_is_refused_and_one_that_may_come_is_not():
+    small, large = Node("small", {"CPU": 1.0, "memory": 8e9}), Node("large", {"CPU": 4.0})
+    check_room(Need(4), [small, large], ())
+    with pytest.raises(InputError, match=r"asks for 5 CPU on one node.*large has 4 CPU; small"):
+        check_room(Need(5), [small, large], ())
+    with pytest.raises(InputError, match=r"4 CPU, 1\.0 GiB of memory"):
+        check_room(Need(4, 0, 1 << 30), [small, large], ())
+    check_room(Need(5), [small], None)  # what may come is not known
+    check_room(Need(5), [small], [Node("kind", {"CPU": 8.0})])
+
+
+# --- how it ended
+
+
+ENDED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=0)
+BEGUN = Record(name="run-abc-1", host="h", began=1.0)
+FAILED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=3)
+STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143, stopped=True)
+
+
+@pytest.mark.parametrize(
+    ("ray", "record", "state", "code"),
+    [
+        (info("PENDING"), None, "waiting", None),
+        (info("RUNNING"), None, "running", None),
+        (info("RUNNING"), BEGUN, "running", None),
+        (info("RUNNING", node="gone"), BEGUN, "lost", None),
+        (info("RUNNING", node="gone"), ENDED, "succeeded", 0),
+        (info("SUCCEEDED", exit_code=0), None, "succeeded", 0),
+        (info("SUCCEEDED", exit_code=0), ENDED, "succeeded", 0),
+        (info("SUCCEEDED", exit_code=0), FAILED, "failed", 3),
+        (info("FAILED", message="supervisor died"), ENDED, "succeeded", 0),
+        (info("FAILED", message="supervisor died"), BEGUN, "failed", 1),
+        (info("FAILED", exit_code=3), FAILED, "failed", 3),
+        (info("FAILED", exit_code=137), BEGUN, "failed", 137),
+        (info("STOPPED"), STOPPED, "stopped", 143),
+        (info("STOPPED"), ENDED, "succeeded", 0),
+        (info("STOPPED"), BEGUN, "stopped", 143),
+        (None, ENDED, "succeeded", 0),
+        (None, STOPPED, "stopped", 143),
+        (None, BEGUN, "lost", None),
+    ],
+)
+def test_what_the_node_wrote_comes_before_what_ray_says(ray, record, state, code):
+    settled = settle(ray, record, frozenset({"n"}))
+    assert (settled.state, settled.exit_code) == (state, code)
+
+
+def test_an_end_is_read_where_there_is_one_else_the_beginning(tmp_path):
+    address = f"{tmp_path}/jobs/run-abc-1.n"
+    assert records.read(address) is None
+    assert records.read("") is None
+    records.write(address, BEGUN)
+    assert records.read(address) == BEGUN
+    records.write(address, ENDED)
+    assert records.read(address) == ENDED
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)],
+)
+def test_the_entrypoint_ends_as_its_command_does_and_writes_it_down(
+    tmp_path, program, code, monkeypatch
+):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    assert entrypoint.main("x-1", f"{tmp_path}/x-1.n", ["python", "-c", program]) == code
+    kept = records.read(f"{tmp_path}/x-1.n")
+    assert (kept.exit_code, kept.stopped, kept.name) == (code, False, "x-1")
+
+
+def test_a_storage_that_fails_is_told_and_the_command_done(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    (tmp_path / "file").touch()
+    assert entrypoint.main("x-1", f"{tmp_path}/file/x-1.n", ["python", "-c", "print(1)"]) == 0
+    assert "is not recorded at" in capfd.readouterr().err
+
+
+def test_a_program_finds_what_lies_beside_it_behind_our_own(tmp_path):
+    path = entrypoint.path_of(["python", f"{tmp_path}/deep/x.py"], "/ours")
+    assert path == f"/ours:{tmp_path}/deep"
+    assert entrypoint.path_of(["run", "x.yaml"], "/ours") == "/ours"
+
+
+# --- secrets
+
+
+def test_secrets_come_out_as_they_went_in_for_who_has_the_token():
+    sealed = sealing.seal({"A": "värde"}, TOKEN)
+    assert "värde" not in sealed
+    assert sealing.unseal(sealed, TOKEN) == {"A": "värde"}
+    assert sealing.seal({"A": "värde"}, TOKEN) != sealed
+    with pytest.raises(InputError, match="not sealed with this node's token"):
+        sealing.unseal(sealed, Token("b" * 64, "another"))
+    with pytest.raises(InputError, match="none was found: nowhere"):
+        sealing.seal({"A": "x"}, Token("", "nowhere"))
+    with pytest.raises(InputError, match="there is no A in your environment"):
+        sealing.secrets_of(["A"], {"B": "x"})
+
+
+def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
+    mask = sealing.Mask(["pass", "password", "abc"])
+    written = b"".join(mask(piece) for piece in (b"my pas", b"sword\nmy p", b"ass\rabc"))
+    assert written + mask.rest() == b"my ***\nmy ***\rabc"  # three letters are in every line
+
+
+def test_a_driver_and_a_worker_have_the_secret_and_the_log_has_not(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN.value)
+    monkeypatch.setenv("FUSELINE_SEALED", sealing.seal({"HIDDEN": "something"}, TOKEN))
+    monkeypatch.setenv("HIDDEN", "")
+    program = "import os; print(len(os.environ['HIDDEN']), os.environ['HIDDEN'])"
+    assert entrypoint.main("x-1", "-", ["python", "-c", program]) == 0
+    assert capfd.readouterr().out == "9 ***\n"
+    sealing.unseal_here()
+    assert entrypoint.os.environ["HIDDEN"] == "something"
+
+
+def test_the_token_is_looked_for_where_ray_does(tmp_path):
+    file = tmp_path / ".ray" / "auth_token"
+    assert find_token({"RAY_AUTH_TOKEN": "x"}, tmp_path) == Token("x", "RAY_AUTH_TOKEN")
+    told = find_token({}, tmp_path)
+    assert told.value == ""
+    for place in ("RAY_AUTH_TOKEN (not set)", "RAY_AUTH_TOKEN_PATH (not set)", str(file)):
+        assert place in told.told
+    file.parent.mkdir()
+    file.write_text("y\n")
+    assert find_token({}, tmp_path) == Token("y", str(file))
+    assert find_token({"RAY_AUTH_TOKEN_PATH": str(file)}, tmp_path / "no").value == "y"
+    assert find_token({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "disabled"}, tmp_path).value == ""
+
+
+# --- a server that loses answers
+
+
+class Losing(http.server.BaseHTTPRequestHandler):
+    """Takes jobs as Ray does; the answers to the first `losses` submissions are lost."""
+
+    def do_GET(self):
+        path, jobs = self.path.partition("?")[0], self.server.jobs
+        if path == "/api/jobs/":
+            self._say(200, list(jobs.values()))
+        elif path.startswith("/api/jobs/"):
+            found = jobs.get(path.rpartition("/")[2])
+            self._say(200 if found else 404, found)
+        elif path == "/api/v0/nodes":
+            node = {"node_id": "n", "state": "ALIVE", "resources_total": {"CPU": 4, "memory": 8e9}}
+            self._say(200, {"data": {"result": {"result": [node]}}})
+        else:
+            self._say(200, {"ray_version": "2.60.0", "data": {}})
+
+    def do_PUT(self):
+        self._say(200, {})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = asked["submission_id"]
+        if name in self.server.jobs:
+            self._say(500, "taken")
+            return
+        self.server.jobs[name] = {**asked, "status": "RUNNING", "driver_node_id": "n"}
+        if self.server.losses:
+            self.server.losses -= 1
+            self.close_connection = True
+        else:
+            self._say(200, {"submission_id": name})
+
+    def _say(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said):
+        pass
+
+
+@pytest.fixture
+def losing():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Losing) as running:
+        running.jobs, running.losses = {}, 0
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def server(losing):
+    return JobServer(f"http://127.0.0.1:{losing.server_port}", "a test", TOKEN)
+
+
+def test_a_lost_answer_is_no_second_job(losing, server, project):
+    prepared = prepare(Wish(command=("run", "experiment.yaml"), working_dir=project), COMMANDS)
+    losing.losses = 1
+    first = submit(server, prepared, {})
+    again = submit(server, prepared, {})
+    assert (first.attached, again.attached) == (False, True)
+    assert list(losing.jobs) == [first.name] == [again.name]
+
+
+def test_after_its_end_the_next_attempt_begins(losing, server, project):
+    prepared = prepare(Wish(command=("run", "experiment.yaml"), working_dir=project), COMMANDS)
+    first = submit(server, prepared, {})
+    losing.jobs[first.name]["status"] = "FAILED"
+    second = submit(server, prepared, {})
+    assert (first.name[-2:], second.name[-2:]) == ("-1", "-2")
+    assert losing.jobs[first.name]["metadata"][OURS] == "1"
+    assert find(server, first.name.removesuffix("-1")).name == second.name
+    assert find(server, first.name).name == first.name
+    with pytest.raises(InputError, match="knows no job zzz"):
+        find(server, "zzz")
+
+
+def test_a_server_that_is_not_there_is_told_with_where_its_address_is_from():
+    gone = JobServer("http://127.0.0.1:1", "RAY_ADDRESS", TOKEN)
+    with pytest.raises(ServerError, match=r"at http://127\.0\.0\.1:1 \(from RAY_ADDRESS\) does"):
+        gone.jobs()
+    with pytest.raises(InputError, match="--address: ray://x:1 is no http"):
+        JobServer("ray://x:1", "--address", TOKEN)
