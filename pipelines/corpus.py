@@ -64,11 +64,17 @@ def beyond(clips: Iterable[Clip]) -> list[Note]:
     return notes
 
 
+def read_notes(experiment: Experiment) -> list[Note]:
+    """The notes that are written; none where nothing is wrong, or no corpus was read."""
+    path = experiment.raw / NOTES
+    rows = read_rows(path) if path.is_file() and _has_rows(path) else []
+    return [Note(**{**row, "row": int(row["row"])}) for row in rows]
+
+
 def add_notes(experiment: Experiment, notes: Sequence[Note]) -> None:
     """Add notes to those that are written, in place of others of their kinds."""
-    path, kinds = experiment.raw / NOTES, {note.kind for note in notes}
-    there = read_rows(path) if path.is_file() and _has_rows(path) else []
-    kept = [Note(**{**row, "row": int(row["row"])}) for row in there if row["kind"] not in kinds]
+    kinds = {note.kind for note in notes}
+    kept = [note for note in read_notes(experiment) if note.kind not in kinds]
     write_notes(experiment, [*kept, *notes])
 
 

@@ -5,7 +5,8 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -119,8 +120,6 @@ def fetch(model: ModelFile, folder: Path, address: str = "") -> Path:
     path, where = folder / model.file, address or model.address
     if is_there(model, folder):
         return path
-    if urlsplit(where).scheme not in {"http", "https"}:
-        raise InputError(f"{where} is no address; wanted one that begins with https:// or http://")
     content = _content(where, model.size)
     digest = hashlib.sha256(content).hexdigest()
     if digest != model.sha256:
@@ -134,20 +133,54 @@ def fetch(model: ModelFile, folder: Path, address: str = "") -> Path:
     return path
 
 
-def _content(address: str, size: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server sends.
+
+    Attributes:
+        begins: The first byte of the file that it sends: what was asked for, or 0 where the server
+            sends files as wholes only.
+        read: At most so many further bytes; none at the end.
+    """
+
+    begins: int
+    read: Callable[[int], bytes]
+
+
+@contextmanager
+def opened(address: str, begin: int = 0) -> Iterator[Answer]:
+    """Ask for a file of the web, from some byte on.
+
+    Raises:
+        InputError: The address is none of the web.
+        FailedError: It cannot be had, also while it is read.
+    """
+    if urlsplit(address).scheme not in {"http", "https"}:
+        raise InputError(
+            f"{address} is no address; wanted one that begins with https:// or http://"
+        )
+    asked = urllib.request.Request(address)  # noqa: S310 - http(s) only, looked at above
+    if begin:
+        asked.add_header("Range", f"bytes={begin}-")
     try:
-        # The scheme was looked at by the caller.
-        with urllib.request.urlopen(address, timeout=WAIT_S) as answer:  # noqa: S310 - http(s) only
-            found = bytearray()
-            while len(found) <= size:
-                piece = answer.read(min(PIECE, size + 1 - len(found)))
-                if not piece:
-                    break
-                found += piece
-            return bytes(found)
+        with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:  # noqa: S310 - as above
+            yield Answer(
+                begin if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0, answer.read
+            )
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise FailedError(
             f"{address} cannot be had: {reason}. Fetch it on a machine with a network and copy it, "
             f"or name a mirror with --from"
         ) from None
+
+
+def _content(address: str, size: int) -> bytes:
+    found = bytearray()
+    with opened(address) as answer:
+        while len(found) <= size:
+            piece = answer.read(min(PIECE, size + 1 - len(found)))
+            if not piece:
+                break
+            found += piece
+    return bytes(found)

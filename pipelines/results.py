@@ -179,7 +179,7 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
             )
             for balance in ledger(used)
         },
-        made_by=_made_by(plan.folder / RUN),
+        made_by=made_by_of(plan.folder),
         masks=masks(trained.predictor, plan.recipe, [by_key[key] for key in chosen], used),
         chosen=chosen,
     )
@@ -240,8 +240,9 @@ def _course(file: Path, epochs: int) -> tuple[dict[int, Noted], tuple[Resumed, .
     return {epoch: noted[epoch] for epoch in sorted(noted) if epoch < epochs}, tuple(resumed)
 
 
-def _made_by(file: Path) -> dict[str, str]:
-    """Code, versions and machine, as the run was told of them when it was made."""
+def made_by_of(folder: Path) -> dict[str, str]:
+    """Code, versions and machine, as the run of a folder was told of them when it was made."""
+    file = folder / RUN
     if not file.is_file():
         return {}
     made_by: dict[str, str] = json.loads(file.read_bytes()).get("made_by", {})

@@ -308,10 +308,17 @@ def runs_table(trained: Sequence[Trained], clips: Sequence[Clip]) -> list[dict[s
     return table(trained, {each.plan.name: score_test(each, clips, None) for each in trained})
 
 
+def are_alike(plans: Sequence[Plan]) -> bool:
+    """Whether runs are of one recipe, and differ by seed and fold alone.
+
+    The weights that they start from may be of their own fold and seed.
+    """
+    return len({replace(p.recipe, seed=0, fold="", start={}).digest for p in plans}) == 1
+
+
 def _family(experiment: Experiment, plans: Sequence[Plan]) -> Family | None:
-    """That of runs of one recipe that differ by seed and fold alone; None of other runs."""
-    alike = {replace(plan.recipe, seed=0, fold="").digest for plan in plans}
-    if len(plans) < 2 or len(alike) > 1:
+    """That of several runs that are alike; None of others."""
+    if len(plans) < 2 or not are_alike(plans):
         return None
     uri = store_uri(experiment)
     initialise(uri, experiment.folder / "mlartifacts")

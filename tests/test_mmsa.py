@@ -11,6 +11,7 @@ from featurizers.dataset import read_clips
 from featurizers.manifest import committed, open_column
 from featurizers.spec import FeatureSpec
 from pipelines.exchange.importing import Wanted, import_files
+from pipelines.exchange.mmsa import read_mmsa
 from pipelines.experiment import InputError, load
 from pipelines.featurize import finished
 from pipelines.run import check_usable
@@ -112,6 +113,23 @@ def test_the_aligned_form_shares_its_steps_and_keeps_those_of_zeros(folder):
             assert np.array_equal(found.values, wanted)
             assert found.times.tolist() == [[step, step + 1.0] for step in range(5)]
         assert clip.seconds == 5.0
+
+
+def test_the_four_answers_of_mults_iemocap_are_several_labels(tmp_path):
+    answers = [[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]
+    part = {
+        "text": np.ones((3, 2, 4), np.float32),
+        "audio": np.ones((3, 2, 2), np.float32),
+        "labels": np.array([[[1 - yes, yes] for yes in each] for each in answers], np.float32),
+    }
+    file = tmp_path / "iemocap_data.pkl"
+    file.write_bytes(pickle.dumps(dict.fromkeys(("train", "valid", "test"), part)))
+    clips = read_mmsa(file).clips
+    assert [clip.labels["labels"] for clip in clips[:3]] == [
+        ("angry", "happy"),
+        (),
+        ("neutral", "sad"),
+    ]
 
 
 def test_padding_behind_is_padding_too(tmp_path, folder):

@@ -72,6 +72,64 @@ def demo_command(
         raise typer.Exit(1)
 
 
+@app.command("reproduce", rich_help_panel=PANEL)
+def reproduce_command(
+    name: Annotated[str, typer.Argument(help="mosei, mosi, iemocap, ravdess, ntu or utd-mhad.")],
+    data: Annotated[
+        Path, typer.Option(help="The corpus's folder, or a file or folder of published features.")
+    ],
+    *,
+    seeds: Annotated[int | None, typer.Option(help="How many; else the protocol's.", min=1)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the model of this recipe, and what it starts from; repeatable."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Not the protocol's: KEY=VALUE or RECIPE.KEY=VALUE; repeatable."
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Show what an open archive has of it, and its size.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --download: fetch it to --data.")
+    ] = False,
+    mirror: Annotated[str, typer.Option("--from", help="Another address of the archive.")] = "",
+    to: Annotated[Path, typer.Option(help="The folder below which all goes.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """A published experiment, to a table beside the published figures. Run again, it goes on."""
+    from pipelines.reproduce.flow import Wish, reproduce
+    from pipelines.reproduce.outcome import markdown, to_json
+    from pipelines.reproduce.protocol import archive_of
+    from pipelines.reproduce.protocols import find
+    from pipelines.show import Show
+
+    protocol, show = find(name), Show(quiet=as_json)
+    if download:
+        from pipelines.reproduce.archives import fetch_corpus
+
+        missing = fetch_corpus(archive_of(protocol), data, mirror, yes=yes, show=show)
+        if missing:
+            if as_json:
+                print(json.dumps({"missing_bytes": missing}))
+            return
+    wish = Wish(
+        data=data,
+        folder=to.resolve(),
+        seeds=seeds,
+        models=tuple(model or ()),
+        settings=tuple(settings or ()),
+    )
+    outcome, folder = reproduce(protocol, wish, show)
+    if as_json:
+        print(json.dumps({**to_json(outcome), "folder": str(folder)}))
+        return
+    print(f"\n{markdown(outcome)}\n{folder}")
+
+
 @app.command("doctor", rich_help_panel=PANEL)
 def doctor_command(
     file: Annotated[Path | None, typer.Argument(help="An experiment file; else all parts.")] = None,

@@ -38,6 +38,10 @@ TIMES, SECONDS, STEPS = "times", "seconds", "steps"
 many steps it has in the aligned form."""
 
 LABELS = ("regression_labels", "classification_labels", "annotations", "labels")
+EMOTIONS = ("neutral", "happy", "sad", "angry")
+"""The questions of MulT's IEMOCAP in the order of its evaluation; the answers, no or yes, are a
+score for either: [N, 4, 2]."""
+
 _Part: TypeAlias = Mapping[str, Any]
 
 
@@ -321,6 +325,8 @@ def _words(text: str, seconds: float) -> tuple[Word, ...] | None:
 def _label_of(path: Path, name: str, values: object) -> list[Label | None]:
     """The labels of a split's clips: numbers of a regression, else texts. None for NaN."""
     array = np.asarray(values)
+    if array.shape[1:] == (len(EMOTIONS), 2):
+        return [_answered(each) for each in array]
     array = array.reshape(len(array), -1)
     if array.shape[1] != 1:
         raise InputError(f"{path}: {name} is {array.shape}; wanted one label a clip")
@@ -332,6 +338,12 @@ def _label_of(path: Path, name: str, values: object) -> list[Label | None]:
     except ValueError:
         return [_text(each) or None for each in column]
     return [float(each) if np.isfinite(each) else None for each in numbers]
+
+
+def _answered(scores: NDArray[Any]) -> tuple[str, ...]:
+    """The emotions whose answer is yes, sorted."""
+    yes = scores.argmax(axis=1)
+    return tuple(sorted(name for name, said in zip(EMOTIONS, yes, strict=True) if said))
 
 
 def _class(value: object) -> str | None:

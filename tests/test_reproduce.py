@@ -1,0 +1,233 @@
+"""A published experiment goes the whole way, and is told beside the published figures."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipelines.executors import stop_ray
+from pipelines.experiment import InputError
+from pipelines.plans import Plan
+from pipelines.reproduce.corpora import Data
+from pipelines.reproduce.flow import Wish, _begun, reproduce
+from pipelines.reproduce.outcome import markdown, to_json
+from pipelines.reproduce.protocol import Metric, Model, Protocol, Published
+from pipelines.run import are_alike
+from pipelines.show import Show
+from tracking.mlflow_store import client_of, read_file, tracking_uri
+from training.recipe import Task
+from training.recipes import named
+
+TINY = Protocol(
+    name="tiny",
+    format="none",
+    corpus="made up",
+    split="3 folds of 2 speakers",
+    label="mood",
+    task="classes",
+    metrics=(Metric(title="Acc", name="accuracy"), Metric(title="UAR", name="uar")),
+    models=(
+        Model(
+            recipe="unimodal",
+            title="one hand",
+            streams=("left",),
+            settings={"hidden": 4},
+            published=(
+                Published(
+                    what="one hand",
+                    values={"Acc": 62.5},
+                    source="a paper, Table 1",
+                    chosen_on="test",
+                ),
+            ),
+        ),
+        Model(recipe="late_fusion", title="both hands", streams=("left", "right")),
+    ),
+    features={
+        name: {"featurizer": "numbers", "stream": name, "dims": 2} for name in ("left", "right")
+    },
+    seeds=2,
+    folds=3,
+    best_on_test=True,
+    monitor="valid_accuracy",
+)
+
+
+def write_clips(folder, speakers=6, each=4):
+    """A table of clips without media worth looking at; one hand says what is right."""
+    folder.mkdir()
+    rows, random = (
+        ["id,media,speaker,fold,mood,stream:left,stream:left:hz"],
+        np.random.default_rng(0),
+    )
+    (folder / "silence.wav").write_bytes(silence())
+    for speaker in range(speakers):
+        for i in range(each):
+            name, up = f"s{speaker}-{i}", i % 2
+            np.save(folder / f"{name}.npy", random.normal(2 * up, 1, (5, 2)).astype(np.float32))
+            mood = "up" if up else "down"
+            rows.append(f"{name},silence.wav,{speaker},{speaker // 2 + 1},{mood},{name}.npy,5")
+    (folder / "clips.csv").write_text("\n".join(rows))
+
+
+def silence():
+    import io
+    import wave
+
+    content = io.BytesIO()
+    with wave.open(content, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16_000)
+        sound.writeframes(bytes(2 * 16_000))
+    return content.getvalue()
+
+
+def prepared(protocol, data, folder, show):
+    features = {"left": protocol.features["left"]}
+    source = {"table": str(data / "clips.csv"), "label": protocol.label}
+    return Data(source=source, features=features, notes=("made up",))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce")
+    write_clips(folder / "corpus")
+    wish = Wish(
+        data=folder / "corpus",
+        folder=folder,
+        seeds=1,
+        settings=(
+            "train.epochs=2",
+            "unimodal.model.hidden=3",
+            "workers.train=1",
+            "workers.featurize=0",
+        ),
+    )
+    outcome, at = reproduce(TINY, wish, Show(quiet=True), prepared)
+    yield wish, outcome, at
+    stop_ray()
+
+
+@pytest.mark.ray
+def test_each_fold_is_tested_on_once_by_validation_and_once_as_the_paper_does(done):
+    _, outcome, _ = done
+    assert [(run.chosen_on, run.fold) for run in outcome.runs] == [
+        (chosen_on, f"{i}/3") for chosen_on in ("valid", "test") for i in (1, 2, 3)
+    ]
+    by_fold = {
+        run.fold: {r.evaluation_set for r in outcome.runs if r.fold == run.fold}
+        for run in outcome.runs
+    }
+    assert all(len(sets) == 1 for sets in by_fold.values())
+    assert len(set.union(*by_fold.values())) == 3
+    assert {run.clips for run in outcome.runs} == {8}
+    assert {run.epochs for run in outcome.runs} == {2}
+    assert len({run.digest for run in outcome.runs}) == 6
+    assert outcome.clips == {"fold 1": 8, "fold 2": 8, "fold 3": 8}
+    assert all(0 <= run.values["Acc"] <= 1 for run in outcome.runs)
+
+
+@pytest.mark.ray
+def test_the_tables_lie_in_files_and_with_a_run_of_the_tracking_server(done):
+    wish, outcome, at = done
+    assert at.parent == wish.folder / "runs" / "reproduced"
+    assert (at / "table.md").read_text() == markdown(outcome)
+    assert json.loads((at / "table.json").read_bytes()) == to_json(outcome)
+    uri = tracking_uri(wish.folder)
+    run_id = json.loads((at / "run.json").read_bytes())["run_id"]
+    for name in ("table.md", "table.json"):
+        assert read_file(uri, run_id, name) == (at / name).read_bytes()
+    metrics = client_of(uri).get_run(run_id).data.metrics
+    mean = sum(run.values["UAR"] for run in outcome.runs[:3]) / 3
+    assert metrics["unimodal_uar"] == pytest.approx(mean)
+    assert "unimodal_best_on_test_accuracy" in metrics
+
+
+@pytest.mark.ray
+def test_what_is_not_the_protocols_is_told(done):
+    _, _, at = done
+    wanted = "1 seed(s), not 2; train.epochs=2; unimodal.model.hidden=3; without late_fusion"
+    assert f"- **Not the protocol's: {wanted}.**" in (at / "table.md").read_text()
+    assert at.name.startswith("tiny-")
+
+
+@pytest.mark.ray
+def test_run_again_everything_finished_is_taken_as_it_is(done):
+    wish, outcome, at = done
+    again, there = reproduce(TINY, wish, Show(quiet=True), prepared)
+    assert (again, there) == (outcome, at)
+
+
+def refused(wish, protocol=TINY, data=None):
+    def given(protocol, folder, to, show):
+        return data or prepared(protocol, folder, to, show)
+
+    with pytest.raises(InputError) as caught:
+        reproduce(protocol, wish, Show(quiet=True), given)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("source.label=x", "tiny has its own source.label; settings of features, model, train"),
+        ("unimodal.train.seeds=3", "tiny has its own train.seeds"),
+        ("model.recipe=mult", "tiny has its own model.recipe"),
+        ("nonsense", "late_fusion.train.epochs=2"),
+        ("unimodal.features.left.dims=3", "features is that of all models; leave out unimodal"),
+        ("train.epoch=3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ("unimodal.model.hiden=3", "hiden"),
+    ],
+)
+def test_a_setting_that_is_not_to_be_replaced_is_refused(tmp_path, setting, said):
+    assert said in refused(Wish(data=tmp_path, folder=tmp_path, settings=(setting,)))
+
+
+def test_a_model_whose_streams_are_not_there_is_refused_where_it_is_asked_for(tmp_path):
+    wish = Wish(data=tmp_path, folder=tmp_path, models=("late_fusion",))
+    assert "late_fusion wants right, and the data have left" in refused(wish)
+    nothing = Data(source={}, features={})
+    wish = Wish(data=tmp_path, folder=tmp_path)
+    assert "no model of this experiment can do with that" in refused(wish, data=nothing)
+    aligned = replace(TINY, models=(replace(TINY.models[0], time_base="one"),))
+    own = Data(source={}, features={"left": {}}, pooling={"kind": "own"})
+    wish = Wish(data=tmp_path, folder=tmp_path, models=("unimodal",))
+    assert "those of the data are not aligned" in refused(wish, aligned, own)
+
+
+def test_a_model_starts_from_what_was_learned_on_its_own_fold_with_its_seed(tmp_path):
+    fused = replace(TINY.models[1], start={"left": "unimodal"})
+    learned = {}
+    for fold in ("1/3", "2/3"):
+        for seed in (0, 1):
+            folder = tmp_path / f"{fold[0]}-{seed}"
+            folder.mkdir()
+            (folder / "weights.safetensors").write_bytes(f"{fold} {seed}".encode())
+            learned["unimodal", fold, seed] = folder
+    task = Task(kind="classes", label="mood", classes=("down", "up"))
+    recipe = replace(named("late_fusion", task, ("left", "right")), fold="2/3", seed=1)
+    begun = _begun(recipe, fused, learned, tmp_path)
+    path, _, digest = begun.start["left"].partition("#")
+    assert path == str(tmp_path / "2-1" / "weights.safetensors")
+    assert digest == hashlib.sha256(b"2/3 1").hexdigest()
+    assert _begun(recipe, TINY.models[1], learned, tmp_path) == recipe
+
+
+def test_runs_that_start_from_weights_of_their_own_fold_are_one_family(tmp_path):
+    task = Task(kind="classes", label="mood", classes=("down", "up"))
+    recipe = named("unimodal", task, ("left",))
+    plans = [
+        Plan(
+            name=f"{i}",
+            recipe=replace(recipe, fold=f"{i}/3", start={"model": f"w#{i}"}),
+            root=tmp_path,
+            folder=tmp_path / f"{i}",
+            columns={},
+        )
+        for i in (1, 2, 3)
+    ]
+    assert are_alike(plans)
+    assert not are_alike([plans[0], replace(plans[1], recipe=replace(recipe, epochs=3))])
