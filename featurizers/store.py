@@ -30,12 +30,14 @@ Root: TypeAlias = Path | str
 class StorageError(Exception):
     """Something could not be read or written; nothing partial is left under its final name.
 
+    Its message goes into logs: it is without passwords, wherever it got its addresses from.
+
     Attributes:
         transient: The next try may succeed.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.transient = transient
 
 
@@ -103,6 +105,12 @@ def store_at(root: Root) -> Store:
 def is_remote(root: Root) -> bool:
     """Whether a root is the URL of an object store."""
     return isinstance(root, str) and "://" in root
+
+
+def shown(text: str) -> str:
+    """A text for people, without the users, passwords and signatures that addresses in it hold."""
+    named = re.sub(r"://[^/\s@]*@", "://", text)
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", named)
 
 
 def read_input(path: Path, read: Callable[[], T]) -> T:
@@ -381,7 +389,7 @@ class ObjectStore:
 
     def where(self, name: str = "") -> str:
         """See `Store`."""
-        return f"{self.url}/{name}" if name else self.url
+        return shown(f"{self.url}/{name}" if name else self.url)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}" if name else str(self._prefix)

@@ -15,8 +15,8 @@ from featurizers.dataset import DatasetError
 from featurizers.egemaps import MissingPackageError
 from featurizers.encoding import EncoderMemoryError
 from featurizers.manifest import CorruptShardError
-from featurizers.store import StorageError
-from pipelines.commands import data, exchange, flows, jobs, models
+from featurizers.store import StorageError, shown
+from pipelines.commands import cluster, data, exchange, flows, jobs, models
 from pipelines.experiment import FailedError, InputError
 from pipelines.stopping import stoppable
 from tracking.ledger import LostRaceError
@@ -45,7 +45,7 @@ app = typer.Typer(
     help="Raw clips (video, audio, transcript) to trained, tracked and promoted fusion models.",
 )
 
-for group in (data, exchange, models, flows, jobs):
+for group in (data, exchange, models, flows, cluster, jobs):
     app.add_typer(group.app)
 
 
@@ -79,4 +79,5 @@ def _called(call: Callable[[], None]) -> int:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    # What commands print ends in logs of jobs, and a path may be an address.
+    return shown(" ".join(str(error).split()))

@@ -12,8 +12,6 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -30,6 +28,7 @@ from featurizers.pretrained import Checkpoint, MissingWeightsError
 from featurizers.spec import AudioChunk, AudioWant, Featurizer, VideoChunk, VideoWant
 from featurizers.store import LocalStore, Root, StorageError, is_remote, store_at
 from pipelines import HOME
+from pipelines.cluster.live import ended_within
 from pipelines.executors import joins
 from pipelines.experiment import Experiment, InputError
 from pipelines.findings import Finding, State, finding
@@ -89,7 +88,10 @@ def doctor(experiment: Experiment | None, folder: Path, *, quick: bool) -> Itera
     if not quick:
         yield _ray()
         yield _store(tracking_uri(folder if experiment is None else experiment.folder))
-    yield from _features(experiment)
+    if experiment is not None:
+        yield from check_features(experiment)
+    else:
+        yield from (_possible(name) for name in catalog.NAMES)
 
 
 # Versions
@@ -263,26 +265,14 @@ def _devices(gpus: float) -> Iterator[Finding]:
 
 def _ray() -> Finding:
     what = f"cluster at {os.environ['RAY_ADDRESS']}" if joins() else "local cluster"
-    with subprocess.Popen(  # noqa: S603 - our own program text, no shell
-        [sys.executable, "-c", _ASK_RAY],
-        cwd=HOME,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=RAY_S)
-        except subprocess.TimeoutExpired:
-            do = "look at RAY_ADDRESS and the cluster's head" if joins() else "look at /tmp/ray"
-            return finding("ray", what, "failed", f"does not answer within {RAY_S:g} s", do)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        said = (err.strip().splitlines() or ["nothing"])[-1]
+    ended = ended_within([sys.executable, "-c", _ASK_RAY], RAY_S, folder=HOME)
+    if ended is None:
+        do = "look at RAY_ADDRESS and the cluster's head" if joins() else "look at /tmp/ray"
+        return finding("ray", what, "failed", f"does not answer within {RAY_S:g} s", do)
+    if ended.returncode:
+        said = (ended.stderr.strip().splitlines() or ["nothing"])[-1]
         return finding("ray", what, "failed", f"cannot be had: {said}", "look at /tmp/ray")
-    told = re.findall(r"'(CPU|GPU)': ([\d.]+)", out)
+    told = re.findall(r"'(CPU|GPU)': ([\d.]+)", ended.stdout)
     return finding("ray", what, "ok", ", ".join(f"{float(n):g} {kind}" for kind, n in told))
 
 
@@ -304,12 +294,10 @@ def _store(uri: str) -> Finding:
 # Features
 
 
-def _features(experiment: Experiment | None) -> Iterator[Finding]:
-    if experiment is not None:
-        yield from (_chosen(experiment, stream) for stream in experiment.features)
-        yield from (_listens(name, make) for name, make in experiment.listeners().items())
-        return
-    yield from (_possible(name) for name in catalog.NAMES)
+def check_features(experiment: Experiment) -> Iterator[Finding]:
+    """Whether each chosen featurizer, and what hears and places words, can be built here."""
+    yield from (_chosen(experiment, stream) for stream in experiment.features)
+    yield from (_listens(name, make) for name, make in experiment.listeners().items())
 
 
 def _chosen(experiment: Experiment, stream: str) -> Finding:

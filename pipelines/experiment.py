@@ -24,6 +24,7 @@ from pipelines.sections import (
     Cache,
     FeatureSettings,
     ModelSection,
+    Prices,
     Promote,
     Register,
     Section,
@@ -84,6 +85,7 @@ class Experiment(Section):
     promote: Promote | None = None
     shards: Shards = Shards()
     cache: Cache = Cache()
+    prices: Prices | None = None
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @property
@@ -335,9 +337,14 @@ def replaced(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def parse(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:
     """Check plain data against the experiment's types and names, and build its featurizers."""
     experiment = outline(plain, folder, name)
+    check(experiment, name)
+    return experiment
+
+
+def check(experiment: Experiment, name: str = "experiment") -> None:
+    """Whether featurizers and model can be built. Raises InputError."""
     _check_set(name, experiment)
     _check_model(experiment)
-    return experiment
 
 
 def outline(plain: Mapping[str, Any], folder: Path, name: str = "experiment") -> Experiment:

@@ -258,6 +258,22 @@ class Cache(Section):
     gigabytes: Annotated[float, Field(gt=0)] = 20.0
 
 
+class Prices(BaseModel):
+    """What a node costs an hour: by its type's name, or by what it has, as in CPU and GPU.
+
+    Numbers are of `currency`; they decide nothing, and `validate` reckons with them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    currency: Annotated[str, Field(min_length=1)]
+
+    @property
+    def by_name(self) -> Mapping[str, float]:
+        """Prices of an hour by name."""
+        return dict(self.__pydantic_extra__)
+
+
 _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     ("source",): Source,
     ("source", "segment"): Segment,

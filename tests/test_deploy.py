@@ -190,6 +190,30 @@ def test_a_head_binds_ray_and_mlflow_to_the_private_address_and_the_dashboard_to
     assert ray.partition(" | ")[2].strip() == "token http://127.0.0.9:5000"
 
 
+def flags(line):
+    """The names of options, and those values that are no address or file."""
+    found = re.findall(r"(--[\w-]+)[ =](\S+)", line)
+    return {(name, "" if re.search(r"[/.]", value) else value) for name, value in found}
+
+
+def test_plain_commands_of_the_papers_are_those_of_the_script(stubs):
+    """The quick start on two machines: what somebody types there listens where the script's do."""
+    paper = (ROOT / "docs" / "operations.md").read_text()
+    typed = re.findall(r"^ {4}((?:ray start|mlflow server) .*)$", paper, re.M)
+    head, mlflow, worker = sorted(typed, key=lambda line: ("--address" in line, line[0] == "m"))
+    usual = {"FUSELINE_NODE_IP": "127.0.0.9", "RAY_HEAD_IP": "127.0.0.9"}
+    run(stubs, "head", FUSELINE_RAY_FLAGS="--num-cpus=0 --num-gpus=0", **usual)
+    _, calls = run(stubs, "worker", **usual)
+    lines = lines_of(calls, 3)
+    for mine, start in ((head, "ray start --head"), (worker, "ray start --address")):
+        (ours,) = [each for each in lines if each.startswith(start)]
+        assert flags(mine.partition("#")[0]) == flags(ours)
+    (ours,) = [each for each in lines if each.startswith("mlflow")]
+    wanted = {name for name, _ in flags(ours)} - {"--workers"}
+    assert {name for name, _ in flags(mlflow)} == wanted | {"--backend-store-uri"}
+    assert "--dashboard-host=127.0.0.1" in head
+
+
 def test_a_worker_joins_the_head_and_logs_to_its_mlflow(stubs):
     done, calls = run(stubs, "worker", RAY_HEAD_IP="127.0.0.8", FUSELINE_NODE_IP="127.0.0.9")
     assert done.returncode == 0, done.stderr

@@ -45,8 +45,8 @@ def as_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any small frozen d
     return asdict(value)
 
 
-def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
-    """Print each as it is found, or all as one JSON value; exit code 1 where one failed."""
+def print_findings(findings: Iterable[Finding], *, as_json: bool, code: int = 1) -> None:
+    """Print each as it is found, or all as one JSON value; exits with the code where one failed."""
     found = []
     for each in findings:
         found.append(each)
@@ -55,4 +55,4 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([as_plain(each) for each in found]))
     if any(each.state == "failed" for each in found):
-        raise typer.Exit(1)
+        raise typer.Exit(code)

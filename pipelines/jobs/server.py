@@ -127,6 +127,10 @@ class JobServer:
         plain = self._json("POST", f"/api/jobs/{quote(name, safe='')}/stop")
         return bool(plain.get("stopped"))
 
+    def delete(self, name: str) -> None:
+        """Let the cluster forget a job that has ended, and its log; one at work is left alone."""
+        self._ask("DELETE", f"/api/jobs/{quote(name, safe='')}", accept=(404, 500))
+
     def logs(self, name: str) -> str:
         """What the driver has written so far."""
         status, body = self._ask("GET", f"/api/jobs/{quote(name, safe='')}/logs", accept=(404, 500))

@@ -1,0 +1,281 @@
+"""Whether all nodes reach what they shall share: media, dataset, runs, weights, tracking store."""
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from featurizers import catalog
+from featurizers.store import is_remote
+from pipelines.cluster.launcher import ClusterFile
+from pipelines.cluster.live import Live, Node, Question
+from pipelines.cluster.probe import fingerprint
+from pipelines.experiment import Experiment, InputError
+from pipelines.findings import Finding, finding
+from pipelines.sources import rows_of
+from tracking.mlflow_store import public, tracking_uri
+
+T = TypeVar("T")
+
+AREA = "shared"
+SAMPLES = 3  # media that nodes are asked for
+LOOKED_AT = 10_000  # names below a folder of media
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+NETWORK_DISKS = (
+    "nfs", "nfs4", "lustre", "gpfs", "ceph", "cifs", "smb3", "beegfs", "afs", "9p", "virtiofs",
+    "glusterfs", "orangefs", "panfs", "wekafs", "fuse.s3fs", "fuse.gcsfuse", "fuse.sshfs",
+    "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.mount-s3", "fuse.rclone", "fuse.blobfuse2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Something that several nodes use.
+
+    Attributes:
+        what: For people.
+        paths: Local files, or folders.
+        urls: Of objects, or of prefixes that need not hold anything yet.
+        written: Whether nodes write below it, so that a copy of it will not do.
+    """
+
+    what: str
+    paths: Sequence[Path] = ()
+    urls: Sequence[str] = ()
+    written: bool = False
+
+
+def places_of(experiment: Experiment) -> list[Place]:
+    """All that workers and ranks use besides code; needs no featurizer to be built."""
+    found = [_media(experiment)] if experiment.workers.featurize else []
+    root = experiment.root
+    found.append(
+        Place(what="dataset", urls=[str(root)])
+        if is_remote(root)
+        else Place(what="dataset", paths=[Path(root)], written=True)
+    )
+    if is_remote(root):
+        found.append(Place(what="runs and checkpoints", paths=[experiment.work], written=True))
+    weights = _weights(experiment) if experiment.workers.featurize else []
+    if weights:
+        found.append(Place(what="weights", paths=weights))
+    return found
+
+
+def _media(experiment: Experiment) -> Place:
+    """Some media that the table names, or that lie in the folder that was given."""
+    try:
+        given = [str(row["media"]) for row in rows_of(experiment) if "media" in row]
+    except InputError:
+        given = []
+    if not given:
+        return Place(what="media", paths=list(islice(_files(experiment.given), SAMPLES)))
+    beside = experiment.table.parent
+    urls = [each for each in given if "://" in each]
+    local = [(beside / each).resolve() for each in given if "://" not in each]
+    return Place(what="media", paths=_some(local), urls=_some(urls))
+
+
+def _some(names: Sequence[T]) -> list[T]:
+    """The first, the middle one and the last."""
+    places = sorted({0, len(names) // 2, len(names) - 1}) if names else []
+    return [names[place] for place in places]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for each in islice(folder.rglob("*"), LOOKED_AT):
+        if each.is_file() and not each.name.startswith("."):
+            yield each
+
+
+def _weights(experiment: Experiment) -> list[Path]:
+    """Files and folders of weights that the user names; names of a hub are none."""
+    found = []
+    for section in experiment.features.values():
+        settings = section.model_dump()
+        try:
+            name = catalog.places(section.featurizer)
+        except ValueError:  # no such featurizer, which is told elsewhere
+            continue
+        given = settings.get(name)
+        if isinstance(given, str) and given and not settings.get("revision"):
+            found.append(experiment.folder / given)
+    return [each for each in dict.fromkeys(found) if each.exists()]
+
+
+@contextmanager
+def marked(places: Sequence[Place]) -> Iterator[Question]:
+    """What nodes are asked; a marker lies in each folder that is to be shared for so long.
+
+    A folder of that name on another disk has no such file.
+    """
+    folders = [_there(path) for each in places if each.written for path in each.paths]
+    name = f".fuseline-validate-{secrets.token_hex(6)}"
+    markers: list[Path] = []
+    try:
+        for folder in dict.fromkeys(folders):
+            marker = folder / name
+            try:
+                marker.write_text(name)
+            except OSError:  # nobody may write there, which the doctor tells
+                continue
+            markers.append(marker)
+        files = [path for each in places if not each.written for path in each.paths]
+        urls = [url for each in places for url in each.urls]
+        asked = [*map(str, markers), *map(str, files)]
+        yield Question(files=asked, urls=urls, hosts=_hosts())
+    finally:
+        for marker in markers:
+            marker.unlink(missing_ok=True)
+
+
+def _there(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    place = path.resolve()
+    return next(each for each in (place, *place.parents) if each.is_dir())
+
+
+def _hosts() -> list[tuple[str, int]]:
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return []
+    return [(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))]
+
+
+def check_live(places: Sequence[Place], question: Question, live: Live) -> Iterator[Finding]:
+    """Whether each node on which work can land reaches all places, by what it answered."""
+    nodes = [each for each in live.nodes if each.works and not each.error]
+    markers = {Path(each).parent: each for each in question.files if _is_marker(each)}
+    for place in places:
+        lacking: list[str] = []
+        for node in nodes:
+            lacking += [f"{path} on {node}" for path in _lacking(place, node, markers)]
+            lacking += [f"{url} on {node}: {node.urls[url]}" for url in _away(place, node)]
+        if lacking:
+            yield _refused(place, f"not reached: {'; '.join(lacking)}")
+        else:
+            yield finding(AREA, place.what, "ok", f"{_named(place)}, reached by {len(nodes)} nodes")
+
+
+def _is_marker(path: str) -> bool:
+    return Path(path).name.startswith(".fuseline-validate-")
+
+
+def _lacking(place: Place, node: Node, markers: dict[Path, str]) -> list[Path]:
+    if place.written:
+        return [
+            path for path in place.paths if not node.files.get(markers.get(_there(path), ""), None)
+        ]
+    return [path for path in place.paths if node.files.get(str(path)) != fingerprint(str(path))]
+
+
+def _away(place: Place, node: Node) -> list[str]:
+    # A dataset's prefix comes into being with its first object.
+    new = "not there" if place.what == "dataset" else ""
+    return [url for url in place.urls if node.urls.get(url) and node.urls[url] != new]
+
+
+def check_unasked(places: Sequence[Place], file: ClusterFile | None) -> Iterator[Finding]:
+    """The same, where no node can be asked: by the disk that it lies on here."""
+    mounts = {} if file is None else file.mounts()
+    for place in places:
+        own = [
+            path
+            for path in place.paths
+            if not _sent(path, mounts) and _disk(path) not in NETWORK_DISKS
+        ]
+        if not own:
+            how = " on a disk of the network" if place.paths else ""
+            yield finding(AREA, place.what, "ok", f"{_named(place)}{how}; no node was asked")
+        elif not any(path.exists() or place.written for path in own):
+            found = f"{own[0]} is not on this machine"
+            do = "give --address, so that the nodes are asked"
+            yield finding(AREA, place.what, "warning", found, do)
+        else:
+            yield _refused(place, f"{own[0]} lies on a disk of this machine ({_disk(own[0])})")
+
+
+def _sent(path: Path, mounts: dict[str, Path]) -> bool:
+    return any(path.is_relative_to(remote) for remote in mounts)
+
+
+def _refused(place: Place, found: str) -> Finding:
+    cure = {
+        "media": "give URLs of an object store below source.media_root, or a disk that all share",
+        "dataset": "name an object store, as dataset: s3://bucket/mydata, or a disk that all share",
+        "weights": "put them at the same path on each node, as by file_mounts",
+    }
+    usual = "put the experiment file on a disk that all nodes share, at one path"
+    return finding(AREA, place.what, "failed", found, cure.get(place.what, usual))
+
+
+def _named(place: Place) -> str:
+    names = [*map(str, place.paths), *map(public, place.urls)]
+    return ", ".join(names) or "none"
+
+
+def _disk(path: Path) -> str:
+    """The kind of file system that a path lies on."""
+    import psutil
+
+    place = _there(path)
+    holding = [
+        part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)
+    ]
+    found = max(holding, key=lambda part: len(part.mountpoint), default=None)
+    return "" if found is None else str(found.fstype)
+
+
+def check_store(folder: Path, file: ClusterFile | None, live: Live | None) -> Finding:
+    """Whether the tracking store is one for all nodes; more than one node is taken as given.
+
+    Args:
+        folder: Where the store would lie if nobody said.
+        file: Whose start commands may name one.
+        live: Whose nodes may.
+    """
+    what, chosen = "tracking", os.environ.get("MLFLOW_TRACKING_URI", "")
+    nodes = [] if live is None else [each for each in live.nodes if not each.error]
+    told = {each.store for each in nodes}
+    if chosen:
+        return _judged(chosen, "MLFLOW_TRACKING_URI", nodes)
+    # A job is given what Ray was started with on the head; a command in a shell is not.
+    if live is not None and live.by_job and told != {""}:
+        if len(told) > 1:
+            do = "start all nodes with one MLFLOW_TRACKING_URI"
+            several = ", ".join(sorted(each or "none" for each in told))
+            return finding(AREA, what, "failed", f"the nodes name several: {several}", do)
+        return _judged(told.pop(), "of the nodes' own MLFLOW_TRACKING_URI", nodes)
+    started = () if live is not None or file is None else file.commands()
+    if started and all("MLFLOW_TRACKING_URI=" in text for text in started):
+        found = "the head's MLflow server, which nodes and jobs are told of by their start"
+        return finding(AREA, what, "ok", found)
+    return _judged(tracking_uri(folder), "MLFLOW_TRACKING_URI is not set", nodes)
+
+
+def _judged(uri: str, where: str, nodes: Sequence[Node]) -> Finding:
+    what, shown, parts = "tracking", public(uri), urlsplit(uri)
+    do = "serve MLflow where all nodes reach it, as deploy/start.sh head does, and set the variable"
+    if parts.scheme in {"", "file", "sqlite"}:
+        kind = "a SQLite file" if parts.scheme == "sqlite" else "a local folder"
+        found = f"{shown} is {kind}, and there is more than one node ({where})"
+        return finding(AREA, what, "failed", found, do)
+    if parts.scheme not in {"http", "https"}:
+        found = f"{shown}: runs are shared, and files would lie in a folder of one machine"
+        return finding(AREA, what, "failed", found, do)
+    if parts.hostname in LOOPBACK:
+        found = f"{shown} is another machine on each node ({where})"
+        return finding(AREA, what, "failed", found, do)
+    away = [f"{node}: {why}" for node in nodes for why in node.hosts.values() if why]
+    if away:
+        do = "let the server's port through, and see that it runs"
+        return finding(AREA, what, "failed", f"{shown} is not reached: {'; '.join(away)}", do)
+    asked = f"; reached by {len(nodes)} nodes" if any(node.hosts for node in nodes) else ""
+    return finding(AREA, what, "ok", f"{shown}, {where}{asked}")

@@ -1,0 +1,135 @@
+"""Whether an experiment would run on a cluster, before anything is spent.
+
+The cluster is the one at an address, or the one that a file of `ray up` would start, or both; with
+neither it is this machine. Nothing is started: nodes that are there are asked, and where there are
+none yet, the file and the disks here tell. Read `validate` top to bottom.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from featurizers.spec import FeatureSpec
+from pipelines.cluster import launcher, live, shared, spending
+from pipelines.cluster.launcher import ClusterFile
+from pipelines.cluster.live import Live, Question, UnreachedError
+from pipelines.cluster.room import NodeKind, Room, check_room, steps_of
+from pipelines.doctor import check_features
+from pipelines.experiment import Experiment, InputError, check
+from pipelines.findings import Finding, finding
+
+
+def validate(
+    experiment: Experiment | None,
+    *,
+    cluster: Path | None = None,
+    address: str | None = None,
+) -> Iterator[Finding]:
+    """Look at everything that can be known beforehand, one finding after the other.
+
+    Args:
+        experiment: The settings, as `experiment.outline` gives them; None to look at the cluster
+            alone.
+        cluster: The file of Ray's cluster launcher.
+        address: Of a live cluster: http://HOST:8265 or HOST:6379.
+
+    Raises:
+        InputError: There is no such cluster file, or Ray refuses it.
+    """
+    file = None if cluster is None else launcher.read(cluster)
+    if file is not None:
+        yield from launcher.check(file)
+    places = [] if experiment is None else shared.places_of(experiment)
+    there: Live | None = None
+    with shared.marked(places if address else []) as question:
+        if address:
+            try:
+                there = live.ask(address, question)
+            except UnreachedError as error:
+                yield finding("cluster", "address", "failed", str(error))
+    if there is not None:
+        yield from live.check(there)
+    if experiment is None:
+        return
+    specs: list[FeatureSpec] = []
+    yield from _built(experiment, specs)
+    yield from _placed(experiment, specs, file, there)
+    if file is not None or (there is not None and len(there.nodes) > 1):
+        yield from _shared(experiment, places, question, file, there)
+
+
+def _built(experiment: Experiment, specs: list[FeatureSpec]) -> Iterator[Finding]:
+    """Whether features and model can be built at all; leaves the specs of those that can."""
+    found = list(check_features(experiment))
+    yield from found
+    if any(each.state == "failed" for each in found):
+        return
+    specs += [each.spec for each in experiment.featurizers().values()]
+    try:
+        check(experiment)
+    except InputError as error:
+        yield finding("model", experiment.model.recipe, "failed", str(error))
+    else:
+        yield finding("model", experiment.model.recipe, "ok", "can be built for these features")
+
+
+def _placed(
+    experiment: Experiment,
+    specs: list[FeatureSpec],
+    file: ClusterFile | None,
+    there: Live | None,
+) -> Iterator[Finding]:
+    """Whether each step finds a node, how long it takes, and what that costs."""
+    rooms = [file.room()] if file is not None and file.stated else []
+    # What is there now says little of a cluster that grows by its file.
+    if there is not None and (there.kinds is not None or not rooms):
+        rooms.append(there.room())
+    if file is None and there is None:
+        rooms.append(this_machine())
+    for room in rooms:
+        steps = steps_of(experiment, specs, room)
+        yield from check_room(experiment, steps, room)
+    if not rooms:
+        found = "what the machines have is not stated in the file"
+        do = "start the cluster, and give --address"
+        yield finding("room", "nodes", "warning", found, do)
+        return
+    room = rooms[0]
+    spells = spending.spells(experiment, specs, steps_of(experiment, specs, room), room)
+    yield from spending.check(spells, room, experiment.prices, _head(file))
+
+
+def _head(file: ClusterFile | None) -> NodeKind | None:
+    if file is None:
+        return None
+    resources = file.kinds[file.head].get("resources", {})
+    return NodeKind(name=file.head, resources=resources, most=1, least=1)
+
+
+def _shared(
+    experiment: Experiment,
+    places: list[shared.Place],
+    question: Question,
+    file: ClusterFile | None,
+    there: Live | None,
+) -> Iterator[Finding]:
+    """Whether more than one node reaches what all of them use."""
+    if there is not None and any(node.works and not node.error for node in there.nodes):
+        yield from shared.check_live(places, question, there)
+    else:
+        yield from shared.check_unasked(places, file)
+    yield shared.check_store(experiment.folder, file, there)
+
+
+def this_machine() -> Room:
+    """Where work runs without a cluster."""
+    import psutil
+    import torch
+
+    resources = {
+        "CPU": float(os.cpu_count() or 1),
+        "GPU": float(torch.cuda.device_count()),
+        "memory": float(psutil.virtual_memory().total),
+    }
+    kind = NodeKind(name="this machine", resources=resources, most=1, least=1)
+    return Room(kinds=[kind], most=1, source="this machine")

@@ -1,0 +1,500 @@
+"""What would fail on a cluster is said before anything is spent."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from featurizers.dataset import read_clips
+from pipelines.cluster import live, shared, spending
+from pipelines.cluster.launcher import read
+from pipelines.cluster.live import PACKAGES, Live, Node, Question, UnreachedError
+from pipelines.cluster.room import NodeKind, Room, check_room, steps_of
+from pipelines.cluster.validate import validate
+from pipelines.executors import Need, stop_ray
+from pipelines.experiment import InputError, outline
+from pipelines.licences import OURS
+from pipelines.logbook import Logbook
+from tests import test_cluster_yaml, test_command_line
+from tests.test_cluster_yaml import idle_nodes
+from tests.test_command_line import settings
+
+changed, plain = test_cluster_yaml.changed, test_cluster_yaml.plain
+BUCKET = {"dataset": "s3://bucket/data", "source": {"table": "clips.csv", "label": "mood"}}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    """No cluster and no tracking server but those of a test."""
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def by_what(findings):
+    return {each.what: each for each in findings}
+
+
+def failed(findings):
+    return {each.what for each in findings if each.state == "failed"}
+
+
+def plan(folder, **changes):
+    return outline(settings(**{"workers": {"featurize": 2}, **changes}), folder)
+
+
+# Room
+
+
+def test_machines_at_hand_do_not_state_what_they_have(changed, tmp_path):
+    file = tmp_path / "hand.yaml"
+    machines = {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    auth = {"ssh_user": "me"}
+    file.write_text(yaml.safe_dump({"cluster_name": "x", "provider": machines, "auth": auth}))
+    findings = by_what(validate(plan(tmp_path), cluster=file))
+    assert findings["head"].state == "warning"
+    assert findings["nodes"].state == "warning"
+    assert findings["token"].state == "failed"
+
+
+def room_of(changed, how=lambda cluster: None):
+    return read(changed(how)).room()
+
+
+def test_room_is_counted_by_node_type_and_by_the_limit_over_all_of_them(changed):
+    room = room_of(changed)
+    assert room.count(Need()) == 6 * 16 + 4 * 8 + 2 * 48
+    assert room.count(Need(gpus=1.0)) == 4 * 1 + 2 * 4
+    assert room.count(Need(gpus=0.5)) == 4 * 2 + 2 * 8
+    assert room.count(Need(cpus=49.0)) == 0
+    # The head counts as a node of its own; of two workers, the largest are taken.
+    fewer = room_of(changed, lambda cluster: cluster.update(max_workers=2))
+    assert fewer.count(Need(gpus=1.0)) == 2 * 4 + 1
+
+
+def test_memory_is_compared_where_it_is_known():
+    kind = NodeKind(name="x", resources={"CPU": 4.0, "memory": float(3 << 30)}, most=1)
+    assert kind.holds(Need(memory_bytes=2 << 30)) == 1
+    assert kind.holds(Need(memory_bytes=4 << 30)) == 0
+    assert replace(kind, resources={"CPU": 4.0}).holds(Need(memory_bytes=4 << 30)) == 4
+
+
+def steps(folder, room, **changes):
+    experiment = plan(folder, **changes)
+    specs = [each.spec for each in experiment.featurizers().values()]
+    found = steps_of(experiment, specs, room)
+    return experiment, found, list(check_room(experiment, found, room))
+
+
+def test_steps_ask_for_what_workers_and_ranks_hold(changed, tmp_path):
+    room = room_of(changed)
+    workers = {"featurize": 3, "memory_gb": 2, "train": {"least": 2, "most": 4}}
+    _, found, _ = steps(tmp_path, room, workers=workers)
+    by_name = {each.name: each for each in found}
+    assert by_name["featurize logmel"].need == Need(memory_bytes=2 << 30)
+    assert by_name["featurize hashed-words"].need == Need()
+    assert by_name["featurize logmel"].most == 3
+    assert by_name["ingest"].need == Need()
+    # auto with GPUs: fewer ranks train, one on each.
+    train = by_name["train"]
+    assert (train.need, train.least, train.most) == (Need(gpus=1.0), 1, 4)
+    _, found, _ = steps(tmp_path, room, workers=workers, train={"device": "cpu"})
+    assert (found[-1].need, found[-1].least) == (Need(), 2)
+
+
+def test_what_no_node_can_ever_hold_fails_and_says_what_there_is(changed, tmp_path):
+    room = room_of(changed)
+    _, _, told = steps(
+        tmp_path, room, workers={"featurize": 2, "train": 13}, train={"device": "cuda"}
+    )
+    (found,) = [each for each in told if each.state == "failed"]
+    assert found.what == "train"
+    assert "13 workers with 1 CPU, 1 GPU each" in found.found
+    assert "room for 12" in found.found
+    assert "workers.train" in found.do
+    small = Room(
+        kinds=[NodeKind(name="n", resources={"CPU": 4.0, "memory": 1e9}, most=9)],
+        most=9,
+        source="it",
+    )
+    _, _, told = steps(tmp_path, small, workers={"featurize": 2, "memory_gb": 2, "train": 1})
+    (found,) = [each for each in told if each.state == "failed"]
+    assert (found.what, "workers.memory_gb" in found.do) == ("featurize logmel", True)
+
+
+def test_gpus_that_come_only_when_asked_for_are_told_where_nobody_asks(changed, tmp_path):
+    _, _, told = steps(tmp_path, room_of(changed))
+    assert by_what(told)["train.device"].do == "set train.device: cuda"
+    _, _, told = steps(tmp_path, room_of(changed, idle_nodes))
+    assert "train.device" not in by_what(told)
+    _, _, told = steps(tmp_path, room_of(changed), train={"device": "cuda"})
+    assert "train.device" not in by_what(told)
+
+
+def test_a_sweep_asks_for_its_trials(changed, tmp_path):
+    space = {"train.learning_rate": {"uniform": [0.1, 0.2]}}
+    sweep = {"parallel": 20, "space": space}
+    _, found, told = steps(tmp_path, room_of(changed), sweep=sweep, train={"device": "cuda"})
+    assert found[-1].need == Need(gpus=1.0)
+    assert by_what(told)["sweep"].found.startswith("12 of 20 worker(s) at once")
+
+
+# What is shared
+
+
+def test_local_folders_and_a_sqlite_file_are_refused_on_more_than_one_node(changed, tmp_path):
+    test_command_line.experiment(tmp_path)
+    for number in range(6):
+        (tmp_path / f"{number}.mp4").touch()
+    assert failed(validate(plan(tmp_path), cluster=changed())) == {"media", "dataset"}
+
+    def bare(cluster):
+        start = "RAY_AUTH_MODE=token ray start"
+        cluster["head_start_ray_commands"] = [f"{start} --head"]
+        cluster["worker_start_ray_commands"] = [start]
+
+    found = by_what(validate(plan(tmp_path), cluster=changed(bare)))
+    assert found["tracking"].state == "failed"
+    assert "SQLite" in found["tracking"].found
+
+
+def test_object_stores_are_fine_but_runs_want_a_disk_that_all_share(changed, tmp_path, monkeypatch):
+    (tmp_path / "clips.csv").write_text("id,media,mood\na,s3://bucket/a.mp4,1\n")
+    experiment = plan(tmp_path, **BUCKET)
+    places = shared.places_of(experiment)
+    found = by_what(shared.check_unasked(places, read(changed())))
+    assert {name for name, each in found.items() if each.state == "failed"} == {
+        "runs and checkpoints"
+    }
+    monkeypatch.setattr(shared, "_disk", lambda path: "nfs4")
+    assert not failed(shared.check_unasked(places, read(changed())))
+
+
+def test_what_is_copied_to_every_node_need_not_be_shared(changed, tmp_path):
+    def sends(cluster):
+        cluster["file_mounts"][str(tmp_path / "weights")] = str(tmp_path)
+
+    weights = tmp_path / "weights" / "words.txt"
+    weights.parent.mkdir()
+    weights.write_text("a 1 2\n")
+    features = {"text": {"featurizer": "word-vectors", "file": "weights/words.txt"}}
+    places = shared.places_of(plan(tmp_path, features=features))
+    assert [str(each) for each in by_name(places)["weights"].paths] == [str(weights)]
+    assert "weights" in failed(shared.check_unasked(places, read(changed())))
+    assert "weights" not in failed(shared.check_unasked(places, read(changed(sends))))
+
+
+def by_name(places):
+    return {each.what: each for each in places}
+
+
+@pytest.mark.parametrize(
+    ("uri", "state", "said"),
+    [
+        ("http://10.0.0.1:5000", "ok", "MLFLOW_TRACKING_URI"),
+        ("http://me:word@10.0.0.1:5000", "ok", "http://10.0.0.1:5000"),
+        ("http://localhost:5000", "failed", "another machine on each node"),
+        ("sqlite:////x/mlflow.db", "failed", "SQLite"),
+        ("/x/mlruns", "failed", "a local folder"),
+        ("postgresql://me:word@db/runs", "failed", "files would lie in a folder"),
+    ],
+)
+def test_the_tracking_store_is_one_for_all(tmp_path, monkeypatch, uri, state, said):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    found = shared.check_store(tmp_path, None, None)
+    assert found.state == state
+    assert said in found.found
+    assert "word" not in str(found)
+
+
+# Nodes that answer
+
+
+def versions():
+    return {name: importlib.metadata.version(name) for name in (*PACKAGES, OURS)}
+
+
+def node(**changes):
+    facts = {
+        "host": "one",
+        "address": "10.0.0.2",
+        "resources": {"CPU": 4.0},
+        "python": platform.python_version(),
+        "versions": versions(),
+        "token": "token",
+    }
+    return Node(**{**facts, **changes})
+
+
+def test_nodes_that_have_what_we_have_are_fine_and_others_are_named():
+    assert {each.state for each in live.check(Live(address="x:1", nodes=[node()]))} == {"ok"}
+    other = node(host="two", python="3.9.1", versions={**versions(), "torch": "1.0", "numpy": None})
+    found = by_what(live.check(Live(address="x:1", nodes=[node(), other])))
+    assert failed(found.values()) == {"python", "torch", "numpy"}
+    assert "1.0 on two (10.0.0.2)" in found["torch"].found
+    assert "none on two" in found["numpy"].found
+    built = node(versions={**versions(), "torch": f"{versions()['torch'].split('+')[0]}+cu130"})
+    assert not failed(live.check(Live(address="x:1", nodes=[built])))
+    lacking = node(versions={**versions(), OURS: None})
+    found = by_what(live.check(Live(address="x:1", nodes=[lacking])))
+    assert (found[OURS].state, "job submit" in found[OURS].do) == ("warning", True)
+
+
+def test_nodes_that_do_not_answer_and_ask_for_no_token_are_told():
+    mute = Node(host="two", address="10.0.0.3", resources={"CPU": 1.0}, error="died")
+    found = list(live.check(Live(address="x:1", nodes=[node(token=""), mute])))
+    assert "two (10.0.0.3): died" in found[0].found
+    assert found[0].state == "failed"
+    assert by_what(found)["token"].state == "warning"
+
+
+def test_what_a_node_does_not_reach_is_named_with_the_node(tmp_path):
+    film = tmp_path / "a.mp4"
+    film.write_bytes(b"film")
+    places = [
+        shared.Place(what="media", paths=[film], urls=["s3://bucket/b.mp4"]),
+        shared.Place(what="dataset", paths=[tmp_path / "data"], written=True),
+    ]
+    with shared.marked(places) as question:
+        (marker,) = [each for each in question.files if each != str(film)]
+        assert Path(marker).read_text()
+        fine = {path: shared.fingerprint(path) for path in question.files}
+        urls = {"s3://bucket/b.mp4": ""}
+        whole = Live(address="x:1", nodes=[node(files=fine, urls=urls)])
+        assert not failed(shared.check_live(places, question, whole))
+        away = node(host="two", files=dict.fromkeys(fine), urls={"s3://bucket/b.mp4": "denied"})
+        head = node(host="head", resources={live.HEAD: 1.0})
+        torn = Live(address="x:1", nodes=[*whole.nodes, away, head])
+        found = by_what(shared.check_live(places, question, torn))
+    assert not Path(marker).exists()
+    assert failed(found.values()) == {"media", "dataset"}
+    assert f"{film} on two" in found["media"].found
+    assert "b.mp4 on two (10.0.0.2): denied" in found["media"].found
+    assert "head" not in found["media"].found
+    other = node(files={**fine, str(film): "4 of another film"}, urls=urls)
+    with shared.marked(places) as question:
+        found = shared.check_live(places[:1], question, Live(address="x:1", nodes=[other]))
+        assert failed(found) == {"media"}
+
+
+def test_jobs_take_the_tracking_store_of_the_nodes_and_shells_their_own(tmp_path):
+    served = node(store="http://10.0.0.1:5000", hosts={"10.0.0.1:5000": ""})
+    by_job = Live(address="http://localhost:8265", nodes=[served])
+    assert shared.check_store(tmp_path, None, by_job).state == "ok"
+    assert shared.check_store(tmp_path, None, replace(by_job, address="x:1")).state == "failed"
+    away = replace(served, hosts={"10.0.0.1:5000": "refused"})
+    found = shared.check_store(tmp_path, None, replace(by_job, nodes=[away]))
+    assert (found.state, "refused" in found.found) == ("failed", True)
+    several = [served, replace(served, store="")]
+    assert "several" in shared.check_store(tmp_path, None, replace(by_job, nodes=several)).found
+
+
+def test_a_cluster_that_does_not_answer_fails_in_one_line_without_its_password(monkeypatch):
+    monkeypatch.setattr(live, "_by_driver", lambda *asked: "Traceback\n  x\nOSError: no route\n")
+    with pytest.raises(UnreachedError, match=r"no route; token: ") as refused:
+        live.ask("10.0.0.1:6379", Question())
+    assert "\n" not in str(refused.value)
+    found = list(validate(None, address="http://me:word@127.0.0.1:1"))
+    assert [each.state for each in found] == ["failed"]
+    assert "word" not in str(found[0])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes on this machine, one of them a head that does no work."""
+    from ray.cluster_utils import Cluster
+
+    stop_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://me:swordfish@127.0.0.1:9")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+        made.add_node(num_cpus=2, num_gpus=0)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_nodes_of_a_live_cluster_are_asked_and_nothing_is_left(cluster, tmp_path, called):
+    test_command_line.films(tmp_path)
+    file = test_command_line.experiment(tmp_path, workers={"featurize": 3, "train": 3})
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = called("validate", str(file), "--address", cluster.address, "--json")
+    found = {(each["area"], each["what"]): each for each in json.loads(out)}
+    assert found["versions", "ray"]["found"].endswith("here and on 2 node(s)")
+    assert {each["state"] for (area, _), each in found.items() if area == "versions"} == {"ok"}
+    assert found["shared", "media"]["state"] == "ok"
+    assert found["shared", "dataset"]["state"] == "ok"
+    assert found["room", "featurize logmel, hashed-words"]["found"].startswith("2 of 3 worker(s)")
+    failures = {what for (_, what), each in found.items() if each["state"] == "failed"}
+    assert failures == {"train", "tracking"}
+    assert "swordfish" not in out
+    assert code == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# Hours and prices
+
+
+def test_prices_are_of_a_node_type_or_of_what_it_has():
+    kind = NodeKind(name="gpu-train", resources={"CPU": 48.0, "GPU": 4.0}, most=1)
+    assert spending.price_of(kind, {"gpu-train": 5.67, "CPU": 9.0}) == 5.67
+    assert spending.price_of(kind, {"CPU": 0.1, "GPU": 1.0}) == pytest.approx(8.8)
+    assert spending.price_of(kind, {"GPU": 1.0}) is None
+
+
+def test_the_cost_is_nodes_times_hours_and_what_is_not_known_is_said(changed, tmp_path):
+    room = room_of(changed)
+    prices = {"currency": "EUR", "cpu": 0.5, "gpu-train": 4, "head": 0.2, "gpu-featurize": 1}
+    experiment, found, _ = steps(
+        tmp_path, room, prices=prices, workers={"featurize": 20}, train={"device": "cuda"}
+    )
+    by_step = {each.name: each for each in found}
+    featurize = spending.Spell(
+        step=by_step["featurize logmel, hashed-words"], workers=20, hours=3.0, basis="as measured"
+    )
+    train = spending.Spell(step=by_step["train"], workers=2, hours=None, basis="nothing yet")
+    head = NodeKind(name="head", resources={"CPU": 0}, most=1)
+    told = by_what(spending.check([featurize, train], room, experiment.prices, head))
+    assert told["featurize"].found == "3.00 h as measured"
+    assert told["train"].found == "hours are not known: nothing yet"
+    # 20 workers on nodes of 16 cores: two of them.
+    assert told["cost"].found.startswith("about 3.60 EUR: featurize 3.00 h x 2 cpu at 0.5, head")
+    assert "without train (hours)" in told["cost"].found
+    unpriced = by_what(spending.check([featurize], room, None, head))["cost"]
+    assert unpriced.found == "not known: the experiment file has no prices"
+    assert "prices: {currency" in unpriced.do
+
+
+def test_hours_come_from_what_was_measured(tmp_path, called):
+    test_command_line.films(tmp_path)
+    file = test_command_line.experiment(tmp_path, train={"epochs": 5, "seeds": 2})
+    assert called("ingest", str(file))[0] == 0
+    experiment = outline(yaml.safe_load(file.read_text()), tmp_path)
+    specs = [each.spec for each in experiment.featurizers().values()]
+    assert "nothing like it" in spending._featurizing(experiment, specs, 1)[1]
+    with Logbook(experiment.root) as log:
+        for spec in specs:
+            done = {"columns": [spec.fingerprint], "clips": 6, "seconds": 3600, "media_seconds": 0}
+            log.add("job", **done)
+    # Two columns of 6 clips, on two workers.
+    assert spending._featurizing(experiment, specs, 2)[0] == pytest.approx(1.0)
+    hours, why = spending._training(experiment, specs, 2)
+    assert hours is None
+    assert "no run of mmlatch" in why
+    folder = experiment.work / "training" / "mmlatch-0123"
+    folder.mkdir(parents=True)
+    lines = [
+        {"say": "hello"},
+        *({"metrics": {"samples_per_second": s}, "ranks": 1} for s in (1, 2, 4)),
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"cut'
+    (folder / "progress.jsonl").write_text(text)
+    hours, why = spending._training(experiment, specs, 2)
+    assert hours == pytest.approx(2 * 5 * trained_on(experiment) / 2.0 / 3600)
+    assert "measured on 1 rank(s), and 2 are to train" in why
+
+
+def trained_on(experiment):
+    return sum(each.split == "train" for each in read_clips(experiment.root))
+
+
+def test_prices_want_a_currency_and_numbers(tmp_path):
+    for wrong, said in [({"cpu": 1}, "currency"), ({"currency": "EUR", "cpu": -1}, "cpu")]:
+        with pytest.raises(InputError, match=said):
+            plan(tmp_path, prices=wrong)
+    assert plan(tmp_path, prices={"currency": "EUR", "cpu": 1}).prices.by_name == {"cpu": 1.0}
+
+
+# This machine
+
+
+def test_without_a_cluster_this_machine_is_looked_at(tmp_path, called, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = test_command_line.experiment(tmp_path, workers={"featurize": 2, "train": 999})
+    code, out, _ = called("validate", str(file))
+    assert code == 2
+    assert f"this machine has room for {os.cpu_count()}" in out
+    assert "tracking" not in out
+    assert called("validate", str(file), "--set", "workers.train=1")[0] == 0
+
+
+# With the token, from outside of the cluster
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(
+    initialize_head=True,
+    head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0},
+)
+cluster.add_node(num_cpus=1)
+print("at", cluster.webui_url if hasattr(cluster, "webui_url") else cluster.head_node.webui_url)
+sys.stdout.flush()
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def served():
+    """The address of a job server that asks for a token, and what a process is told of that."""
+    told = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=told,
+    ) as process:
+        try:
+            line = next(each for each in process.stdout if each.startswith("at "))
+            yield f"http://{line.split()[1]}", told
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+def test_a_job_server_is_asked_with_the_token_and_keeps_no_job(served, tmp_path):
+    address, told = served
+
+    def asked(*arguments, **changes):
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", *arguments],
+            env={**told, **changes},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    for _ in range(30):  # a head takes jobs some seconds after it answers
+        done = asked("validate", "--address", address, "--json")
+        if "No available agent" not in done.stdout:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = by_what(SimpleNamespace(**each) for each in json.loads(done.stdout))
+    assert found["ray"].found.endswith("here and on 2 node(s)")
+    jobs = "from ray.job_submission import JobSubmissionClient as C; import sys; "
+    left = subprocess.run(
+        [sys.executable, "-c", f"{jobs}print(C(sys.argv[1]).list_jobs())", address],
+        env=told,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert left.stdout.strip() == "[]"
+    refused = asked("validate", "--address", address, RAY_AUTH_TOKEN="b" * 64)
+    assert refused.returncode == 2
+    assert "refuses the token of RAY_AUTH_TOKEN" in refused.stdout
