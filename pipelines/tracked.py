@@ -13,7 +13,7 @@ from typing import Protocol
 
 from featurizers.clip import Clip
 from featurizers.spec import canonical_json
-from featurizers.store import publish
+from featurizers.store import publish, shown
 from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.gauges import Gauges
@@ -58,7 +58,7 @@ class Kept(Protocol):
 
 def mlflow_run(plan: Plan, uri: str, experiment: str) -> MlflowRun:
     """The run that belongs to a plan's folder; see `run_of`."""
-    tags = {"fuseline.plan": plan.folder.name, "fuseline.dataset": str(plan.root)}
+    tags = {"fuseline.plan": plan.folder.name, "fuseline.dataset": shown(str(plan.root))}
     return run_of(plan.folder, uri, experiment, plan.name, tags)
 
 
