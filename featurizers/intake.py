@@ -54,7 +54,8 @@ def take_in(raw: RawClip, decoder: Decoder, *, digests: bool = True) -> Clip:
     is decoded; all others cost no decoding. Their times are marked as estimated.
 
     Media that cannot be read are not an error here: the clip is kept with a duration of 0, and
-    featurizing quarantines it with the reason.
+    featurizing quarantines it with the reason. Where it has files of numbers and an end, it is as
+    long as that says: such a clip may be of sensors alone.
 
     Args:
         raw: What a user says of it.
@@ -71,6 +72,8 @@ def take_in(raw: RawClip, decoder: Decoder, *, digests: bool = True) -> Clip:
     if raw.start < 0:
         raise BadClipError("bad_span", f"start {raw.start} lies before the media")
     whole = _seconds(raw.path, decoder)
+    if not whole and raw.streams and raw.end is not None:
+        whole = raw.end
     seconds = max(0.0, (whole if raw.end is None else min(raw.end, whole)) - raw.start)
     return Clip(
         key=raw.key,

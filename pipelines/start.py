@@ -193,9 +193,15 @@ def _of_corpus(folder: Path, to: Path, name: str) -> tuple["Format", _Given]:
         more=f"  # options: {settings}",
         rows=made.rows,
         streams={each: f"  {each}: {_flow(found.streams[each])}" for each in streams},
-        without=[each for each in _MODALITIES if each not in found.modalities],
+        without=_without(found, made.rows),
         told=[str(each) for each in findings(made.notes)],
     )
+
+
+def _without(found: "Format", rows: Sequence[RowDict]) -> list[str]:
+    """What a corpus tells nothing of; where none of its media are there, only sensors are left."""
+    has_media = any(Path(str(row["media"])).exists() for row in rows)
+    return [each for each in _MODALITIES if each not in found.modalities or not has_media]
 
 
 def _check_set(name: str) -> None:
@@ -228,7 +234,7 @@ def _of_set(name: str, folder: Path, without: Sequence[str]) -> tuple[list[str],
     lines = [f"features:\n  set: {name}"]
     missing: list[str] = []
     for stream in without:
-        why = "there are no transcripts" if stream == "text" else f"there is no {stream}"
+        why = "there are no transcripts" if stream == "text" else f"nothing to learn of {stream}"
         lines.append(f"{f'  {stream}: null':32}# {why}")
     for stream, member in members.items():
         if not member.wants:

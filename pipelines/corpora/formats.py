@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from featurizers.spec import Scalar
-from pipelines.corpora import cmu, ravdess
+from pipelines.corpora import cmu, ntu, ravdess, utd_mhad
 from pipelines.corpora.reading import Read
 from pipelines.corpora.tree import Tree, tree
 from pipelines.experiment import InputError
@@ -108,6 +108,48 @@ FORMATS: Mapping[str, Format] = {
         defects="labels of videos in no fold, segments without length",
         options=cmu.Options,
         read=cmu.read_mosei,
+    ),
+    "ntu": Format(
+        title="NTU RGB+D 60",
+        licence="for academic research alone, by agreement with the ROSE Lab",
+        ask="https://rose1.ntu.edu.sg/dataset/actionRecognition/",
+        layout=(
+            "nturgb+d_rgb/S001C001P001R001A001_rgb.avi",
+            "nturgb+d_skeletons/S001C001P001R001A001.skeleton",
+        ),
+        labels={"action": "60 classes", "camera": "3 classes", "setup": "17 classes"},
+        modalities=("video",),
+        streams={"skeleton": {"featurizer": "skeleton", "stream": "skeleton", "persons": 2}},
+        splits="cross-subject: 20 subjects train, of whom 18, 28 and 38 validate (our choice); the "
+        "other 20 test",
+        built_from="its documentation, and code of others that reads it",
+        defects="302 recordings whose skeletons are missing or incomplete are left out, by its "
+        "authors' list",
+        options=ntu.Options,
+        read=ntu.read,
+    ),
+    "utd-mhad": Format(
+        title="UTD-MHAD",
+        licence="freely available; its paper is to be cited",
+        ask="https://personal.utdallas.edu/~kehtar/UTD-MHAD.html",
+        layout=(
+            "Skeleton/a1_s1_t1_skeleton.mat    d_skel, 20 joints",
+            "Inertial/a1_s1_t1_inertial.mat    d_iner",
+            "Depth/a1_s1_t1_depth.mat    d_depth, with source.options.depth",
+            "RGB/a1_s1_t1_color.avi    not needed for the sensors",
+        ),
+        labels={"action": "27 classes"},
+        modalities=("video",),
+        streams={
+            "skeleton": {"featurizer": "skeleton", "stream": "skeleton", "joints": 20},
+            "inertial": {"featurizer": "numbers", "stream": "inertial", "dims": 6},
+            "depth": {"featurizer": "numbers", "stream": "depth", "dims": 192},
+        },
+        splits="subjects 1, 3, 5 and 7 train, of whom 7 validates (our choice); 2, 4, 6, 8 test",
+        built_from="its documentation, and code of others that reads it",
+        defects="3 of its 864 recordings are not handed out",
+        options=utd_mhad.Options,
+        read=utd_mhad.read,
     ),
 }
 

@@ -36,7 +36,7 @@ _SAID: dict[Kind, tuple[State, str, str]] = {
     "pointer": ("failed", "Git LFS pointers in place of files", "run `git lfs pull` there"),
     "empty": ("failed", "files of 0 bytes", "get them again"),
     "no_span": ("failed", "segments that end where they begin, or before", "they are left out"),
-    "broken": ("failed", "files that cannot be read", "get them again; they are left out"),
+    "broken": ("failed", "files that cannot be read", "get them again"),
     "beyond": ("warning", "labels beyond the end of the media", "the span ends where the media do"),
     "duplicate": ("warning", "equal files under one name", "the first is taken"),
     "listed": ("warning", "clips that the corpus's own list calls faulty", "they are left out"),
