@@ -10,6 +10,7 @@ import pytest
 from pipelines.executors import stop_ray
 from pipelines.experiment import InputError
 from pipelines.plans import Plan
+from pipelines.reproduce import flow
 from pipelines.reproduce.corpora import Data
 from pipelines.reproduce.flow import Wish, _begun, reproduce
 from pipelines.reproduce.outcome import markdown, to_json
@@ -91,8 +92,15 @@ def prepared(protocol, data, folder, show):
     return Data(source=source, features=features, notes=("made up",))
 
 
+def finished(folder):
+    """When each run was finished."""
+    files = folder.glob("runs/tiny/training/*/finished.json")
+    return {file.parent.name: file.stat().st_mtime_ns for file in files}
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """What was asked for, what it came to, where, and what was finished when it was killed."""
     folder = tmp_path_factory.mktemp("reproduce")
     write_clips(folder / "corpus")
     wish = Wish(
@@ -106,14 +114,23 @@ def done(tmp_path_factory):
             "workers.featurize=0",
         ),
     )
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "_measured", killed)  # behind the training of the first model
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(TINY, wish, Show(quiet=True), prepared)
+    before = finished(folder)
     outcome, at = reproduce(TINY, wish, Show(quiet=True), prepared)
-    yield wish, outcome, at
+    yield wish, outcome, at, before
     stop_ray()
 
 
 @pytest.mark.ray
 def test_each_fold_is_tested_on_once_by_validation_and_once_as_the_paper_does(done):
-    _, outcome, _ = done
+    _, outcome, _, _ = done
     assert [(run.chosen_on, run.fold) for run in outcome.runs] == [
         (chosen_on, f"{i}/3") for chosen_on in ("valid", "test") for i in (1, 2, 3)
     ]
@@ -132,7 +149,7 @@ def test_each_fold_is_tested_on_once_by_validation_and_once_as_the_paper_does(do
 
 @pytest.mark.ray
 def test_the_tables_lie_in_files_and_with_a_run_of_the_tracking_server(done):
-    wish, outcome, at = done
+    wish, outcome, at, _ = done
     assert at.parent == wish.folder / "runs" / "reproduced"
     assert (at / "table.md").read_text() == markdown(outcome)
     assert json.loads((at / "table.json").read_bytes()) == to_json(outcome)
@@ -148,17 +165,19 @@ def test_the_tables_lie_in_files_and_with_a_run_of_the_tracking_server(done):
 
 @pytest.mark.ray
 def test_what_is_not_the_protocols_is_told(done):
-    _, _, at = done
+    _, _, at, _ = done
     wanted = "1 seed(s), not 2; train.epochs=2; unimodal.model.hidden=3; without late_fusion"
     assert f"- **Not the protocol's: {wanted}.**" in (at / "table.md").read_text()
     assert at.name.startswith("tiny-")
 
 
 @pytest.mark.ray
-def test_run_again_everything_finished_is_taken_as_it_is(done):
-    wish, outcome, at = done
-    again, there = reproduce(TINY, wish, Show(quiet=True), prepared)
-    assert (again, there) == (outcome, at)
+def test_killed_it_goes_on_and_takes_what_is_finished_as_it_is(done):
+    wish, outcome, _, before = done
+    assert set(before) == {run.digest for run in outcome.runs if run.chosen_on == "valid"}
+    after = finished(wish.folder)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {run.digest for run in outcome.runs}
 
 
 def refused(wish, protocol=TINY, data=None):

@@ -7,9 +7,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from featurizers.media import encode
 from pipelines.executors import stop_ray
+from tests.test_skeleton import skeleton_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.media, pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -189,3 +191,43 @@ def test_iemocap_from_published_features(reproduced, tmp_path):
     assert counted(told) == {("mult_iemocap", "valid"): 1}
     assert "| happy Acc | happy F1 | sad Acc |" in page
     assert "undefined" not in page
+
+
+def test_ntu_from_films_and_skeletons(reproduced, tmp_path):
+    random = np.random.default_rng(0)
+    for subject, action in product((1, 2, 18, 3), (1, 2)):
+        name = f"S001C001P{subject:03}R001A{action:03}"
+        film(tmp_path / "ntu" / "rgb" / f"{name}_rgb.avi", 10 * subject + action)
+        frames = [[(1, random.normal(size=(25, 3)).round(3), [2] * 25)] for _ in range(4)]
+        (tmp_path / "ntu" / f"{name}.skeleton").write_text(skeleton_file(frames))
+    small = [
+        "features.video.size=8",
+        "i3d.model.width=0.0625",
+        "hcn.model.width=32",
+        "msaf_ntu.model.video_width=0.0625",
+        "msaf_ntu.model.skeleton_width=32",
+    ]
+    page, told = reproduced("ntu", tmp_path / "ntu", *small)
+    recipes = ["i3d", "hcn", "msaf_ntu"]
+    assert counted(told) == {(recipe, "valid"): 1 for recipe in recipes}
+    assert told["clips"] == {"train": 4, "valid": 2, "test": 2}
+    assert "| MSAF (`msaf_ntu`) | here, 1 seed |" in page
+    assert "| **the test clips** |" in page  # what the published figures chose their epoch on
+
+
+def test_utd_mhad_from_its_sensors(reproduced, tmp_path):
+    random = np.random.default_rng(0)
+    for subject, action, trial in product((1, 3, 7, 2, 4), (1, 2), (1, 2)):
+        name = f"a{action}_s{subject}_t{trial}"
+        for kind, variable, shape in (
+            ("skeleton", "d_skel", (20, 3, 9)),
+            ("inertial", "d_iner", (15, 6)),
+        ):
+            path = tmp_path / "utd" / kind.title() / f"{name}_{kind}.mat"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            savemat(path, {variable: random.normal(size=shape)})
+    page, told = reproduced("utd-mhad", tmp_path / "utd", "max_dropped=1")
+    recipes = ["hcn", "unimodal", "msaf"]
+    assert counted(told) == {(recipe, "valid"): 1 for recipe in recipes}
+    assert told["clips"] == {"train": 8, "valid": 4, "test": 8}
+    assert "| MSAF of two LSTMs (`msaf`) | here, 1 seed |" in page
