@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 500 * 1024
 PACKAGES = ("pipelines", "featurizers", "training", "tracking")
-HEAVY = ("ray", "deepspeed", "mlflow", "av", "cv2", "mediapipe", "transformers", "librosa")
+HEAVY = ("ray", "deepspeed", "mlflow", "av", "cv2", "h5py", "mediapipe", "transformers", "librosa")
 
 # Imports the modules it is told one by one; prints the heavy libraries that each of them loaded.
 IMPORTER = """

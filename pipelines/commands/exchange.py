@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.options import Dataset, Json
+from pipelines.exchange.exporting import Form
 from pipelines.exchange.importing import Format
 
 PANEL = "Data"
@@ -22,6 +23,13 @@ def import_command(
     kind: Annotated[
         Format | None, typer.Option("--format", help="Else what the suffixes say.")
     ] = None,
+    labels: Annotated[str, typer.Option(help=".csd: the file or root that holds labels.")] = "",
+    align: Annotated[
+        str, typer.Option(help=".csd: the file or root of words that all are averaged to.")
+    ] = "",
+    folds: Annotated[
+        Path | None, typer.Option(help=".csd: recordings by split (.py of the SDK, .json, .csv).")
+    ] = None,
     experiment: Annotated[
         Path | None, typer.Option(help="Write an experiment file that trains on it, too.")
     ] = None,
@@ -33,7 +41,10 @@ def import_command(
 
     show = Show(quiet=as_json)
     with show.counting("import", None) as done:
-        made = import_files(Wanted(files=files, to=to, label=label, kind=kind), done)
+        wanted = Wanted(
+            files=files, to=to, label=label, kind=kind, labels=labels, align=align, folds=folds
+        )
+        made = import_files(wanted, done)
     columns = {name: column.spec.fingerprint for name, column in made.columns.items()}
     if experiment is not None:
         write_experiment(made, to, experiment)
@@ -61,6 +72,9 @@ def export_command(
         list[str] | None,
         typer.Option("--stream", help="NAME=COLUMN, of which the beginning will do; repeatable."),
     ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="Else mmsa for .pkl, csd for a folder.")
+    ] = None,
     label: Annotated[str, typer.Option(help="What is predicted; else the only label.")] = "",
     aligned: Annotated[
         bool, typer.Option("--aligned", help="MMSA: all streams on the same steps, those of words.")
@@ -68,12 +82,12 @@ def export_command(
     most: Annotated[int, typer.Option(help="MMSA: steps of a clip at most; 0 for all.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """A dataset in the form of another tool: MMSA's pickle (.pkl)."""
+    """A dataset in the form of another tool: MMSA's pickle (.pkl), or a folder of .csd files."""
     from pipelines.exchange.exporting import Asked, export
     from pipelines.show import Show
 
     show = Show(quiet=as_json)
-    asked = Asked(to=to, streams=streams or (), label=label, aligned=aligned, most=most)
+    asked = Asked(to=to, form=form, streams=streams or (), label=label, aligned=aligned, most=most)
     made = export(dataset, asked)
     if as_json:
         print(

@@ -24,7 +24,8 @@ DIMS = ("sentiment", *EMOTIONS)
 NEAR_S = 0.05
 """A label and a line of a transcript whose starts lie closer are of one segment."""
 
-_NAMES = {"happiness": "happy", "sadness": "sad", "angry": "anger"}
+LABEL_NAMES = {"happiness": "happy", "sadness": "sad", "angry": "anger"}
+"""Other files' names of these."""
 
 
 class Options(Section):
@@ -103,7 +104,7 @@ def _labelled(tree: Tree, pattern: str, dims: Sequence[str]) -> dict[str, list[S
     if name is None:
         return None
     found = read_numbers(tree.root / name)
-    told = [_NAMES.get(each.casefold(), each.casefold()) for each in found.dims]
+    told = [LABEL_NAMES.get(each.casefold(), each.casefold()) for each in found.dims]
     columns = told if set(dims) <= set(told) else list(dims)
     segments: dict[str, list[Segment]] = {}
     for video, (values, intervals) in sorted(found.videos.items()):

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.corpora.tree import state
-from pipelines.experiment import InputError
+from pipelines.exchange import csd
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +29,9 @@ def read_numbers(path: Path) -> Sequences:
     Raises:
         InputError: It is not laid out so, or is a pointer to a file that was not fetched.
     """
-    import h5py
-
-    wrong = state(path)
-    if wrong is not None:
-        raise InputError(f"{path}: is {wrong}: fetch the file itself")
-    try:
-        with h5py.File(path, "r") as file:
-            (root,) = file.values()
-            videos = {
-                str(name): (
-                    np.array(each["features"], dtype=np.float64),
-                    np.array(each["intervals"], dtype=np.float64),
-                )
-                for name, each in root["data"].items()
-            }
-            dims = _dims(root)
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not a computational sequence of the CMU SDK (root/data/VIDEO/features and "
-            f"intervals): {error}"
-        ) from None
-    for name, (values, intervals) in videos.items():
-        if values.ndim != 2 or intervals.shape != (len(values), 2):
-            raise InputError(
-                f"{path}: {name}: features are {values.shape} and intervals {intervals.shape}; "
-                f"wanted [N, D] and [N, 2]"
-            )
-    return Sequences(dims, videos)
-
-
-def _dims(root: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[str]:
-    import json
-
-    told = root.get("metadata", {}).get("dimension names")
-    if told is None:
-        return []
-    text = np.asarray(told).reshape(-1)[0]
-    try:
-        names = json.loads(text if isinstance(text, str) else bytes(text))
-    except (ValueError, TypeError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
+    with csd.Sequences.open(path) as file:
+        videos = {
+            name: (file.features(name).astype(np.float64), file.intervals(name))
+            for name in file.entries
+        }
+        return Sequences(file.dims, videos)

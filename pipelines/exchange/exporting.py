@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from featurizers.store import Root
-from pipelines.exchange.chosen import choose
+from pipelines.exchange.chosen import Chosen, choose
+from pipelines.exchange.csd_files import write_csd_files
 from pipelines.exchange.mmsa_pickle import write_mmsa
 from pipelines.experiment import InputError
+
+Form: TypeAlias = Literal["mmsa", "csd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +19,8 @@ class Asked:
     """What an export is asked for.
 
     Attributes:
-        to: The file or folder; its suffix says the form.
+        to: The file or folder.
+        form: None for MMSA's where it is called .pkl, else that of the CMU SDK.
         streams: See `chosen.choose`.
         label: What is predicted; empty for the only label.
         aligned: MMSA's aligned form.
@@ -23,6 +28,7 @@ class Asked:
     """
 
     to: Path
+    form: Form | None = None
     streams: Sequence[str] = ()
     label: str = ""
     aligned: bool = False
@@ -48,13 +54,20 @@ def export(root: Root, asked: Asked) -> Exported:
         CorruptShardError: A feature is not what was written.
         StorageError: Something could not be written.
     """
-    if asked.to.suffix not in (".pkl", ".pickle"):
-        raise InputError(f"{asked.to}: wanted a file .pkl (MMSA)")
+    form = asked.form or ("mmsa" if asked.to.suffix in (".pkl", ".pickle") else "csd")
+    if form != "mmsa" and (asked.aligned or asked.most):
+        raise InputError("--aligned and --most are of MMSA's pickle")
     chosen = choose(root, asked.streams, asked.label)
-    notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
-    return Exported(
-        clips=len(chosen.clips),
-        streams=list(chosen.columns),
-        files=[str(asked.to)],
-        notes=notes,
-    )
+    files, notes = _written(chosen, asked, form)
+    return Exported(clips=len(chosen.clips), streams=list(chosen.columns), files=files, notes=notes)
+
+
+def _written(chosen: Chosen, asked: Asked, form: Form) -> tuple[list[str], list[str]]:
+    """The files of a form, and what is to be said of them."""
+    match form:
+        case "mmsa":
+            notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
+            return [str(asked.to)], notes
+        case "csd":
+            names, notes = write_csd_files(chosen, asked.to)
+            return [str(asked.to / name) for name in names], notes

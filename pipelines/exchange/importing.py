@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -9,16 +10,18 @@ from typing import Literal, TypeAlias, get_args
 import yaml
 
 from featurizers.store import Root, is_remote, publish
+from pipelines.corpora.cmu_folds import read_folds
 from pipelines.exchange.mmsa import read_mmsa
 from pipelines.exchange.published import Imported, Published, take
+from pipelines.exchange.sequences import Ways, read_sequences
 from pipelines.experiment import InputError
 from pipelines.plan import Room
 
-Format: TypeAlias = Literal["mmsa"]
+Format: TypeAlias = Literal["csd", "mmsa"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-_SUFFIXES: Mapping[str, Format] = {".pkl": "mmsa", ".pickle": "mmsa"}
-USUAL_LABELS = ("regression_labels", "labels", "label")
+_SUFFIXES: Mapping[str, Format] = {".csd": "csd", ".pkl": "mmsa", ".pickle": "mmsa"}
+USUAL_LABELS = ("regression_labels", "labels", "sentiment", "label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,8 @@ class Wanted:
         to: Where the dataset goes.
         label: What is to be predicted; empty for the usual one.
         kind: The format; None for that which the suffixes say.
+        labels, align: Of `.csd` files, see `sequences.Ways`.
+        folds: A file with the split of each recording, for formats that do not tell it.
         room: The size of a shard.
     """
 
@@ -37,6 +42,9 @@ class Wanted:
     to: Root
     label: str = ""
     kind: Format | None = None
+    labels: str = ""
+    align: str = ""
+    folds: Path | None = None
     room: Room = field(default_factory=Room)
 
 
@@ -47,14 +55,22 @@ def import_files(wanted: Wanted, done: Callable[[int], None] = lambda count: Non
         InputError: The files are not what their format says, or do not fit each other.
         StorageError: Something could not be written; call again to go on.
     """
-    published = read(wanted)
-    label = wanted.label or usual_label(published)
-    return take(wanted.to, published, label=label, room=wanted.room, done=done)
+    with ExitStack() as held:
+        published = read(wanted, held)
+        label = wanted.label or usual_label(published)
+        return take(wanted.to, published, label=label, room=wanted.room, done=done)
 
 
-def read(wanted: Wanted) -> Published:
-    """What the files hold. Raises InputError as `import_files`."""
-    match wanted.kind or _format_of(wanted.files):
+def read(wanted: Wanted, held: ExitStack) -> Published:
+    """What the files hold; some stay open while `held` is. Raises InputError as `import_files`."""
+    kind = wanted.kind or _format_of(wanted.files)
+    if kind != "csd" and (wanted.labels or wanted.align or wanted.folds):
+        raise InputError("--labels, --align and --folds are of .csd files")
+    match kind:
+        case "csd":
+            folds = None if wanted.folds is None else read_folds(wanted.folds)
+            ways = Ways(labels=wanted.labels, align=wanted.align, folds=folds)
+            return read_sequences(_below(wanted.files, ".csd"), ways, held)
         case "mmsa":
             if len(wanted.files) != 1:
                 raise InputError(
@@ -77,7 +93,7 @@ def usual_label(published: Published) -> str:
 
 
 def _format_of(files: Sequence[Path]) -> Format:
-    found = {_SUFFIXES.get(path.suffix.lower()) for path in files}
+    found = {_SUFFIXES.get(path.suffix.lower()) for path in _below(files, ".csd")}
     kind = found.pop() if len(found) == 1 else None
     if kind is None:
         names = ", ".join(path.name for path in files[:3])
@@ -86,6 +102,15 @@ def _format_of(files: Sequence[Path]) -> Format:
             f"--format, one of {', '.join(FORMATS)}"
         )
     return kind
+
+
+def _below(paths: Sequence[Path], suffix: str) -> list[Path]:
+    """Files as they are, and those of folders with this suffix where there are any."""
+    found = []
+    for path in paths:
+        below = sorted(path.glob(f"*{suffix}")) if path.is_dir() else []
+        found += below or [path]
+    return found
 
 
 def experiment_text(imported: Imported, to: Root, file: Path) -> str:
