@@ -114,6 +114,21 @@ def test_every_way_has_the_token_and_the_tested_ray(aws, gcp, kuberay):
         assert cluster["worker_start_ray_commands"][-1].endswith("start.sh worker")
 
 
+def test_nodes_have_what_their_stores_need(aws, gcp):
+    """MLflow on PostgreSQL and buckets wants drivers, and an address that names the one we have."""
+    installs = [*aws["setup_commands"], *gcp["setup_commands"]]
+    for each in (*installs, (DEPLOY / "Dockerfile").read_text()):
+        assert "fuseline[s3,server]" in each
+        assert "--constraint" in each
+    told = [ROOT / "cluster.yaml", *DEPLOY.iterdir(), *(ROOT / "docs").glob("*.md")]
+    texts = [file.read_text() for file in told if file.is_file()]
+    assert {each for text in texts for each in re.findall(r"postgresql[\w+]*://", text)} == {
+        "postgresql+psycopg://"
+    }
+    pins = (ROOT / "constraints.txt").read_text()
+    assert all(f"\n{name}==" in pins for name in ("s3fs", "boto3", "psycopg", "ray", "torch"))
+
+
 def test_the_image_has_the_packages_and_what_the_wheel_is_made_of(aws):
     copied = re.findall(r"/home/ray/fuseline/(\w+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
     mounted = {Path(remote).name for remote in aws["file_mounts"] if "fuseline" in remote}
