@@ -1,31 +1,36 @@
 """What would fail on a cluster is said before anything is spent."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from featurizers.dataset import read_clips
-from pipelines.cluster import live, shared, spending
+from featurizers.store import StorageError
+from pipelines.cluster import live, probe, shared, spending
 from pipelines.cluster.launcher import read
 from pipelines.cluster.live import PACKAGES, Live, Node, Question, UnreachedError
-from pipelines.cluster.room import NodeKind, Room, check_room, steps_of
+from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
 from pipelines.cluster.validate import validate
 from pipelines.executors import Need, stop_ray
 from pipelines.experiment import InputError, outline
+from pipelines.jobs.server import JobServer
+from pipelines.jobs.tokens import Token
 from pipelines.licences import OURS
 from pipelines.logbook import Logbook
-from tests import test_cluster_yaml, test_command_line
-from tests.test_cluster_yaml import idle_nodes
+from tests import job_cluster, test_cluster_yaml, test_command_line
+from tests.job_cluster import environment_of, head
+from tests.test_cluster_yaml import ROOT, idle_nodes
 from tests.test_command_line import settings
 
 changed, plain = test_cluster_yaml.changed, test_cluster_yaml.plain
@@ -91,7 +96,8 @@ def steps(folder, room, **changes):
     experiment = plan(folder, **changes)
     specs = [each.spec for each in experiment.featurizers().values()]
     found = steps_of(experiment, specs, room)
-    return experiment, found, list(check_room(experiment, found, room))
+    told = [*check_room(found, room), *check_device(experiment, [room])]
+    return experiment, found, told
 
 
 def test_steps_ask_for_what_workers_and_ranks_hold(changed, tmp_path):
@@ -154,7 +160,13 @@ def test_local_folders_and_a_sqlite_file_are_refused_on_more_than_one_node(chang
     test_command_line.experiment(tmp_path)
     for number in range(6):
         (tmp_path / f"{number}.mp4").touch()
-    assert failed(validate(plan(tmp_path), cluster=changed())) == {"media", "dataset"}
+    findings = list(validate(plan(tmp_path), cluster=changed()))
+    assert failed(findings) == {"dataset"}
+    assert (by_what(findings)["media"].state, "100 MiB" in str(findings)) == ("warning", True)
+    elsewhere = {"workers": {"featurize": 2}, "source": {"table": "../clips.csv", "label": "mood"}}
+    (tmp_path / "inside").mkdir()
+    inside = outline(settings(**elsewhere), tmp_path / "inside")
+    assert failed(validate(inside, cluster=changed())) == {"media", "dataset"}
 
     def bare(cluster):
         start = "RAY_AUTH_MODE=token ray start"
@@ -188,8 +200,8 @@ def test_what_is_copied_to_every_node_need_not_be_shared(changed, tmp_path):
     features = {"text": {"featurizer": "word-vectors", "file": "weights/words.txt"}}
     places = shared.places_of(plan(tmp_path, features=features))
     assert [str(each) for each in by_name(places)["weights"].paths] == [str(weights)]
-    assert "weights" in failed(shared.check_unasked(places, read(changed())))
-    assert "weights" not in failed(shared.check_unasked(places, read(changed(sends))))
+    assert by_what(shared.check_unasked(places, read(changed())))["weights"].state == "warning"
+    assert by_what(shared.check_unasked(places, read(changed(sends))))["weights"].state == "ok"
 
 
 def by_name(places):
@@ -264,7 +276,7 @@ def test_what_a_node_does_not_reach_is_named_with_the_node(tmp_path):
         shared.Place(what="dataset", paths=[tmp_path / "data"], written=True),
     ]
     with shared.marked(places) as question:
-        (marker,) = [each for each in question.files if each != str(film)]
+        (marker,) = [each for each in question.files if shared.MARKER in each]
         assert Path(marker).read_text()
         fine = {path: shared.fingerprint(path) for path in question.files}
         urls = {"s3://bucket/b.mp4": ""}
@@ -285,6 +297,17 @@ def test_what_a_node_does_not_reach_is_named_with_the_node(tmp_path):
         assert failed(found) == {"media"}
 
 
+def test_a_folder_that_is_not_on_this_machine_is_asked_for_and_not_compared():
+    places = [shared.Place(what="dataset", paths=[Path("/no-such-mount/data")], written=True)]
+    with shared.marked(places) as question:
+        assert list(question.files) == ["/no-such-mount"]
+        there = Live(address="x:1", nodes=[node(files={"/no-such-mount": "folder"})])
+        assert by_what(shared.check_live(places, question, there))["dataset"].state == "warning"
+        lacks = Live(address="x:1", nodes=[node(files={"/no-such-mount": None})])
+        assert failed(shared.check_live(places, question, lacks)) == {"dataset"}
+    assert by_what(shared.check_unasked(places, None))["dataset"].state == "warning"
+
+
 def test_jobs_take_the_tracking_store_of_the_nodes_and_shells_their_own(tmp_path):
     served = node(store="http://10.0.0.1:5000", hosts={"10.0.0.1:5000": ""})
     by_job = Live(address="http://localhost:8265", nodes=[served])
@@ -295,6 +318,31 @@ def test_jobs_take_the_tracking_store_of_the_nodes_and_shells_their_own(tmp_path
     assert (found.state, "refused" in found.found) == ("failed", True)
     several = [served, replace(served, store="")]
     assert "several" in shared.check_store(tmp_path, None, replace(by_job, nodes=several)).found
+
+
+def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_path):
+    kinds = [
+        NodeKind(name="head", resources={"CPU": 0.0}, most=1),
+        NodeKind(name="cpu", resources={"CPU": 8.0}, most=3),
+        NodeKind(name="gpu", resources={"CPU": 8.0, "GPU": 2.0}, most=2),
+    ]
+    grows = Live(address="x:1", nodes=[node()], kinds=kinds)
+    assert grows.room().count(Need(gpus=1.0)) == 4
+    assert grows.room().count(Need()) == 40
+    assert (grows.room().gpus, grows.room().gpus_now) == (True, False)
+    up = replace(grows, nodes=[node(), node(resources={"CPU": 8.0, "GPU": 2.0, "memory": 9e9})])
+    assert up.room().gpus_now
+    assert replace(grows, kinds=None).room().count(Need()) == 4
+
+
+def test_what_a_node_says_of_itself_holds_no_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:swordfish@127.0.0.1:1")
+    said = probe.look({"packages": ["ray", "no-such"], "files": ["/"], "urls": [], "hosts": []})
+    assert said["store"] == "http://127.0.0.1:1"
+    assert said["hosts"]["127.0.0.1:1"] == "Connection refused"
+    assert "swordfish" not in str(said)
+    assert said["versions"] == {"ray": importlib.metadata.version("ray"), "no-such": None}
+    assert said["files"] == {"/": "folder"}
 
 
 def test_a_cluster_that_does_not_answer_fails_in_one_line_without_its_password(monkeypatch):
@@ -403,6 +451,17 @@ def test_hours_come_from_what_was_measured(tmp_path, called):
     assert "measured on 1 rank(s), and 2 are to train" in why
 
 
+def test_a_dataset_that_cannot_be_read_from_here_is_told_and_stops_nothing(tmp_path, monkeypatch):
+    def away(root):
+        raise StorageError(f"{root} is away")
+
+    monkeypatch.setattr(spending, "has_clips", away)
+    room = Room(kinds=[NodeKind(name="n", resources={"CPU": 4.0}, most=1)], most=1, source="it")
+    experiment, found, _ = steps(tmp_path, room, **BUCKET)
+    told = spending.spells(experiment, [], found, room)
+    assert [(each.hours, each.basis) for each in told] == [(None, "s3://bucket/data is away")] * 2
+
+
 def trained_on(experiment):
     return sum(each.split == "train" for each in read_clips(experiment.root))
 
@@ -429,72 +488,54 @@ def test_without_a_cluster_this_machine_is_looked_at(tmp_path, called, monkeypat
 
 # With the token, from outside of the cluster
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(
-    initialize_head=True,
-    head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0},
-)
-cluster.add_node(num_cpus=1)
-print("at", cluster.webui_url if hasattr(cluster, "webui_url") else cluster.head_node.webui_url)
-sys.stdout.flush()
-sys.stdin.read()
-cluster.shutdown()
-"""
-
 
 @pytest.fixture
-def served():
-    """The address of a job server that asks for a token, and what a process is told of that."""
-    told = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=told,
-    ) as process:
-        try:
-            line = next(each for each in process.stdout if each.startswith("at "))
-            yield f"http://{line.split()[1]}", told
-        finally:
-            process.stdin.close()
-            process.wait(60)
+def folder():
+    """A short one: Ray's sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="v-") as made:
+        yield Path(made)
 
 
 @pytest.mark.ray
 @pytest.mark.soak
-def test_a_job_server_is_asked_with_the_token_and_keeps_no_job(served, tmp_path):
-    address, told = served
+def test_a_job_server_is_asked_with_the_token_and_keeps_no_job(folder, tmp_path):
+    test_command_line.films(tmp_path)
+    file = test_command_line.experiment(tmp_path, workers={"featurize": 1, "train": 1})
+    store = {"MLFLOW_TRACKING_URI": "http://me:swordfish@127.0.0.1:9"}
+    with head(folder, cpus=0, **store) as up, node_beside(up, folder, **store):
+        told = environment_of(up.token_file, PYTHONPATH=str(ROOT))
 
-    def asked(*arguments, **changes):
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines", *arguments],
-            env={**told, **changes},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        def asked(**changes):
+            command = ["validate", str(file), "--address", up.url, "--json"]
+            return subprocess.run(
+                [sys.executable, "-m", "pipelines", *command],
+                env={**told, **changes},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
 
-    for _ in range(30):  # a head takes jobs some seconds after it answers
-        done = asked("validate", "--address", address, "--json")
-        if "No available agent" not in done.stdout:
-            break
-        time.sleep(1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = by_what(SimpleNamespace(**each) for each in json.loads(done.stdout))
-    assert found["ray"].found.endswith("here and on 2 node(s)")
-    jobs = "from ray.job_submission import JobSubmissionClient as C; import sys; "
-    left = subprocess.run(
-        [sys.executable, "-c", f"{jobs}print(C(sys.argv[1]).list_jobs())", address],
-        env=told,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert left.stdout.strip() == "[]"
-    refused = asked("validate", "--address", address, RAY_AUTH_TOKEN="b" * 64)
-    assert refused.returncode == 2
-    assert "refuses the token of RAY_AUTH_TOKEN" in refused.stdout
+        for _ in range(20):  # a head takes jobs some seconds after it answers
+            done = asked()
+            if "No available agent" not in done.stdout:
+                break
+            time.sleep(1)
+        found = {each["what"]: each for each in json.loads(done.stdout)}
+        assert found["ray"]["found"].endswith("here and on 2 node(s)"), done.stdout
+        assert found["dataset"]["state"] == "ok"
+        # What jobs would be given: the nodes' own, and it is another machine on each of them.
+        assert "http://127.0.0.1:9 is another machine" in found["tracking"]["found"]
+        assert {what for what, each in found.items() if each["state"] == "failed"} == {"tracking"}
+        assert (done.returncode, "swordfish" in done.stdout + done.stderr) == (2, False)
+        server = JobServer(up.url, "test", Token(up.token, "test"))
+        assert server._json("GET", "/api/jobs/") == []
+        refused = asked(RAY_AUTH_TOKEN="b" * 64)
+        assert refused.returncode == 2
+        assert "refuses the token of RAY_AUTH_TOKEN" in refused.stdout
+
+
+@contextlib.contextmanager
+def node_beside(up, folder, **more):
+    with job_cluster.node(up, "beside", cpus=1, log=folder / "node.log", **more) as process:
+        yield process

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.cluster import probe
@@ -119,19 +119,23 @@ class Live:
 
     def room(self) -> Room:
         """The nodes that it can ever have: what its autoscaler may start, else what there is."""
-        kinds, most = self.kinds, 0
-        if kinds is None:
-            working = [each for each in self.nodes if each.works]
-            kinds = [
-                NodeKind(name=str(each), resources=each.resources, most=1, least=1)
-                for each in working
-            ]
+        now = [each for each in self.nodes if each.works]
+        if self.kinds is None:
+            kinds = [NodeKind(name=str(n), resources=n.resources, most=1, least=1) for n in now]
+        else:
+            kinds = [replace(kind, least=_like(kind, now)) for kind in self.kinds]
         kinds = [kind for kind in kinds if kind.holds(Need()) or kind.holds(_GPU)]
         most = sum(kind.most for kind in kinds)
         return Room(kinds=kinds, most=most, source=f"the cluster at {public(self.address)}")
 
 
 _GPU = Need(cpus=0.0, gpus=1.0)
+
+
+def _like(kind: NodeKind, nodes: Sequence[Node]) -> int:
+    """How many nodes have the cores and GPUs of a kind."""
+    wanted = [kind.resources.get(name, 0.0) for name in ("CPU", "GPU")]
+    return sum([n.resources.get(name, 0.0) for name in ("CPU", "GPU")] == wanted for n in nodes)
 
 
 def ask(address: str, question: Question) -> Live:

@@ -168,12 +168,17 @@ def _train(experiment: Experiment, room: Room) -> Iterator[Step]:
         )
 
 
-def check_room(experiment: Experiment, steps: Sequence[Step], room: Room) -> Iterator[Finding]:
+def check_room(steps: Sequence[Step], room: Room) -> Iterator[Finding]:
     """Whether each step can ever run; one that can but not as wide as wanted is told, too."""
     for step in steps:
         yield _check_step(step, room)
-    auto = experiment.train.device == "auto"
-    if auto and room.gpus and not room.gpus_now:
+
+
+def check_device(experiment: Experiment, rooms: Sequence[Room]) -> Iterator[Finding]:
+    """Whether ranks would miss GPUs that come only when they are asked for."""
+    if experiment.train.device != "auto" or any(room.gpus_now for room in rooms):
+        return
+    if any(room.gpus for room in rooms):
         yield finding(
             "room",
             "train.device",

@@ -2,8 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Node, Question
 from pipelines.cluster.probe import fingerprint
 from pipelines.experiment import Experiment, InputError
-from pipelines.findings import Finding, finding
+from pipelines.findings import Finding, State, finding
 from pipelines.sources import rows_of
 from tracking.mlflow_store import public, tracking_uri
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 AREA = "shared"
 SAMPLES = 3  # media that nodes are asked for
 LOOKED_AT = 10_000  # names below a folder of media
+MARKER = ".fuseline-validate-"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NETWORK_DISKS = (
     "nfs", "nfs4", "lustre", "gpfs", "ceph", "cifs", "smb3", "beegfs", "afs", "9p", "virtiofs",
@@ -42,12 +43,14 @@ class Place:
         paths: Local files, or folders.
         urls: Of objects, or of prefixes that need not hold anything yet.
         written: Whether nodes write below it, so that a copy of it will not do.
+        along: Whether a copy may come with a job, since it lies in the experiment's folder.
     """
 
     what: str
     paths: Sequence[Path] = ()
     urls: Sequence[str] = ()
     written: bool = False
+    along: bool = False
 
 
 def places_of(experiment: Experiment) -> list[Place]:
@@ -63,7 +66,7 @@ def places_of(experiment: Experiment) -> list[Place]:
         found.append(Place(what="runs and checkpoints", paths=[experiment.work], written=True))
     weights = _weights(experiment) if experiment.workers.featurize else []
     if weights:
-        found.append(Place(what="weights", paths=weights))
+        found.append(_readable(experiment, "weights", weights))
     return found
 
 
@@ -74,11 +77,18 @@ def _media(experiment: Experiment) -> Place:
     except InputError:
         given = []
     if not given:
-        return Place(what="media", paths=list(islice(_files(experiment.given), SAMPLES)))
+        return _readable(experiment, "media", list(islice(_files(experiment.given), SAMPLES)))
     beside = experiment.table.parent
     urls = [each for each in given if "://" in each]
     local = [(beside / each).resolve() for each in given if "://" not in each]
-    return Place(what="media", paths=_some(local), urls=_some(urls))
+    return _readable(experiment, "media", _some(local), _some(urls))
+
+
+def _readable(
+    experiment: Experiment, what: str, paths: Sequence[Path], urls: Sequence[str] = ()
+) -> Place:
+    along = bool(paths) and all(each.is_relative_to(experiment.folder) for each in paths)
+    return Place(what=what, paths=paths, urls=urls, along=along)
 
 
 def _some(names: Sequence[T]) -> list[T]:
@@ -114,26 +124,30 @@ def _weights(experiment: Experiment) -> list[Path]:
 def marked(places: Sequence[Place]) -> Iterator[Question]:
     """What nodes are asked; a marker lies in each folder that is to be shared for so long.
 
-    A folder of that name on another disk has no such file.
+    A folder of that name on another disk has no such file. Where none can be laid, since the folder
+    is not on this machine or may not be written, nodes are asked for the topmost folder alone.
     """
-    folders = [_there(path) for each in places if each.written for path in each.paths]
-    name = f".fuseline-validate-{secrets.token_hex(6)}"
+    name = f"{MARKER}{secrets.token_hex(6)}"
+    written = [path for each in places if each.written for path in each.paths]
     markers: list[Path] = []
     try:
-        for folder in dict.fromkeys(folders):
-            marker = folder / name
-            try:
-                marker.write_text(name)
-            except OSError:  # nobody may write there, which the doctor tells
-                continue
-            markers.append(marker)
+        for folder in dict.fromkeys(map(_there, written)):
+            with suppress(OSError):  # the doctor tells that nobody may write there
+                if folder != folder.parent:
+                    (folder / name).write_text(name)
+                    markers.append(folder / name)
         files = [path for each in places if not each.written for path in each.paths]
         urls = [url for each in places for url in each.urls]
-        asked = [*map(str, markers), *map(str, files)]
-        yield Question(files=asked, urls=urls, hosts=_hosts())
+        asked = dict.fromkeys(map(str, [*markers, *files, *map(_top, written)]))
+        yield Question(files=list(asked), urls=urls, hosts=_hosts())
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
+
+
+def _top(path: Path) -> Path:
+    """The first folder below the root, such as a mount."""
+    return Path(*path.absolute().parts[:2])
 
 
 def _there(path: Path) -> Path:
@@ -152,27 +166,31 @@ def _hosts() -> list[tuple[str, int]]:
 def check_live(places: Sequence[Place], question: Question, live: Live) -> Iterator[Finding]:
     """Whether each node on which work can land reaches all places, by what it answered."""
     nodes = [each for each in live.nodes if each.works and not each.error]
-    markers = {Path(each).parent: each for each in question.files if _is_marker(each)}
+    files = map(Path, question.files)
+    markers = {each.parent: str(each) for each in files if each.name.startswith(MARKER)}
     for place in places:
         lacking: list[str] = []
         for node in nodes:
             lacking += [f"{path} on {node}" for path in _lacking(place, node, markers)]
             lacking += [f"{url} on {node}: {node.urls[url]}" for url in _away(place, node)]
+        unseen = [path for path in place.paths if place.written and _there(path) not in markers]
         if lacking:
             yield _refused(place, f"not reached: {'; '.join(lacking)}")
+        elif unseen:
+            found = (
+                f"{_top(unseen[0])} is on {len(nodes)} node(s), and was not written to from here"
+            )
+            do = "see that it is one disk for all of them"
+            yield finding(AREA, place.what, "warning", found, do)
         else:
-            yield finding(AREA, place.what, "ok", f"{_named(place)}, reached by {len(nodes)} nodes")
+            found = f"{_named(place)}, reached by {len(nodes)} node(s)"
+            yield finding(AREA, place.what, "ok", found)
 
 
-def _is_marker(path: str) -> bool:
-    return Path(path).name.startswith(".fuseline-validate-")
-
-
-def _lacking(place: Place, node: Node, markers: dict[Path, str]) -> list[Path]:
+def _lacking(place: Place, node: Node, markers: Mapping[Path, str]) -> list[Path]:
     if place.written:
-        return [
-            path for path in place.paths if not node.files.get(markers.get(_there(path), ""), None)
-        ]
+        wanted = {path: markers.get(_there(path), str(_top(path))) for path in place.paths}
+        return [path for path, asked in wanted.items() if not node.files.get(asked)]
     return [path for path in place.paths if node.files.get(str(path)) != fingerprint(str(path))]
 
 
@@ -194,7 +212,7 @@ def check_unasked(places: Sequence[Place], file: ClusterFile | None) -> Iterator
         if not own:
             how = " on a disk of the network" if place.paths else ""
             yield finding(AREA, place.what, "ok", f"{_named(place)}{how}; no node was asked")
-        elif not any(path.exists() or place.written for path in own):
+        elif not any(_is_here(path, made=place.written) for path in own):
             found = f"{own[0]} is not on this machine"
             do = "give --address, so that the nodes are asked"
             yield finding(AREA, place.what, "warning", found, do)
@@ -202,18 +220,30 @@ def check_unasked(places: Sequence[Place], file: ClusterFile | None) -> Iterator
             yield _refused(place, f"{own[0]} lies on a disk of this machine ({_disk(own[0])})")
 
 
+def _is_here(path: Path, *, made: bool) -> bool:
+    """Whether a path is this machine's: it is there, or it will be made in a folder that is."""
+    return path.exists() or (made and _there(path) != _there(path).parent)
+
+
 def _sent(path: Path, mounts: dict[str, Path]) -> bool:
     return any(path.is_relative_to(remote) for remote in mounts)
 
 
 def _refused(place: Place, found: str) -> Finding:
-    cure = {
-        "media": "give URLs of an object store below source.media_root, or a disk that all share",
-        "dataset": "name an object store, as dataset: s3://bucket/mydata, or a disk that all share",
-        "weights": "put them at the same path on each node, as by file_mounts",
-    }
     usual = "put the experiment file on a disk that all nodes share, at one path"
-    return finding(AREA, place.what, "failed", found, cure.get(place.what, usual))
+    state: State = "failed"
+    do = _CURES.get(place.what, usual)
+    if place.along:
+        state = "warning"
+        do = f"let it go along with a job's copy of the folder, which takes 100 MiB; or {do}"
+    return finding(AREA, place.what, state, found, do)
+
+
+_CURES: Mapping[str, str] = {
+    "media": "give URLs of an object store below source.media_root, or a disk that all share",
+    "dataset": "name an object store, as dataset: s3://bucket/mydata, or a disk that all share",
+    "weights": "put it at the same path on each node, as by file_mounts",
+}
 
 
 def _named(place: Place) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from featurizers.dataset import has_clips, read_clips
+from featurizers.dataset import DatasetError, has_clips, read_clips
 from featurizers.spec import FeatureSpec
+from featurizers.store import StorageError
 from pipelines.cluster.room import NodeKind, Room, Step
 from pipelines.experiment import Experiment, InputError
 from pipelines.featurize import jobs
@@ -49,7 +50,11 @@ def spells(
             continue
         workers = min(step.most, room.count(step.need))
         tell = _featurizing if name == "featurize" else _training
-        hours, basis = tell(experiment, specs, max(1, workers))
+        hours: float | None
+        try:
+            hours, basis = tell(experiment, specs, max(1, workers))
+        except (StorageError, DatasetError) as error:
+            hours, basis = None, str(error)
         found.append(Spell(step=step, workers=max(1, workers), hours=hours, basis=basis))
     return found
 

@@ -13,7 +13,7 @@ from featurizers.spec import FeatureSpec
 from pipelines.cluster import launcher, live, shared, spending
 from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Question, UnreachedError
-from pipelines.cluster.room import NodeKind, Room, check_room, steps_of
+from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
 from pipelines.doctor import check_features
 from pipelines.experiment import Experiment, InputError, check
 from pipelines.findings import Finding, finding
@@ -88,7 +88,8 @@ def _placed(
         rooms.append(this_machine())
     for room in rooms:
         steps = steps_of(experiment, specs, room)
-        yield from check_room(experiment, steps, room)
+        yield from check_room(steps, room)
+    yield from check_device(experiment, rooms)
     if not rooms:
         found = "what the machines have is not stated in the file"
         do = "start the cluster, and give --address"
