@@ -65,7 +65,9 @@ def _row(found: Comparison, each: Difference) -> Row:
     return {
         "model": each.name,
         "metric": each.metric,
+        "seeds": ", ".join(map(str, each.seeds)) or "none in common",
         "difference": f"{each.difference:+.4f}",
+        "deviation": f"{each.deviation:.4f}" if len(each.seeds) > 1 else "",
         "95 % interval": f"{low:+.4f} to {high:+.4f}",
         "p": f"{each.p:.4f}",
         "p (Holm)": f"{each.corrected:.4f}",

@@ -110,9 +110,35 @@ def test_means_deviations_and_differences_by_hand():
     assert math.isnan(bad.deviation)
     (difference,) = found.differences
     assert (difference.name, difference.metric) == ("bad", "mae")
-    assert difference.difference == pytest.approx(bad.mean - good.mean)
+    # Only one seed is of both: the other run of the first model says nothing of the difference.
+    assert difference.difference == pytest.approx(errors[1] - errors[0])
+    assert (difference.seeds, math.isnan(difference.deviation)) == ((0,), True)
     assert difference.interval[0] < difference.difference < difference.interval[1]
     assert difference.p == difference.corrected == 2 / 401
+
+
+def test_runs_are_paired_by_their_seeds():
+    def differences(ours, theirs):
+        runs = [*(run("a", seed, 0.5) for seed in ours), *(run("b", seed, 0.9) for seed in theirs)]
+        (found,) = compare(runs, ["mae"], draws=50).differences
+        return found
+
+    def error(name, seed):
+        one = run(name, seed, {"a": 0.5, "b": 0.9}[name])
+        return float(np.abs(one.said - one.truth).mean())
+
+    by_seed = [error("b", seed) - error("a", seed) for seed in range(4)]
+    found = differences((0, 1, 2, 3), (3, 1, 2))
+    assert found.seeds == (1, 2, 3)
+    assert found.difference == pytest.approx(np.mean(by_seed[1:]))
+    assert found.deviation == pytest.approx(np.std(by_seed[1:], ddof=1))
+    # Without a seed in common, all runs count.
+    found = differences((0, 1), (2,))
+    assert (found.seeds, math.isnan(found.deviation)) == ((), True)
+    means = error("b", 2) - (error("a", 0) + error("a", 1)) / 2
+    assert found.difference == pytest.approx(means)
+    # A seed that was trained twice counts once.
+    assert differences((0, 0, 1), (0, 1)) == differences((0, 1), (0, 1))
 
 
 def test_the_bootstrap_is_paired_clip_by_clip():
@@ -325,7 +351,7 @@ def test_tables_for_people_tell_seeds_intervals_and_what_differs(store):
     assert [scores[0]["model"], scores[0]["runs"], scores[0]["metric"]] == ["good", 2, "mae"]
     assert scores[9]["deviation"] == ""
     assert {"acc2_has0", "acc2_non0"} <= {row["metric"] for row in scores}
-    assert rows[0][""] == "worse"
+    assert (rows[0]["seeds"], rows[0][""]) == ("0", "worse")
     assert tables(compare_runs(store[1], ["bad seed 0"]))[1:] == []
 
 

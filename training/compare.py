@@ -4,7 +4,8 @@ Paired bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993
 with replacement, the same for all models, and the metrics are computed on each draw. The middle
 95 % of the differences are the interval; p is twice the share of draws that are not on the side of
 most, counting one more, so that p is at most 0.05 just where the interval leaves 0 out. It says
-nothing of seeds: their spread is told beside it, and the means over seeds are what is compared.
+nothing of seeds: their spread is told beside it. Where two models share seeds, and with them the
+order of clips, their difference is the mean over these seeds alone; else all runs of both count.
 
 Many comparisons find something by chance: p is corrected over all that are shown (Holm, "A Simple
 Sequentially Rejective Multiple Test Procedure", 1979).
@@ -14,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -53,7 +54,9 @@ class Difference:
     """A metric of one model over that of the first.
 
     Attributes:
+        seeds: Those that both have, by which their runs are paired; empty where they share none.
         difference: Of the means: above 0 where it is greater, whatever is better.
+        deviation: Of the differences by seed (n - 1); NaN of a single one, or of none.
         interval: 95 %; NaN where a draw is undefined.
         p: Two-sided; NaN where a draw is undefined.
         corrected: The same after Holm, over all differences of the comparison.
@@ -61,7 +64,9 @@ class Difference:
 
     name: str
     metric: str
+    seeds: tuple[int, ...]
     difference: float
+    deviation: float
     interval: tuple[float, float]
     p: float
     corrected: float
@@ -102,7 +107,9 @@ class Comparison:
                 {
                     "model": each.name,
                     "metric": each.metric,
+                    "seeds": list(each.seeds),
                     "difference": plain(each.difference),
+                    "deviation": plain(each.deviation),
                     "interval": [plain(end) for end in each.interval],
                     "p": plain(each.p),
                     "p_holm": plain(each.corrected),
@@ -142,20 +149,13 @@ def compare(runs: Sequence[Predicted], names: Sequence[str] = (), draws: int = D
         )
     chosen = [name for name in known if name in names or not names]
     found = {name: [_measured(run, draws) for run in mine] for name, mine in _models(runs).items()}
-    means = {
-        name: {metric: np.mean([drawn[metric] for _, drawn in mine], axis=0) for metric in chosen}
-        for name, mine in found.items()
-    }
     scores = {
-        name: {
-            metric: _score([whole[metric] for whole, _ in mine], means[name][metric])
-            for metric in chosen
-        }
+        name: {metric: _score([each.of(metric) for each in mine]) for metric in chosen}
         for name, mine in found.items()
     }
     reference, *others = scores
     differences = [
-        _difference(name, metric, scores, means[name][metric] - means[reference][metric], reference)
+        _difference(name, metric, _pairs(found[name], found[reference]))
         for name in others
         for metric in chosen
     ]
@@ -220,36 +220,83 @@ def _title(run: Predicted) -> str:
     return re.sub(r" seed \d+", "", run.about.name) or run.about.recipe
 
 
-def _measured(run: Predicted, draws: int) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Each metric on the whole set, and on each draw."""
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Each metric of a run on the whole set, and on each draw."""
+
+    seed: int
+    whole: Mapping[str, float]
+    drawn: Mapping[str, Floats]
+
+    def of(self, metric: str) -> tuple[float, Floats]:
+        return self.whole[metric], self.drawn[metric]
+
+
+Pair: TypeAlias = tuple[Sequence[_Measured], Sequence[_Measured]]
+
+
+def _measured(run: Predicted, draws: int) -> _Measured:
     blocks = resamples(run.evaluation_set, len(run.keys), draws)
     drawn = replicate(run.task, run.truth, run.said, blocks)
     whole = metrics(run.task, run.truth, run.said)
-    return whole, {name: np.array(values) for name, values in drawn.items()}
-
-
-def _score(values: Sequence[float], drawn: Floats) -> Score:
-    return Score(
-        values=tuple(values),
-        mean=float(np.mean(values)),
-        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
-        interval=interval(drawn.tolist()),
+    return _Measured(
+        run.about.seed, whole, {name: np.array(values) for name, values in drawn.items()}
     )
 
 
-def _difference(
-    name: str,
-    metric: str,
-    scores: Mapping[str, Mapping[str, Score]],
-    drawn: Floats,
-    reference: str,
-) -> Difference:
-    p = paired_p(drawn.tolist())
+def _pairs(ours: Sequence[_Measured], theirs: Sequence[_Measured]) -> dict[int | None, Pair]:
+    """The runs of both by each seed that both have; all together where they share none."""
+    shared = sorted({run.seed for run in ours} & {run.seed for run in theirs})
+    if not shared:
+        return {None: (ours, theirs)}
+    return {
+        seed: (
+            [run for run in ours if run.seed == seed],
+            [run for run in theirs if run.seed == seed],
+        )
+        for seed in shared
+    }
+
+
+def _score(runs: Sequence[tuple[float, Floats]]) -> Score:
+    values = [whole for whole, _ in runs]
+    return Score(
+        values=tuple(values),
+        mean=_mean(runs),
+        deviation=_deviation(values),
+        interval=interval(_mean_drawn(runs).tolist()),
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _mean(runs: Sequence[tuple[float, Floats]]) -> float:
+    return float(np.mean([whole for whole, _ in runs]))
+
+
+def _mean_drawn(runs: Sequence[tuple[float, Floats]]) -> Floats:
+    return np.asarray(np.mean([drawn for _, drawn in runs], axis=0))
+
+
+def _difference(name: str, metric: str, pairs: Mapping[int | None, Pair]) -> Difference:
+    """The mean over pairs of what the first of each has over the second."""
+    whole: list[float] = []
+    drawn: list[Floats] = []
+    for pair in pairs.values():
+        ours, theirs = ([run.of(metric) for run in side] for side in pair)
+        whole.append(_mean(ours) - _mean(theirs))
+        drawn.append(_mean_drawn(ours) - _mean_drawn(theirs))
+    draws = np.mean(drawn, axis=0).tolist()
+    p = paired_p(draws)
     return Difference(
         name=name,
         metric=metric,
-        difference=scores[name][metric].mean - scores[reference][metric].mean,
-        interval=interval(drawn.tolist()),
+        seeds=tuple(seed for seed in pairs if seed is not None),
+        difference=float(np.mean(whole)),
+        deviation=_deviation(whole),
+        interval=interval(draws),
         p=p,
         corrected=p,
     )
