@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from featurizers.clip import Clip
@@ -19,11 +19,11 @@ from featurizers.spec import canonical_json
 from featurizers.store import Root, store_at
 from pipelines.executors import Executor, executor
 from pipelines.experiment import Experiment
-from pipelines.plans import labelled
+from pipelines.lineage import standing_lineage
+from pipelines.plans import Plan, labelled
 from pipelines.show import Show
 from pipelines.sources import stage_of
 from pipelines.staging import Stage
-from training.recipe import Recipe
 
 FILE = f"{LOGS}/likeness-{VERSION}.jsonl"
 TOGETHER = 16  # clips of an item
@@ -32,9 +32,11 @@ Cut = tuple[str, float, float]
 
 
 def near_duplicates(
-    experiment: Experiment, recipe: Recipe, clips: Sequence[Clip], show: Show
+    experiment: Experiment, plan: Plan, clips: Sequence[Clip], show: Show
 ) -> list[str] | None:
     """The test clips that look or sound like a training clip, with a progress bar.
+
+    Training clips are also those of runs whose weights this one began with.
 
     Returns:
         A sentence for each pair. None where there is none, and of some clips the media cannot be
@@ -43,13 +45,24 @@ def near_duplicates(
     Raises:
         StorageError: Media cannot be read now.
     """
-    test, training = (labelled(recipe, clips, split) for split in ("test", "train"))
+    test, training = (labelled(plan.recipe, clips, split) for split in ("test", "train"))
     where, stage = executor(experiment.workers.featurize), stage_of(experiment)
     with show.counting("look for near-duplicates", None) as done:
         found = likenesses(experiment.root, [*test, *training], stage, where, done)
+        lineage = standing_lineage(plan.folder)
+        for run_id, before in (lineage.before if lineage else {}).items():
+            seen = before.clips_of("train")
+            theirs = likenesses(before.dataset, seen, stage, where, done, keep=False)
+            found |= {f"{run_id} {key}": each for key, each in theirs.items()}
+            training += [_of_run(clip, run_id) for clip in seen]
     for sentence in unknown([*test, *training], found):
         show.say(sentence)
     return like(test, training, found)
+
+
+def _of_run(clip: Clip, run_id: str) -> Clip:
+    """A clip of a run before, named so that it is none of this dataset."""
+    return replace(clip, key=f"{run_id} {clip.key}", id=f"{clip.id} of run {run_id}")
 
 
 def unknown(clips: Sequence[Clip], found: Mapping[str, Likeness]) -> list[str]:
@@ -101,6 +114,8 @@ def likenesses(
     stage: Stage,
     executor: Executor,
     done: Callable[[int], None],
+    *,
+    keep: bool = True,
 ) -> dict[str, Likeness]:
     """The likeness of each clip whose media can be had, by key.
 
@@ -110,6 +125,8 @@ def likenesses(
         stage: Gives media on the machine that decodes them.
         executor: Where they are decoded.
         done: Told how many clips were decoded.
+        keep: Whether what is computed is kept in the dataset's logs; not so for clips that may have
+            been forgotten there.
 
     Raises:
         StorageError: Media cannot be read now.
@@ -129,7 +146,7 @@ def likenesses(
     for answer in executor.run(partial(_Looker, stage), items):
         known |= answer.result
         done(len(items[answer.number]))
-    if todo:
+    if todo and keep:
         mine = {clip.key for clip in todo} & known.keys()
         fresh = {key: {"of": identities[key], **asdict(known[key])} for key in mine}
         # A clip a line, by its key: `forget` takes those lines out.

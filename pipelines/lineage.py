@@ -1,27 +1,62 @@
-"""What a model was made of: kept with its run, so that it is known when the dataset is gone.
+"""What a run's model was made of: kept with the run, so that it is known when the dataset is gone.
 
-Two files of the run, in its folder `lineage`: `columns.json` has each stream's spec, manifest and
-shards; `clips.parquet` has a row for each clip that training, validation or the test took.
+Two files in the run's folder `lineage`, on disk and on the tracking server: `columns.json` has each
+stream's spec, manifest and shards, and the weights that the run began with; `clips.parquet` has a
+row for each clip that training, validation or the test took, now or in a run that those weights
+come from. The tag `fuseline.lineage` of the run names both by a digest.
 """
 
+import hashlib
 import io
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurizers.clip import Clip
-from featurizers.manifest import Column
 from featurizers.spec import canonical_json
-from featurizers.store import store_at
-from pipelines.plans import Trained
+from featurizers.store import publish
 from tracking.mlflow_store import MlflowRun, read_file
-from training.folds import in_fold
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 2
 FOLDER = "lineage"
 COLUMNS, CLIPS = "columns.json", "clips.parquet"
+TAG = "fuseline.lineage"
+WEIGHTS_TAG = "fuseline.weights"
+"""sha256 of the weights that a run trained, by which a copy of their file is known."""
+
+Row: TypeAlias = Mapping[str, Any]
+
+ROLES = ("train", "valid", "test")
+
+_JSON = ("streams", "states")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Weights that a run began with.
+
+    Attributes:
+        part: What of the model began with them; "encoder STREAM" for a pretrained encoder.
+        file: Where they lay.
+        sha256: Of them, in hex.
+        run_id: The run that trained them; empty where no run is known that did.
+    """
+
+    part: str
+    file: str
+    sha256: str
+    run_id: str = ""
+
+    def __str__(self) -> str:
+        whose = f", of run {self.run_id}" if self.run_id else ""
+        # Folders are nobody's business who reads a model card.
+        return f"{self.part} from {Path(self.file).name} (sha256 {self.sha256[:12]}{whose})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,92 +68,180 @@ class Lineage:
         columns: By stream: "spec" in full, "fingerprint", "manifest" (its sha256), and "shards", by
             number, each with its "tar" and the tar's "sha256".
         clips: Rows with key, id, role ("train", "valid" or "test"), media, media_digest (sha256),
-            start, end (seconds), speaker, shard, and states: by stream "sample", "absent" or
-            "quarantined".
+            start, end, seconds, audio_stream, video_stream, words (sha256 of the words and their
+            times; empty without a transcript), streams (sha256 of each file of numbers, by name),
+            source, speaker, shard, and states: by stream "sample", "absent" or "quarantined".
+        starts: The weights that it began with.
+        before: By id, the runs that these come from, however far back, as far as their lineage is
+            known. Of their clips, those alone that decided weights: "train" and "valid".
     """
 
     dataset: str
     columns: Mapping[str, Mapping[str, Any]]
-    clips: Sequence[Mapping[str, Any]]
+    clips: Sequence[Row]
+    starts: Sequence[Start] = ()
+    before: Mapping[str, "Lineage"] = field(default_factory=dict)
+
+    @property
+    def unknown(self) -> list[Start]:
+        """Weights, here or in a run before, of which nobody knows what they were trained on."""
+        every = [*self.starts, *(each for one in self.before.values() for each in one.starts)]
+        known = {each.sha256: each for each in every if each.run_id not in self.before}
+        return list(known.values())
+
+    @property
+    def beginnings(self) -> list[str]:
+        """A sentence for each start, and for each run before."""
+        lost = {start.sha256 for start in self.unknown}
+        told = [
+            f"starts with {start}"
+            + (", and nobody knows what these were trained on" if start.sha256 in lost else "")
+            for start in self.starts
+        ]
+        return told + [
+            f"so it has seen what run {run_id} was made of, of dataset "
+            f"{each.dataset.rstrip('/').rpartition('/')[2]}: clips {each.counts}"
+            for run_id, each in self.before.items()
+        ]
+
+    @property
+    def counts(self) -> str:
+        """How many clips it took for what."""
+        roles = Counter(row["role"] for row in self.clips)
+        return ", ".join(f"{roles[role]} {role}" for role in ROLES if roles[role])
+
+    def clips_of(self, role: str) -> list[Clip]:
+        """The clips that were taken for something."""
+        return [clip_of(row) for row in self.clips if row["role"] == role]
 
 
-def lineage_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Column]) -> Lineage:
-    """What a finished run was made of.
-
-    Args:
-        trained: The run.
-        clips: All clips of the dataset.
-        columns: The columns that it was trained on, by stream.
-    """
-    plan = trained.plan
-    return Lineage(
-        dataset=store_at(plan.root).where(),
-        columns={stream: _column(column) for stream, column in columns.items()},
-        clips=list(_taken(trained, clips, columns)),
+def clip_of(row: Row) -> Clip:
+    """The clip of a row, without words and labels."""
+    return Clip(
+        key=row["key"],
+        id=row["id"],
+        media=row["media"],
+        media_digest=row["media_digest"],
+        start=row["start"],
+        end=row["end"],
+        audio_stream=row["audio_stream"],
+        video_stream=row["video_stream"],
+        seconds=row["seconds"],
+        stream_digests=row["streams"],
+        source=row["source"],
+        speaker=row["speaker"],
     )
 
 
-def keep_lineage(run: MlflowRun, lineage: Lineage) -> None:
-    """Keep it with the run."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def write_lineage(folder: Path, lineage: Lineage) -> None:
+    """Write it into a run's folder."""
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in _files(lineage).items():
+        publish(place / name, content)
 
-    plain = {"dataset": lineage.dataset, "columns": lineage.columns}
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / COLUMNS).write_bytes(canonical_json(plain))
-        rows = [{**row, "states": json.dumps(row["states"])} for row in lineage.clips]
-        pq.write_table(pa.Table.from_pylist(rows), Path(scratch) / CLIPS, compression="zstd")
-        for name in (CLIPS, COLUMNS):
-            run.log_file(Path(scratch) / name, FOLDER)
+
+def standing_lineage(folder: Path) -> Lineage | None:
+    """What stands in a run's folder; None where nothing does."""
+    place = folder / FOLDER
+    if not (place / COLUMNS).is_file():
+        return None
+    return _parsed((place / COLUMNS).read_bytes(), (place / CLIPS).read_bytes())
+
+
+def keep_lineage(run: MlflowRun, folder: Path) -> None:
+    """Keep with a run what stands in its folder."""
+    digest = hashlib.sha256()
+    for name in (CLIPS, COLUMNS):
+        run.log_file(folder / FOLDER / name, FOLDER)
+        digest.update((folder / FOLDER / name).read_bytes())
+    # Last: where it is, the files are.
+    run.set_tags({TAG: digest.hexdigest()})
 
 
 def read_lineage(uri: str, run_id: str) -> Lineage | None:
     """What was kept with a run; None where nothing was, as of models registered by other means."""
-    import pyarrow.parquet as pq
-
     try:
-        plain = json.loads(read_file(uri, run_id, f"{FOLDER}/{COLUMNS}"))
-        table = pq.read_table(io.BytesIO(read_file(uri, run_id, f"{FOLDER}/{CLIPS}")))
+        about, clips = (read_file(uri, run_id, f"{FOLDER}/{name}") for name in (COLUMNS, CLIPS))
     except FileNotFoundError:
         return None
-    rows = [{**row, "states": json.loads(row["states"])} for row in table.to_pylist()]
-    return Lineage(dataset=plain["dataset"], columns=plain["columns"], clips=rows)
+    return _parsed(about, clips)
 
 
-def _column(column: Column) -> dict[str, Any]:
-    return {
-        "spec": column.spec.to_json(),
-        "fingerprint": column.spec.fingerprint,
-        "manifest": column.digest,
-        "shards": {
-            str(record.shard): {"tar": record.tar.file, "sha256": record.tar.sha256}
-            for record in column.records
-        },
+def words_digest(clip: Clip) -> str:
+    """sha256 in hex of a clip's words and their times; empty where there is no transcript."""
+    if clip.words is None:
+        return ""
+    said = [[word.text, word.start, word.end] for word in clip.words]
+    return hashlib.sha256(canonical_json(said)).hexdigest()
+
+
+def _files(lineage: Lineage) -> dict[str, bytes]:
+    """Content by name; `columns.json`, by which the two are known to be there, comes last."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    every = {"": lineage, **lineage.before}
+    rows = [
+        {"run": run_id, **row, **{name: json.dumps(row[name], sort_keys=True) for name in _JSON}}
+        for run_id, each in every.items()
+        for row in each.clips
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, _schema()), buffer, compression="zstd")
+    plain = {
+        "format": FORMAT,
+        **_about(lineage),
+        "before": {run_id: _about(each) for run_id, each in lineage.before.items()},
     }
+    return {CLIPS: buffer.getvalue(), COLUMNS: canonical_json(plain)}
 
 
-def _taken(
-    trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Column]
-) -> Iterator[dict[str, Any]]:
-    """The clips that the run took; see `training.data.load` for which these are."""
-    recipe = trained.plan.recipe
-    places = next(iter(columns.values())).shards
-    for clip in in_fold(clips, recipe.fold):
-        if clip.split not in {"train", "valid", "test"} or recipe.task.label not in clip.labels:
-            continue
-        states = {stream: column.rows[clip.key].state for stream, column in columns.items()}
-        enough = any if recipe.take_absent or clip.split == "test" else all
-        if not enough(state == "sample" for state in states.values()):
-            continue
-        yield {
-            "key": clip.key,
-            "id": clip.id,
-            "role": clip.split,
-            "media": clip.media,
-            "media_digest": clip.media_digest,
-            "start": clip.start,
-            "end": clip.end,
-            "speaker": clip.speaker,
-            "shard": places[clip.key],
-            "states": states,
-        }
+def _about(lineage: Lineage) -> dict[str, Any]:
+    starts = [asdict(start) for start in lineage.starts]
+    return {"dataset": lineage.dataset, "columns": lineage.columns, "starts": starts}
+
+
+def _parsed(about: bytes, clips: bytes) -> Lineage | None:
+    """What the two files tell; None where they are of a format that is not read any more."""
+    import pyarrow.parquet as pq
+
+    plain = json.loads(about)
+    if plain.get("format") != FORMAT:
+        return None
+    rows: dict[str, list[Row]] = {}
+    for row in pq.read_table(io.BytesIO(clips)).to_pylist():
+        read = {**row, **{name: json.loads(row[name]) for name in _JSON}}
+        rows.setdefault(read.pop("run"), []).append(read)
+    before = {
+        run_id: _lineage(each, rows.get(run_id, ()), {}) for run_id, each in plain["before"].items()
+    }
+    return _lineage(plain, rows.get("", ()), before)
+
+
+def _lineage(
+    plain: Mapping[str, Any], rows: Iterable[Row], before: Mapping[str, Lineage]
+) -> Lineage:
+    return Lineage(
+        dataset=plain["dataset"],
+        columns=plain["columns"],
+        clips=list(rows),
+        starts=[Start(**each) for each in plain["starts"]],
+        before=before,
+    )
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    texts, numbers = pa.string(), pa.float64()
+    return pa.schema(
+        [
+            *((name, texts) for name in ("run", "key", "id", "role", "media", "media_digest")),
+            *((name, numbers) for name in ("start", "end", "seconds")),
+            *((name, texts) for name in ("audio_stream", "video_stream", "words", "streams")),
+            *((name, texts) for name in ("source", "speaker")),
+            ("shard", pa.int64()),
+            ("states", texts),
+        ]
+    )

@@ -12,6 +12,7 @@ from featurizers.clip import Clip
 from featurizers.manifest import Column
 from pipelines.featurize import ledger
 from pipelines.licences import judge
+from pipelines.lineage import standing_lineage
 from pipelines.packaging import requirements_of, specs_of
 from pipelines.pages import printable
 from pipelines.pages.units import span
@@ -248,7 +249,7 @@ def _reproducible(card: Scorecard) -> str:
 
 
 def _origin(trained: Trained, card: Scorecard, columns: Mapping[str, Column]) -> str:
-    recipe = trained.plan.recipe
+    recipe, lineage = trained.plan.recipe, standing_lineage(trained.plan.folder)
     lines = [
         (
             f"- run `{trained.run_id}`, recipe `{recipe.name}` (digest `{recipe.digest[:16]}`), "
@@ -259,6 +260,7 @@ def _origin(trained: Trained, card: Scorecard, columns: Mapping[str, Column]) ->
             f"- column of {stream}: manifest `{column.digest}`"
             for stream, column in columns.items()
         ),
+        *(f"- {_plain(sentence)}" for sentence in (lineage.beginnings if lineage else ())),
     ]
     return "\n".join(lines)
 

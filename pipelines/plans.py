@@ -16,6 +16,7 @@ from featurizers.node_cache import NodeCache
 from featurizers.spec import canonical_json
 from featurizers.store import Root
 from pipelines import HOME
+from pipelines.lineage import standing_lineage
 from tracking.parts import Latency
 from tracking.provenance import code_digest, versions
 from tracking.scorecard import Scorecard
@@ -37,6 +38,10 @@ LATENCY = "latency.json"
 PROGRESS = "progress.jsonl"
 NOW = "now.json"
 CHECKPOINTS = "checkpoints"
+PREDICTOR = "predictor"
+RUN = "run.json"
+"""Which run on the tracking server a folder belongs to."""
+
 SCORECARD = "scorecard.json"
 """What a run was registered with."""
 
@@ -108,7 +113,7 @@ class Trained:
     @property
     def predictor(self) -> Path:
         """The folder of the predictor."""
-        return self.plan.folder / "predictor"
+        return self.plan.folder / PREDICTOR
 
     @property
     def latency(self) -> Latency | None:
@@ -179,7 +184,7 @@ def bundled_code_digest() -> str:
 def read(plan: Plan) -> Trained:
     """A finished run's results."""
     plain = json.loads((plan.folder / FINISHED).read_bytes())
-    run = json.loads((plan.folder / "run.json").read_bytes())
+    run = json.loads((plan.folder / RUN).read_bytes())
     return Trained(plan=plan, run_id=run["run_id"], **plain)
 
 
@@ -201,6 +206,8 @@ def score_test(
         reproducible: As there.
     """
     task = trained.plan.recipe.task
+    lineage = standing_lineage(trained.plan.folder)
+    before = lineage.before if lineage else {}
     return scorecard(
         labelled(trained.plan.recipe, clips, "test"),
         trained.predictions,
@@ -213,6 +220,8 @@ def score_test(
         duplicates=duplicates,
         reproducible=reproducible,
         latency=trained.latency,
+        before={run_id: each.clips_of("train") for run_id, each in before.items()},
+        unknown=list(map(str, lineage.unknown)) if lineage else (),
     )
 
 

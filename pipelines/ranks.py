@@ -23,7 +23,7 @@ from pipelines.claim import claim
 from pipelines.follow import note, note_pace
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
-from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, Loading, Plan
+from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, PREDICTOR, Loading, Plan
 from pipelines.tracked import attempts, gauged, journaled
 from pipelines.watch import Watch, watched
 from tracking.run import MemoryRun, Run
@@ -291,7 +291,7 @@ def _test(
 
     session.hold()
     Predictor.save(
-        plan.folder / "predictor",
+        plan.folder / PREDICTOR,
         recipe=plan.recipe,
         specs=data.specs,
         normaliser=data.normaliser,
@@ -299,7 +299,7 @@ def _test(
         weights=outcome.weights,
         tokenizers=tokenizers(plan.recipe, data.specs),
     )
-    model = load_model(plan.folder / "predictor")
+    model = load_model(plan.folder / PREDICTOR)
     if (took := latency(model, data.test)) is not None:
         publish(plan.folder / LATENCY, json.dumps(took.to_json()).encode())
     model.register_forward_pre_hook(lambda *_: alive())

@@ -137,7 +137,7 @@ def mend(uri: str, name: str) -> list[str]:
     """
     registry = MlflowRegistry(uri=uri)
     begun = bool(registry.ledger(name))
-    last = begin(registry, name, who=who(), now=clock())
+    last = begin(registry, name, who=who(uri), now=clock())
     said = [f"alias {drift}" for drift in reconcile(registry, name)]
     if last is not None:
         registry.set_tags(name, last.version, {GENERATION_TAG: str(last.generation)})

@@ -16,9 +16,10 @@ from featurizers.clip import Clip
 from featurizers.manifest import Column
 from featurizers.spec import FeatureSpec
 from pipelines.featurize import Balance, ledger
+from pipelines.lineage import Start, standing_lineage
 from pipelines.masks import Step, Why, choose, masks
-from pipelines.plans import PROGRESS, SCORECARD, Trained, labelled, score_test
-from pipelines.tracked import RUN, attempts
+from pipelines.plans import PROGRESS, RUN, SCORECARD, Trained, labelled, score_test
+from pipelines.tracked import attempts
 from tracking.scorecard import Scorecard
 from training.data import target_of
 from training.recipe import Recipe, Target, Task
@@ -112,6 +113,7 @@ class Result:
         card: On the labelled test clips.
         answers: On each of them, sorted by key.
         sources: By stream, in the model's order.
+        starts: The weights that it began with.
         made_by: What is known of code, versions and machine, by name.
         masks: Of a model with feedback how far it let each stream through, for a few clips by key,
             from the one with the least error to the one with the largest.
@@ -131,6 +133,7 @@ class Result:
     card: Scorecard
     answers: tuple[Answer, ...]
     sources: Mapping[str, Source]
+    starts: Sequence[Start]
     made_by: Mapping[str, str]
     masks: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     chosen: Mapping[str, Why] = field(default_factory=dict)
@@ -157,6 +160,7 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
     # Of a clip that lacks a stream, masks say little.
     fewest = min((len(each.lacking) for each in answers), default=0)
     chosen = choose({each.key: each.error for each in answers if len(each.lacking) == fewest})
+    lineage = standing_lineage(plan.folder)
     by_key = {clip.key: clip for clip in clips if clip.key in chosen}
     return Result(
         name=plan.name,
@@ -179,6 +183,7 @@ def result_of(trained: Trained, clips: Sequence[Clip], columns: Mapping[str, Col
             )
             for balance in ledger(used)
         },
+        starts=lineage.starts if lineage else (),
         made_by=made_by_of(plan.folder),
         masks=masks(trained.predictor, plan.recipe, [by_key[key] for key in chosen], used),
         chosen=chosen,

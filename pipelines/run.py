@@ -27,7 +27,8 @@ from pipelines.folds import folds_of, with_folds
 from pipelines.ingest import ingest
 from pipelines.limits import Care
 from pipelines.plans import Loading, Plan, Trained, plan_run, score_test
-from pipelines.promote import Promotion, Registered, consider, register_model
+from pipelines.promote import Promotion, consider
+from pipelines.register import Registered, register_model
 from pipelines.resume import Resumed, check_resume
 from pipelines.run_pages import keep_pages
 from pipelines.score import row_of, score
@@ -391,7 +392,7 @@ def register_best(
         name=experiment.register_.name,
         stage=stage_of(experiment),
         weights=sorted({each.spec.source for each in experiment.featurizers().values()} - {""}),
-        duplicates=near_duplicates(experiment, best.plan.recipe, clips, show),
+        duplicates=near_duplicates(experiment, best.plan, clips, show),
     )
     # Again: they tell of the comparison with the shards now.
     _pages(experiment, trained, columns, clips, show)

@@ -1,25 +1,16 @@
-"""From a model to what it was made of; from a clip or shard to the models that it has reached."""
+"""From a registered model to what it was made of; `reached` is the other way round."""
 
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurizers.store import store_at
 from pipelines.experiment import InputError
-from pipelines.lineage import Lineage, read_lineage
+from pipelines.lineage import Lineage, Row, read_lineage
 from tracking.ledger import Entry, history
-from tracking.mlflow_store import (
-    MlflowRegistry,
-    NoStoreError,
-    RunFacts,
-    StoreError,
-    Version,
-    read_run,
-    versions_of,
-)
+from tracking.mlflow_store import MlflowRegistry, RunFacts, Version, read_run, versions_of
 from tracking.registry import UnknownModelError
 
 RUN_FACTS = ("code", "commit", "dataset", "plan", "attempts")
@@ -34,6 +25,7 @@ class Trace:
         run: Of the run that trained it; None where it was registered without one, or that is gone.
         lineage: None where nothing was kept with the run.
         clip: The row of the clip that was asked for.
+        through: The run before, by its id, which took that clip; "" for the model's own run.
     """
 
     name: str
@@ -43,12 +35,16 @@ class Trace:
     run: RunFacts | None
     lineage: Lineage | None
     clip: Mapping[str, Any] | None
+    through: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; of the clips only their number by role, and the one that was asked for."""
         plain = asdict(self)
         if self.lineage is not None:
-            plain["lineage"]["clips"] = dict(Counter(row["role"] for row in self.lineage.clips))
+            told = plain["lineage"]
+            told["clips"] = _roles(self.lineage)
+            for run_id, before in self.lineage.before.items():
+                told["before"][run_id]["clips"] = _roles(before)
             plain["files"] = self.files
         return plain
 
@@ -72,10 +68,12 @@ class Trace:
         lines += [f"{name} {value}" for name, value in tags.items() if value and name != "dataset"]
         if self.lineage is None:
             return [*lines, "nothing was kept of the clips that it was made of"]
-        roles = Counter(row["role"] for row in self.lineage.clips)
-        media = len({row["media_digest"] for row in self.lineage.clips})
-        counts = ", ".join(f"{roles[role]} {role}" for role in ("train", "valid", "test"))
-        return [*lines, f"dataset {self.lineage.dataset}: clips {counts}, of {media} media files"]
+        media = len({row["media_digest"] for row in self.lineage.clips} - {""})
+        return [
+            *lines,
+            f"dataset {self.lineage.dataset}: clips {self.lineage.counts}, of {media} media files",
+            *self.lineage.beginnings,
+        ]
 
     @property
     def tables(self) -> Iterator[tuple[str, list[dict[str, object]]]]:
@@ -84,7 +82,8 @@ class Trace:
             yield "columns", self.columns
         if self.clip is not None:
             row = {name: value for name, value in self.clip.items() if name != "states"}
-            yield f"clip {self.clip['id']}", [row]
+            whose = f", of run {self.through}" if self.through else ""
+            yield f"clip {self.clip['id']}{whose}", [row]
             yield "its shards", self.files
 
     @property
@@ -108,6 +107,7 @@ class Trace:
         if self.lineage is None or self.clip is None:
             return []
         shard = str(self.clip["shard"])
+        taken = self.lineage.before[self.through] if self.through else self.lineage
         return [
             {
                 "stream": stream,
@@ -115,8 +115,12 @@ class Trace:
                 "tar": f"columns/{column['fingerprint']}/{column['shards'][shard]['tar']}",
                 "sha256": column["shards"][shard]["sha256"],
             }
-            for stream, column in self.lineage.columns.items()
+            for stream, column in taken.columns.items()
         ]
+
+
+def _roles(lineage: Lineage) -> dict[str, int]:
+    return dict(Counter(row["role"] for row in lineage.clips))
 
 
 def trace(uri: str, model: str, clip: str | None = None) -> Trace:
@@ -129,11 +133,12 @@ def trace(uri: str, model: str, clip: str | None = None) -> Trace:
 
     Raises:
         UnknownModelError: No such model, version or alias.
-        InputError: The model took no such clip.
+        InputError: The model took no such clip, nor did a run that it starts from.
     """
     name, version, aliases = _named(uri, model)
     run = read_run(uri, version.run_id) if version.run_id else None
     lineage = read_lineage(uri, version.run_id) if run else None
+    through, row = ("", None) if clip is None else _clip(model, lineage, clip)
     return Trace(
         name=name,
         version=version,
@@ -141,120 +146,9 @@ def trace(uri: str, model: str, clip: str | None = None) -> Trace:
         entries=[e for e in history(MlflowRegistry(uri=uri), name) if e.version == version.number],
         run=run,
         lineage=lineage,
-        clip=None if clip is None else _clip(model, lineage, clip),
+        clip=row,
+        through=through,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
-    """A version of a registered model that clips have reached.
-
-    Attributes:
-        was_champion: Whether it is champion, or was.
-        roles: By key of a clip, whether it was trained on, or chose ("valid") or measured ("test").
-    """
-
-    name: str
-    version: int
-    aliases: Sequence[str]
-    was_champion: bool
-    run_id: str
-    roles: Mapping[str, str]
-
-    def __str__(self) -> str:
-        named = f" ({', '.join(self.aliases)})" if self.aliases else ""
-        counts = Counter(self.roles.values())
-        how = [f"{counts[role]} in {role}" for role in ("train", "valid", "test") if counts[role]]
-        return f"{self.name} version {self.version}{named}: {', '.join(how)}"
-
-
-def sentences_of(found: Sequence[Reached]) -> list[str]:
-    """A line for each version, for people."""
-    return [str(each) for each in found] or ["no registered model was made of it"]
-
-
-def reached(
-    uri: str, clips: Collection[str], shard: str | None, dataset: str | None
-) -> list[Reached]:
-    """The versions that a shard has reached where one is given, else those that clips have."""
-    if shard is not None:
-        return reached_by_shard(uri, shard)
-    return reached_by_clips(uri, clips, dataset)
-
-
-def reached_by_clips(uri: str, clips: Collection[str], dataset: str | None = None) -> list[Reached]:
-    """The versions of all registered models that some clips have reached, by key or id.
-
-    Args:
-        uri: The tracking server.
-        clips: Keys or ids.
-        dataset: Only models of this dataset; keys are unique within one.
-    """
-    place = None if dataset is None else store_at(dataset).where()
-
-    def roles(lineage: Lineage) -> dict[str, str]:
-        if place not in {None, lineage.dataset}:
-            return {}
-        return {
-            row["key"]: row["role"]
-            for row in lineage.clips
-            if row["key"] in clips or row["id"] in clips
-        }
-
-    return list(_reached(uri, roles))
-
-
-def reached_if_known(uri: str, clips: Collection[str], dataset: str) -> tuple[list[Reached], str]:
-    """As `reached_by_clips`; and why that is not known, where the tracking store cannot tell."""
-    try:
-        return reached_by_clips(uri, clips, dataset), ""
-    except (NoStoreError, StoreError) as error:
-        return [], str(error)
-
-
-def reached_by_shard(uri: str, shard: str) -> list[Reached]:
-    """The versions of all registered models that a shard has reached.
-
-    Args:
-        uri: The tracking server.
-        shard: The sha256 of its tar, or the tar's name, with or without folders.
-    """
-
-    def roles(lineage: Lineage) -> dict[str, str]:
-        numbers = {
-            (stream, int(number))
-            for stream, column in lineage.columns.items()
-            for number, file in column["shards"].items()
-            if shard == file["sha256"]
-            or f"/{lineage.dataset}/columns/{column['fingerprint']}/{file['tar']}".endswith(
-                f"/{shard.lstrip('/')}"
-            )
-        }
-        return {
-            row["key"]: row["role"]
-            for row in lineage.clips
-            if any(row["states"][s] == "sample" for s, number in numbers if number == row["shard"])
-        }
-
-    return list(_reached(uri, roles))
-
-
-def _reached(uri: str, roles_in: Callable[[Lineage], Mapping[str, str]]) -> Iterator[Reached]:
-    registry = MlflowRegistry(uri=uri)
-    for name in registry.names():
-        aliases, champions = registry.aliases(name), {e.version for e in history(registry, name)}
-        for version in versions_of(uri, name):
-            lineage = read_lineage(uri, version.run_id) if version.run_id else None
-            roles = roles_in(lineage) if lineage else {}
-            if roles:
-                yield Reached(
-                    name=name,
-                    version=version.number,
-                    aliases=sorted(a for a, n in aliases.items() if n == version.number),
-                    was_champion=version.number in champions,
-                    run_id=version.run_id,
-                    roles=roles,
-                )
 
 
 def _named(uri: str, model: str) -> tuple[str, Version, Mapping[str, int]]:
@@ -272,11 +166,15 @@ def _named(uri: str, model: str) -> tuple[str, Version, Mapping[str, int]]:
     return name, versions[wanted], aliases
 
 
-def _clip(model: str, lineage: Lineage | None, clip: str) -> Mapping[str, Any]:
-    rows = lineage.clips if lineage else []
-    found = next((row for row in rows if clip in {row["key"], row["id"]}), None)
-    if found is None:
-        near = difflib.get_close_matches(clip, [row["id"] for row in rows], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{model} took no clip {clip!r}{hint}")
-    return found
+def _clip(model: str, lineage: Lineage | None, clip: str) -> tuple[str, Row]:
+    """The row of a clip, and the run before that took it; the model's own run comes first."""
+    layers = {"": lineage, **lineage.before} if lineage else {}
+    ids: list[str] = []
+    for run_id, each in layers.items():
+        for row in each.clips:
+            if clip in {row["key"], row["id"]}:
+                return run_id, row
+            ids.append(row["id"])
+    near = difflib.get_close_matches(clip, ids, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{model} took no clip {clip!r}{hint}")

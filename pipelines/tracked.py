@@ -1,5 +1,6 @@
 """What the tracking server is told of runs: who they are, how they end, and what waited for it."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -18,9 +19,11 @@ from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.gauges import Gauges
 from pipelines.limits import TrainingFailedError
+from pipelines.lineage import WEIGHTS_TAG
 from pipelines.plans import (
     FINISHED,
     PREDICTIONS,
+    RUN,
     SCORECARD,
     SETTLED,
     Plan,
@@ -34,7 +37,6 @@ from tracking.mlflow_store import MlflowRun, StoreError, connect, find_run, publ
 from tracking.provenance import environment, git_commit, versions
 from tracking.run import AwayError
 
-RUN = "run.json"
 WORD = "word"
 """A random word, by which the server tells the run of a folder from those of other folders."""
 
@@ -121,6 +123,7 @@ def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     _send_rest(run, plan.folder)
     run.log_file(plan.folder / FINISHED)
     trained = read(plan)
+    run.set_tags(_weights_tag(trained.predictor))
     card = score_test(trained, clips, parity=None)
     keep_file(run, PREDICTIONS, predicted_test(trained, clips).to_parquet())
     keep_file(run, SCORECARD, canonical_json(card.to_json()))
@@ -128,6 +131,14 @@ def settle(plan: Plan, run: MlflowRun, clips: Sequence[Clip]) -> None:
     run.finish()
     publish(plan.folder / SETTLED, canonical_json({"run_id": run.run_id}))
     let_go(plan.folder)
+
+
+def _weights_tag(predictor: Path) -> dict[str, str]:
+    """By this it is known which run trained what another one begins with a copy of."""
+    from training.start import PREDICTOR_WEIGHTS
+
+    with (predictor / PREDICTOR_WEIGHTS).open("rb") as file:
+        return {WEIGHTS_TAG: hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def let_go(folder: Path) -> None:

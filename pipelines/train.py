@@ -16,6 +16,7 @@ from pipelines.elastic import MAX_PREEMPTIONS, Budget, More, Say, Size, no_room,
 from pipelines.executors import resources, start_ray, stop_ray
 from pipelines.follow import Follow, Told, Within
 from pipelines.limits import ENDING_S, MINUTE_S, Care, Limits, TrainingFailedError
+from pipelines.origins import keep_origins
 from pipelines.plans import (
     SETTLED,
     Plan,
@@ -73,6 +74,7 @@ def train(
         run.set_tags({"mlflow.parentRunId": parent or ""})
     todo = [(plan, run) for plan, run in zip(plans, runs, strict=True) if not plan.finished]
     if todo:
+        keep_origins(todo, clips)
         start_ray(least or workers)  # it tells how many GPUs there are
         span = affordable(least or workers, workers, care.device, say)
         *fewer, most = numbers([plan.recipe for plan, _ in todo], *span, say)

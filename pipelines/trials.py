@@ -26,6 +26,7 @@ from pipelines.experiment import Experiment, InputError
 from pipelines.follow import Follow, Told, Within
 from pipelines.limits import Care, Limits
 from pipelines.notice import Notice
+from pipelines.origins import keep_origins
 from pipelines.plans import CHECKPOINTS, FINISHED, PROGRESS, SETTLED, Plan, read
 from pipelines.ranks import attended, received, sent, session_of, train_one
 from pipelines.sections import Sweep
@@ -99,6 +100,7 @@ def sweep(
     for number, run in enumerate(runs):
         run.set_tags({"mlflow.parentRunId": parent.run_id, "fuseline.trial": str(number)})
     pairs = list(zip(plans, runs, strict=True))
+    keep_origins([pair for pair in pairs if not pair[0].finished], clips)
     with settled([pair for pair in pairs if not (pair[0].folder / SETTLED).is_file()]):
         for plan, run in pairs:
             if _history(plan) is None:

@@ -1,6 +1,8 @@
 """Near-duplicates of a dataset: decoded once, kept in its logs, and forgotten with their clips."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +10,14 @@ import pytest
 from featurizers.clip import Clip
 from featurizers.likeness import Likeness
 from featurizers.media import encode
-from pipelines.duplicates import FILE, like, likenesses, unknown
+from pipelines import duplicates
+from pipelines.duplicates import FILE, like, likenesses, near_duplicates, unknown
 from pipelines.executors import InProcess
+from pipelines.lineage import write_lineage
+from pipelines.show import Show
 from pipelines.staging import Stage
 from pipelines.upkeep import _scrub_logs
+from tests.made_of import made_of, plan_of
 
 
 @pytest.fixture
@@ -104,6 +110,42 @@ def test_equal_bytes_under_another_name_are_found_whatever_they_show():
     assert like(ours, later, blank) == []
     whole = [clip("b", media_digest="f" * 64, end=None)]
     assert like(ours, whole, blank) == ["clip a is like clip b"]
+
+
+def test_training_clips_of_a_run_that_it_starts_from_count_and_are_not_kept(world, monkeypatch):
+    folder, clips = world
+    dealt = [
+        replace(clips[0], split="test", labels={"mood": 1.0}),
+        replace(clips[1], split="train", labels={"mood": 1.0}),
+    ]
+    experiment = SimpleNamespace(root=folder, workers=SimpleNamespace(featurize=0))
+    monkeypatch.setattr(duplicates, "executor", lambda _: InProcess())
+    stage = Stage(folder=folder / "cache", limit_bytes=1 << 20)
+    monkeypatch.setattr(duplicates, "stage_of", lambda _: stage)
+    plan = plan_of(folder)
+    plan.folder = folder / "run"
+
+    def found():
+        return near_duplicates(experiment, plan, dealt, Show(quiet=True))
+
+    assert found() == []
+    before = replace(made_of("/gone"), clips=[row_of(clips[0])])
+    write_lineage(plan.folder, replace(made_of(folder), before={"r1": before}))
+    assert found() == ["clip a is like clip a of run r1"]
+    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    assert [list(line) for line in lines] == [["a"], ["b"]]
+    away = {**row_of(clips[0]), "media": "/gone.mp4", "media_digest": "9" * 64}
+    write_lineage(
+        plan.folder, replace(made_of(folder), before={"r1": replace(before, clips=[away])})
+    )
+    assert found() is None
+
+
+def row_of(clip):
+    """The row of a training clip of a run before."""
+    row = next(row for row in made_of("/any").clips if row["role"] == "train")
+    told = ("key", "id", "media", "media_digest", "start", "end", "seconds")
+    return {**row, **{name: getattr(clip, name) for name in told}}
 
 
 def test_it_is_said_how_many_clips_could_not_be_looked_at():

@@ -17,10 +17,11 @@ from featurizers.manifest import open_column
 from featurizers.spec import Feature
 from pipelines.demo import make_corpus
 from pipelines.experiment import load
+from pipelines.reached import reached_by_clips, sought
 from pipelines.run import store_uri
 from pipelines.score import parity
 from pipelines.sources import ask, read_rows
-from pipelines.trace import reached_by_clips, trace
+from pipelines.trace import trace
 
 pytestmark = [pytest.mark.ray, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -238,4 +239,7 @@ def test_the_champion_is_traced_to_its_shards_and_a_clip_back_to_it(project):
     clip = lineage.clips[0]["id"]
     for file in trace(uri, "whole-way@champion", clip).files:
         assert hashlib.sha256((root / file["tar"]).read_bytes()).hexdigest() == file["sha256"]
-    assert [each.name for each in reached_by_clips(uri, [clip], str(root))] == ["whole-way"]
+    reach = reached_by_clips(uri, sought([clip], str(root)))
+    assert [each.name for each in reach.models] == ["whole-way"]
+    # The other seed, which was not registered, has seen it too.
+    assert sorted(len(run.versions) for run in reach.runs) == [0, 1]

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -462,3 +463,24 @@ def test_whoever_is_promoted_has_numbers_parity_and_no_leaks(ours, theirs, asked
         for metric in named or ours.metrics:
             assert math.isfinite(ours.metrics[metric])
             assert all(math.isfinite(value) for value in ours.replicates[metric])
+
+
+def test_draws_of_another_bootstrap_are_not_paired():
+    ours, theirs = card(draws="one"), card(draws="other")
+    rules = [Rule(metric="mae", not_worse_by=0.1)]
+    assert judge(ours, replace(theirs, draws="one"), rules).promote
+    with pytest.raises(IncomparableError, match=r"drew other clips \(one\) than .* \(other\)"):
+        judge(ours, theirs, rules)
+    # Where nothing is compared draw by draw, it does not matter.
+    assert judge(ours, theirs, [Rule(metric="mae", floor=9.0)]).promote
+
+
+def test_what_nobody_knows_of_a_start_is_said_by_the_gate_of_leaks():
+    started = card(unknown_starts=("video from kinetics.pth (sha256 0123)",))
+    verdict = judge(started, None, [Rule(metric="mae", floor=9.0)])
+    (reason,) = [each for each in verdict.reasons if each.rule == "leaks"]
+    assert reason.passed
+    assert reason.text.endswith(
+        "; what it starts from was trained on clips that nobody knows: video from kinetics.pth "
+        "(sha256 0123)"
+    )

@@ -79,6 +79,7 @@ SAME = dict.fromkeys((clip.key for clip in CLIPS), 1.0)
 CHAMPION = model(said(0.3))
 ONE_SPEAKER = [replace(TRAIN[0], speaker="speaker 3")]
 ONE_SOURCE = [replace(TRAIN[0], source="film 7")]
+SAME_BYTES = [replace(TRAIN[0], media_digest=f"{7:064d}")]
 
 GATES = {
     "parity": (model(parity=False), "parity"),
@@ -87,6 +88,11 @@ GATES = {
     "reproducible, not looked at": (model(reproducible=None), "reproducible"),
     "speaker": (model(train=ONE_SPEAKER), "leaks"),
     "source": (model(train=ONE_SOURCE), "leaks"),
+    "source, under another name": (model(train=SAME_BYTES), "leaks"),
+    "speaker, in what it starts from": (
+        model(before={"4f2a9c": ONE_SPEAKER}),
+        "leaks",
+    ),
     "near-duplicate": (model(duplicates=["clip 4 is like clip 311"]), "duplicates"),
     "near-duplicate, not looked at": (model(duplicates=None), "duplicates"),
     "latency": (model(latency=replace(TOOK, p95_s=0.08)), "latency_ms"),

@@ -7,18 +7,20 @@ import pytest
 
 from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
+from pipelines.lineage import Start, write_lineage
 from pipelines.model_card import model_card
+from tests.made_of import made_of
 from tracking.scorecard import Part, Scorecard
 
 pytestmark = pytest.mark.media
 
 
 @pytest.fixture
-def told(tiny_model):
+def told(tiny_model, tmp_path):
     root, predictor, *_ = tiny_model
     columns = {name: open_column(root, spec.fingerprint) for name, spec in predictor.specs.items()}
     trained = SimpleNamespace(
-        plan=SimpleNamespace(recipe=predictor.recipe),
+        plan=SimpleNamespace(recipe=predictor.recipe, folder=tmp_path),
         predictor=root / "predictor-late_fusion-regression",
         run_id="r" * 32,
         best_epoch=2,
@@ -89,3 +91,18 @@ def test_it_tells_of_leaks_near_duplicates_and_a_second_asking(told):
     assert "Asked again in another process, it says SOMETHING ELSE of these clips." in card
     assert "look or sound like training clips: none." in tell(duplicates=())
     assert "it says the same of these clips" in tell(reproducible=True)
+
+
+def test_it_tells_what_the_model_starts_from(told, tmp_path):
+    tell, _ = told
+    assert "starts with" not in tell()
+    starts = [
+        Start(part="audio", file="/runs/one/weights", sha256="1" * 64, run_id="r1"),
+        Start(part="video", file="/elsewhere/kinetics.pth", sha256="9" * 64),
+    ]
+    before = {"r1": made_of("/data/one")}
+    write_lineage(tmp_path, replace(made_of("/data"), starts=starts, before=before))
+    card = tell()
+    assert "- starts with audio from weights (sha256 111111111111, of run r1)\n" in card
+    assert "kinetics.pth (sha256 999999999999), and nobody knows what these were trained" in card
+    assert "what run r1 was made of, of dataset one: clips 2 train, 1 valid" in card

@@ -1,24 +1,13 @@
-"""From a version to the champion: what is compared, what is kept, what a deleted version costs."""
+"""From a version to the champion: what is kept, what a deleted version or a kill costs."""
 
 import hashlib
 import json
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
-import numpy as np
 import pytest
 
-from featurizers.clip import Clip
-from featurizers.intake import RawClip
-from featurizers.spec import Feature
-from pipelines import promote, registered, score
+from pipelines import registered
 from pipelines.experiment import InputError
-from pipelines.promote import consider, go_back
-from pipelines.sources import Asked
-from pipelines.staging import Stage
+from pipelines.promote import consider, go_back, who
 from tests.test_command_line import experiment
 from tracking import mlflow_store
 from tracking.ledger import current, history
@@ -53,9 +42,13 @@ def card(mae):
 
 @pytest.fixture
 def name(uri, request, tmp_path):
-    """A model of three versions, each better than the one before."""
-    client = mlflow_store.client_of(uri)
     model = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return three_versions(uri, model, tmp_path)
+
+
+def three_versions(uri, model, tmp_path):
+    """Make a model of three versions, each better than the one before."""
+    client = mlflow_store.client_of(uri)
     mlflow_store.registry.create_model(client, model)
     for mae in (3.0, 2.0, 1.0):
         run = mlflow_store.start_run(uri, "toys", "one", {})
@@ -161,7 +154,11 @@ class Killed(BaseException):
     """The process ended."""
 
 
-def mortal(monkeypatch, at, *, done):
+def die():
+    raise Killed
+
+
+def mortal(replace, at, *, done, die=die):
     """Whoever promotes is killed at one of its writes to the server, before or after it."""
     left = [at]
 
@@ -169,10 +166,10 @@ def mortal(monkeypatch, at, *, done):
         def killing(*args, **kwargs):
             left[0] -= 1
             if left[0] < 0 and not done:
-                raise Killed
+                die()
             answer = write(*args, **kwargs)
             if left[0] < 0:
-                raise Killed
+                die()
             return answer
 
         return killing
@@ -182,7 +179,7 @@ def mortal(monkeypatch, at, *, done):
         (MlflowRun, ("log_file",)),
     ):
         for call in calls:
-            monkeypatch.setattr(kind, call, killed_in(getattr(kind, call)))
+            replace(kind, call, killed_in(getattr(kind, call)))
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -190,30 +187,38 @@ def test_a_promotion_that_is_killed_at_any_write_is_finished_by_the_next(
     uri, name, monkeypatch, done
 ):
     crown(uri, name, 1)
-    registry, deaths, version = MlflowRegistry(uri=uri), 0, 2
+    deaths, version = 0, 2
     for at in range(9):
         with monkeypatch.context() as patch:
-            mortal(patch, at, done=done)
+            mortal(patch.setattr, at, done=done)
             try:
                 crown(uri, name, version)
             except Killed:
                 deaths += 1
             else:
                 break
-        before = current(registry, name)
-        registered.mend(uri, name)
-        assert registered.standing(uri, name).drifts == []
-        assert registry.aliases(name)["champion"] == before.version
-        assert tags(uri, name, before.version)["fuseline.generation"] == str(before.generation)
-        crown(uri, name, version)
-        assert current(registry, name).version == version
-        run_id = mlflow_store.run_of(uri, name, version)
-        report = current(registry, name).report
-        assert mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json")
-        if version == 2:
-            go_back(uri, name, why="once more")
-    # The report, its reasons, the generation, two aliases, and the generation's tag.
-    assert deaths == 6
+        finish(uri, name, version)
+    assert deaths == WRITES
+
+
+WRITES = 6
+"""Of a promotion: the report, its reasons, the generation, two aliases, the generation's tag."""
+
+
+def finish(uri, name, version):
+    """Mend what a kill left, and promote again; then all is as if nothing had been."""
+    registry = MlflowRegistry(uri=uri)
+    before = current(registry, name)
+    registered.mend(uri, name)
+    assert registered.standing(uri, name).drifts == []
+    assert registry.aliases(name)["champion"] == before.version
+    assert tags(uri, name, before.version)["fuseline.generation"] == str(before.generation)
+    crown(uri, name, version)
+    assert current(registry, name).version == version
+    run_id = mlflow_store.run_of(uri, name, version)
+    report = current(registry, name).report
+    assert mlflow_store.read_file(uri, run_id, f"promotion/{report}/verdict.json")
+    go_back(uri, name, why="once more")
 
 
 def test_an_alias_that_was_set_by_hand_is_the_champion_to_be_beaten(uri, name):
@@ -301,157 +306,40 @@ def test_promote_and_rollback_print_one_json_value(uri, name, tmp_path, monkeypa
     assert (code, told["name"], told["version"], told["why"]) == (0, name, 1, "worse")
 
 
-# What is compared with the shards
-
-
-class Column:
-    """A column of a few clips, without files."""
-
-    def __init__(self, **states):
-        self.rows = {key: type("Row", (), {"state": state})() for key, state in states.items()}
-
-    def read(self, key):
-        if self.rows[key].state != "sample":
-            return None
-        return Feature(np.ones((2, 3), dtype=np.float32), np.zeros((2, 2)))
-
-
-def asked(key, media):
-    return Asked(number=1, raw=RawClip(key=key, id=key, media=media, path=None, columns={}))
-
-
-def clip(key, split):
-    return Clip(key=key, id=key, media="", media_digest="", start=0.0, end=None, split=split)
-
-
-def test_clips_are_chosen_from_training_and_have_something_to_compare():
-    columns = {
-        "text": Column(a="sample", b="sample", c="absent", d="sample", e="sample"),
-        "audio": Column(a="sample", b="sample", c="quarantined", d="absent", e="sample"),
-    }
-    rows = [asked(key, f"/{key}.mp4") for key in "abcd"] + [asked("e", "s3://bucket/e.mp4")]
-    clips = [clip(key, "test" if key == "b" else "train") for key in "abcde"]
-    some = promote._some(rows, clips, columns, remote=False)
-    assert [each.raw.key for each in some] == ["a", "d"]
-    some = promote._some(rows, clips, columns, remote=True)
-    assert [each.raw.key for each in some] == ["a", "d", "e"]
-
-
-def test_remote_clips_are_fetched_and_compared(tmp_path, monkeypatch):
-    compared = []
-    monkeypatch.setattr(
-        promote,
-        "parity",
-        lambda _uri, _model, some, _columns, weights, said=None: (
-            compared.append([*weights, *(each.raw.media for each in some)]) or []
-        ),
-    )
-    (tmp_path / "far.mp4").write_text("film")
-    far, gone = f"file://{tmp_path}/far.mp4", f"file://{tmp_path}/gone.mp4"
-    stage = Stage(folder=tmp_path / "cache", limit_bytes=1000)
-    some = [asked("a", "/a.mp4"), asked("b", far), asked("c", gone)]
-    assert promote._compare("uri", "model", some, {}, stage, weights=["/w"], said=[]) == ([], 2)
-    assert compared[0] == ["/w", "/a.mp4"]
-    assert compared[1][0] == "/w"
-    assert Path(compared[1][1]).parent == tmp_path / "cache"
-    assert promote._compare("uri", "model", some[2:], {}, stage, weights=[], said=[]) == ([], 0)
-
-
-def test_of_a_dataset_that_lies_elsewhere_the_model_is_asked_twice_too(tmp_path, monkeypatch):
-    class Film(Process):
-        """Says what the file holds that it is shown."""
-
-        def predict(self, rows):
-            return [{"prediction": Path(row["media"]).read_text()} for row in rows]
-
-    monkeypatch.setattr(score, "ModelProcess", Film)
-    monkeypatch.setattr(promote, "ModelProcess", Film)
-    some = []
-    for key in "ab":
-        (tmp_path / f"{key}.mp4").write_text(f"film {key}")
-        some.append(asked(key, f"file://{tmp_path}/{key}.mp4"))
-    # It holds one film at a time.
-    stage = Stage(folder=tmp_path / "cache", limit_bytes=8)
-    said = []
-    assert promote._compare("uri", "model", some, {}, stage, weights=[], said=said) == ([], 2)
-    assert said == [{"prediction": "film a"}, {"prediction": "film b"}]
-    assert promote._is_reproducible("uri", "model", some, said, stage, weights=[])
-    assert not promote._is_reproducible("uri", "model", some, said[::-1], stage, weights=[])
-
-
-def test_a_version_of_which_nothing_was_compared_says_so_and_is_refused(uri, name):
-    unseen = Scorecard.from_json({**card(1.0).to_json(), "parity": None})
-    found = promote.Registered(
-        name=name, version=1, model_uri="models:/m-1", card=unseen, compared=0
-    )
-    assert "cannot be promoted" in found.checked
-    assert not promote.judge(unseen, None, RULES).promote
-
-
-def test_a_version_that_stands_keeps_what_was_seen_when_it_was_registered(
-    uri, name, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("uri", "named", "expected"),
+    [
+        ("http://ann%40home:swordfish@host:5000", "ben", "ann@home"),
+        ("http://host:5000", "ben", "ben"),
+        ("https://host", None, "carl"),
+        ("postgresql+psycopg://service:swordfish@host/mlflow", None, "carl"),
+        ("postgresql+psycopg://service:swordfish@host/mlflow", "ben", "ben"),
+        ("sqlite:////home/mlflow.db", None, "carl"),
+    ],
+)
+def test_who_promotes_is_the_user_of_the_server_before_that_of_the_machine(
+    monkeypatch, uri, named, expected
 ):
-    run_id, less = mlflow_store.run_of(uri, name, 2), replace(card(9.0), duplicates=None)
-    for call, answer in (
-        ("logged", "models:/m-1"),
-        ("_some", []),
-        ("_compare", ([], 0)),
-        ("_is_reproducible", None),
-        ("score_test", less),
-    ):
-        monkeypatch.setattr(promote, call, lambda *_, answer=answer, **__: answer)
-    recipe = SimpleNamespace(model=SimpleNamespace(streams=()))
-    plan = SimpleNamespace(folder=tmp_path, recipe=recipe)
-    trained, before = SimpleNamespace(plan=plan, run_id=run_id), scorecard_digest(uri, name, 2)
-    found = promote.register_model(trained, [], [], {}, uri=uri, name=name)
-    assert (found.version, found.card.to_json()) == (2, card(2.0).to_json())
-    assert json.loads((tmp_path / promote.SCORECARD).read_bytes()) == card(2.0).to_json()
-    assert "when it was registered" in found.checked
-    assert scorecard_digest(uri, name, 2) == before
+    monkeypatch.setenv("LOGNAME", "carl")
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    if named:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", named)
+    assert who(uri) == expected
 
 
-class Process:
-    """A model's process that has no text of any clip, and always says the same."""
-
-    said: ClassVar = [{"prediction": 1.5}]
-
-    def __init__(self, *asked):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        pass
-
-    def features(self, rows, stem):
-        return [{"text": "absent"}]
-
-    def predict(self, rows):
-        return self.said
-
-
-def test_a_stream_that_the_model_does_not_give_is_a_difference(monkeypatch):
-    monkeypatch.setattr(score, "ModelProcess", Process)
-    columns = {"text": Column(a="absent"), "audio": Column(a="sample"), "video": Column(a="absent")}
-    found = score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], columns)
-    assert found == [
-        "clip a, stream audio: the model does not give it",
-        "clip a, stream video: the model does not give it",
-    ]
-
-
-@pytest.mark.parametrize(("before", "same"), [([{"prediction": 1.5}], True), ([{}], False)])
-def test_a_model_is_asked_again_in_another_process(monkeypatch, before, same):
-    monkeypatch.setattr(promote, "ModelProcess", Process)
-    here = [asked("a", "/a.mp4"), asked("b", "s3://bucket/b.mp4")]
-    ask = partial(promote._is_reproducible, "uri", "models:/toy/1", weights=[])
-    assert ask(here, before, None) is same
-    assert ask(here[1:], [], None) is None
-
-
-def test_what_a_model_says_is_told_beside_its_features(monkeypatch):
-    monkeypatch.setattr(score, "ModelProcess", Process)
-    said = []
-    assert score.parity("uri", "models:/toy/1", [asked("a", "/a.mp4")], {}, said=said) == []
-    assert said == Process.said
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_champion_by_its_alias_that_has_no_scorecard_is_told_with_what_to_do(uri, name, begun):
+    client, registry = mlflow_store.client_of(uri), MlflowRegistry(uri=uri)
+    foreign = int(client.create_model_version(name, source="/nowhere").version)
+    registry.set_alias(name, "champion", foreign)
+    if begun:
+        registered.mend(uri, name)
+    with pytest.raises(InputError) as told:
+        crown(uri, name, 1)
+    said = str(told.value)
+    assert said.startswith(f"nothing can be judged against the champion of '{name}': version 4 of")
+    assert "has no scorecard" in said
+    assert "delete that version" in said
+    assert "\n" not in said
+    delete(uri, name, foreign)
+    assert crown(uri, name, 1).entry.version == 1

@@ -1,14 +1,18 @@
-"""Eight processes that promote at once, on SQLite and on PostgreSQL: one wins each generation.
+"""Promoters on SQLite and on PostgreSQL: of eight at once one wins, and one that dies is mended.
 
 In each generation all see the same last entry, and then all claim at once; who has won mirrors the
 aliases, while others already look at what comes next.
 """
 
 import multiprocessing
+import os
+import signal
+from functools import partial
 
 import pytest
 
 from tests.postgres import postgres
+from tests.test_promote import WRITES, crown, finish, mortal, three_versions
 from tracking import mlflow_store
 from tracking.champion import drifts, promote, reconcile
 from tracking.ledger import LostRaceError, begin, history
@@ -125,3 +129,39 @@ def test_of_eight_promoters_of_a_name_that_did_not_exist_one_wins_each_generatio
 @pytest.mark.soak
 def test_eight_promoters_race_for_twenty_generations(uri, crowd):
     check_race(uri, "long", race(uri, "long", crowd, 20), 20)
+
+
+def doomed(uri, name, at, *, done):
+    """Promotes, and gets SIGKILL from itself at one of its writes."""
+    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+    mortal(setattr, at, done=done, die=kill)
+    crown(uri, name, 2)
+
+
+def killed(uri, name, crowd, at, *, done):
+    """How the process ended that was to die at a write."""
+    child = crowd.Process(target=doomed, args=(uri, name, at), kwargs={"done": done})
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def test_a_promoter_that_is_really_killed_behind_the_ledger_is_mended(uri, crowd, tmp_path):
+    name = three_versions(uri, "killed", tmp_path)
+    crown(uri, name, 1)
+    assert killed(uri, name, crowd, 3, done=False) == -signal.SIGKILL
+    registry = MlflowRegistry(uri=uri)
+    assert [entry.version for entry in history(registry, name)] == [1, 2]
+    assert registry.aliases(name) == {"champion": 1}
+    finish(uri, name, 2)
+
+
+@pytest.mark.soak
+def test_a_promoter_that_is_really_killed_at_any_write_is_mended(uri, crowd, tmp_path):
+    name = three_versions(uri, "killed-anywhere", tmp_path)
+    crown(uri, name, 1)
+    for done in (False, True):
+        for at in range(WRITES):
+            assert killed(uri, name, crowd, at, done=done) == -signal.SIGKILL, (at, done)
+            finish(uri, name, 2)
+    assert killed(uri, name, crowd, WRITES, done=False) == 0

@@ -14,6 +14,7 @@ from featurizers.clip import Word
 from featurizers.dataset import read_clips
 from featurizers.manifest import open_column
 from pipelines.family import table
+from pipelines.lineage import Start, write_lineage
 from pipelines.masks import choose, masks
 from pipelines.pages.result_scores import WORST
 from pipelines.pages.results import page
@@ -21,6 +22,7 @@ from pipelines.plans import FINISHED, LATENCY, PROGRESS, SCORECARD, Plan, read, 
 from pipelines.results import Resumed, result_of
 from pipelines.run_pages import page_of
 from pipelines.tracked import ATTEMPTS, RUN
+from tests.made_of import made_of
 from tests.test_loop import RECIPE, WIDTHS, make_dataset
 from tests.test_pages import EVIL, Page
 from training.batch import collate
@@ -288,9 +290,10 @@ def test_confusion_and_classes_are_the_scorecards(world):
 def test_labels_are_counted_as_the_scorecard_counts_them(world):
     trained = world.trained("labels")
     card = score_test(trained, world.clips, parity=None)
-    for row, ((right, added), (missed, hit)) in zip(
-        tables(world.page(trained))["By label"], card.confusion, strict=True
-    ):
+    found = tables(world.page(trained))
+    assert [row["label"] for row in found["By label"]] == list(card.by_class)
+    counts = found["Clips with and without each label"]
+    for row, ((right, added), (missed, hit)) in zip(counts, card.confusion, strict=True):
         assert [int(value) for value in list(row.values())[1:]] == [hit, missed, added, right]
 
 
@@ -469,6 +472,22 @@ def test_recipe_manifests_licences_and_digests_are_told(world):
     assert facts["evaluation set (sha256)"] == card.evaluation_set
     assert facts["recipe (sha256)"] == trained.plan.recipe.digest
     assert (facts["run"], facts["code"], facts["torch"]) == ("id-0", "c" * 64, "2.11.0")
+
+
+def test_what_a_run_starts_from_is_told(world):
+    trained = world.trained("regression", seed=11)
+    starts = [
+        Start(part="audio", file="/runs/one/weights.safetensors", sha256="1" * 64, run_id="r1"),
+        Start(part="video", file="/elsewhere/kinetics.pth", sha256="9" * 64),
+    ]
+    write_lineage(trained.plan.folder, replace(made_of("/data"), starts=starts))
+    content = world.anew(trained)
+    facts = {row["fact"]: row["value"] for row in tables(content)["Provenance"]}
+    assert facts["audio starts with"] == f"weights of run r1 (sha256 {'1' * 64})"
+    assert facts["video starts with"] == (
+        f"kinetics.pth (sha256 {'9' * 64}); what it was trained on is not known"
+    )
+    assert "/elsewhere" not in content
 
 
 def test_what_registration_compared_is_told_of_the_same_clips_alone(world):

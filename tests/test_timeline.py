@@ -188,6 +188,8 @@ def test_numbers_have_an_axis_of_round_ends_with_a_line_at_0(film, numbers, ends
     html = page(film, film.parent, "models:/m/1", found, captions(found))
     shown = re.search(r'class="top">([^<]*)</span><span class="bottom">([^<]*)<', html).groups()
     assert shown == ends[::-1]
+    said = re.findall(r"<td[^>]*><bdi>([^<]*)</bdi></td>", html)
+    assert said == [f"{number:+.2f}".replace("-", "\u2212") for number in numbers]
     lines = re.findall(r'class="zero" d="M0,([\d.]+)H1000"', html)
     assert [float(line) for line in lines] == ([] if zero is None else [zero])
     heights = [float(y) for y in re.findall(r"M[\d.]+,([\d.]+)H", html.split('class="zero"')[-1])]

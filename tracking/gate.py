@@ -142,6 +142,12 @@ def _asks(text: str, margin: float) -> str:
 
 def _interval(metric: str, candidate: Scorecard, champion: Scorecard) -> tuple[float, float]:
     """Ends of the percentile interval of the candidate's advantage."""
+    if candidate.draws != champion.draws:
+        raise IncomparableError(
+            f"the bootstrap of the candidate drew other clips ({candidate.draws or 'unnamed'}) "
+            f"than that of the champion ({champion.draws or 'unnamed'}), so draws cannot be "
+            f"paired; register both with one version of fuseline"
+        )
     ours = candidate.replicates.get(metric, ())
     theirs = champion.replicates.get(metric, ())
     if len(ours) != len(theirs) or len(ours) < FEWEST_REPLICATES:
@@ -234,6 +240,11 @@ def _parity(candidate: Scorecard) -> Reason:
 def _leaks(candidate: Scorecard) -> Reason:
     if not candidate.leaks:
         unknown = "" if candidate.by_group else "; speakers are not known"
+        if candidate.unknown_starts:
+            unknown += (
+                f"; what it starts from was trained on clips that nobody knows: "
+                f"{_some(candidate.unknown_starts)}"
+            )
         return Reason("leaks", True, f"no speaker or source is shared with training{unknown}")
     return Reason("leaks", False, f"shared with training: {_some(candidate.leaks)}")
 

@@ -23,7 +23,10 @@ class Scorecard:
         metrics: Each metric on the whole set; NaN where it is undefined.
         better: For each metric, whether lower or higher is better.
         replicates: For each metric, its values on the bootstrap draws.
+        draws: What names these draws: two cards can be compared draw by draw where it is equal.
         leaks: Speakers and sources that are in the training data too, for people to read.
+        unknown_starts: Weights that the model began with, of which nobody knows what they were
+            trained on, for people to read.
         duplicates: Clips that look or sound like one of the training data, for people to read; None
             when nobody looked.
         parity: Whether the registered model computes the features that are in the shards; None
@@ -48,7 +51,9 @@ class Scorecard:
     metrics: Mapping[str, float]
     better: Mapping[str, Better]
     replicates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    draws: str = ""
     leaks: tuple[str, ...] = ()
+    unknown_starts: tuple[str, ...] = ()
     duplicates: tuple[str, ...] | None = None
     parity: bool | None = None
     reproducible: bool | None = None
@@ -87,7 +92,9 @@ class Scorecard:
             "replicates": {
                 name: [plain(value) for value in values] for name, values in self.replicates.items()
             },
+            "draws": self.draws,
             "leaks": list(self.leaks),
+            "unknown_starts": list(self.unknown_starts),
             "duplicates": None if self.duplicates is None else list(self.duplicates),
             "parity": self.parity,
             "reproducible": self.reproducible,
@@ -115,7 +122,9 @@ class Scorecard:
                 name: tuple(number(value) for value in values)
                 for name, values in data["replicates"].items()
             },
+            draws=data.get("draws", ""),
             leaks=tuple(data["leaks"]),
+            unknown_starts=tuple(data.get("unknown_starts", ())),
             duplicates=None if duplicates is None else tuple(duplicates),
             parity=data["parity"],
             reproducible=data.get("reproducible"),

@@ -4,6 +4,7 @@ Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Draw
 for all models on a set, so that two of them can be compared pair by pair.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -35,6 +36,15 @@ def resamples(evaluation_set: str, count: int, replicates: int) -> Iterator[NDAr
     rows = max(1, BLOCK // count)
     for first in range(0, replicates, rows):
         yield generator.integers(0, count, size=(min(rows, replicates - first), count))
+
+
+def draws_name(evaluation_set: str, count: int) -> str:
+    """A digest of the first of the draws, from which all others follow: other draws, another name.
+
+    The arguments are those of `resamples`.
+    """
+    first = next(resamples(evaluation_set, count, 1))
+    return hashlib.sha256(first.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def replicate(

@@ -18,7 +18,7 @@ from featurizers.spec import canonical_json
 from tracking.parts import Calibration, Latency, Part, Subgroup
 from tracking.scorecard import Scorecard, interval
 from training.batch import FusionBatch, Sample
-from training.bootstrap import REPLICATES, replicate, resamples
+from training.bootstrap import REPLICATES, draws_name, replicate, resamples
 from training.calibration import calibration
 from training.data import Samples, target_of
 from training.metrics import DIRECTION, Floats, by_class, confusion, metrics, undefined
@@ -168,6 +168,8 @@ def scorecard(
     duplicates: Sequence[str] | None = None,
     reproducible: bool | None = None,
     latency: Latency | None = None,
+    before: Mapping[str, Sequence[Clip]] | None = None,
+    unknown: Sequence[str] = (),
 ) -> Scorecard:
     """All that training tells promotion about one model.
 
@@ -185,6 +187,9 @@ def scorecard(
         duplicates: Clips that look or sound like one of training; None when nobody looked.
         reproducible: Whether the registered model says the same twice; None when nobody looked.
         latency: How long the model takes for a clip, where that was measured.
+        before: By the id of each run that weights come from which the model began with, its
+            training clips: they count as `train_clips` do.
+        unknown: Weights that it began with, of which nobody knows the training clips.
 
     Raises:
         ValueError: There are no clips, or a clip has no prediction.
@@ -206,7 +211,9 @@ def scorecard(
         metrics=found,
         better={metric: DIRECTION[metric] for metric in found},
         replicates=replicate(task, truth, said, resamples(name, len(ordered), replicates)),
-        leaks=leaks(ordered, train_clips),
+        draws=draws_name(name, len(ordered)),
+        leaks=leaks(ordered, train_clips, before),
+        unknown_starts=tuple(unknown),
         duplicates=None if duplicates is None else tuple(duplicates),
         parity=parity,
         reproducible=reproducible,
@@ -328,10 +335,32 @@ def _calibration(
     return calibration(task, truth[places], said[places], own)
 
 
-def leaks(clips: Sequence[Clip], train_clips: Sequence[Clip]) -> tuple[str, ...]:
-    """Speakers and sources that are on both sides, sorted."""
-    here, there = _origins(clips), _origins(train_clips)
-    return tuple(sorted(here & there))
+def leaks(
+    clips: Sequence[Clip],
+    train_clips: Sequence[Clip],
+    before: Mapping[str, Sequence[Clip]] | None = None,
+) -> tuple[str, ...]:
+    """Speakers and sources that are on both sides, sorted.
+
+    A source is known by its name and by its bytes.
+
+    Args:
+        clips: Of an evaluation set.
+        train_clips: What the model was trained on.
+        before: What was trained on by each run, by its id, whose weights the model began with.
+    """
+    found = _shared(clips, train_clips)
+    for run_id, seen in (before or {}).items():
+        found |= {
+            f"{name} (in run {run_id}, which it starts from)" for name in _shared(clips, seen)
+        }
+    return tuple(sorted(found))
+
+
+def _shared(clips: Sequence[Clip], others: Sequence[Clip]) -> set[str]:
+    media = {clip.media_digest for clip in others} - {""}
+    same = {f"source {clip.source}" for clip in clips if clip.media_digest in media and clip.source}
+    return same | (_origins(clips) & _origins(others))
 
 
 def _by_class(task: Task, truth: Floats, said: Floats) -> _ByClass:

@@ -201,17 +201,17 @@ def forget_command(
     as_json: Json = False,
 ) -> None:
     """Remove clips from a dataset: table, plan, all columns, logs. Later ingests pass them over."""
+    from pipelines.reached import reached_if_known, sought
     from pipelines.show import Show
-    from pipelines.trace import reached_if_known
     from pipelines.upkeep import forget
     from tracking.mlflow_store import tracking_uri
 
     show = Show(quiet=as_json)
+    known = sought(clips, dataset)  # before it says no more what they are
     found = forget(dataset, clips, show.say)
-    models, unknown = reached_if_known(tracking_uri(store), clips, dataset)
+    reach, unknown = reached_if_known(tracking_uri(store), known)
     if as_json:
-        told = [as_plain(each) for each in models]
-        print(json.dumps({**as_plain(found), "models": told, "models_unknown": unknown}))
+        print(json.dumps({**as_plain(found), **reach.to_json(), "models_unknown": unknown}))
         return
     show.say(
         f"{found.clips} clips are forgotten: {found.shards} shards were written without them, "
@@ -225,9 +225,11 @@ def forget_command(
     if unknown:
         show.say(f"which models they have reached is not known: {unknown}")
     else:
-        show.say("registered models that they have reached: " + ("" if models else "none"))
-    for each in models:
-        show.say(f"  {each}; train it anew without them")
+        show.say("runs and registered models that they have reached:")
+        for sentence in reach.sentences:
+            show.say(f"  {sentence}")
+        if reach.runs:
+            show.say("train these anew without them, and first what they start from")
 
 
 @app.command("report", rich_help_panel=PANEL)

@@ -204,20 +204,21 @@ def trace_command(
     *,
     clips: Annotated[
         list[str] | None,
-        typer.Option("--clip", help="Instead: the models that this clip has reached; repeatable."),
+        typer.Option("--clip", help="Instead: what this clip has reached; repeatable."),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(help="Instead: those that this shard has; a tar or its sha256.")
+        str | None, typer.Option(help="Instead: what this shard has; a tar or its sha256.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="With --clip: only models of this dataset.")
+        str | None, typer.Option(help="With --clip: the dataset that it is of.")
     ] = None,
     store: Store = Path(),
     as_json: Json = False,
 ) -> None:
-    """A model to its run, data, shards and media; or a clip or shard to the models it reached."""
+    """A model to its run, data, shards, media; or a clip or shard to the runs that it reached."""
+    from pipelines.reached import reached
     from pipelines.show import Show
-    from pipelines.trace import reached, sentences_of, trace
+    from pipelines.trace import trace
 
     uri, show = tracking_uri(store), Show(quiet=as_json)
     if sum(each is not None for each in (model, clips, shard)) != 1:
@@ -228,7 +229,7 @@ def trace_command(
         lines, told, tables = traced.sentences, traced.to_json(), traced.tables
     else:
         found = reached(uri, clips or (), shard, dataset)
-        lines, told = sentences_of(found), {"models": [as_plain(each) for each in found]}
+        lines, told = found.sentences, found.to_json()
     for line in lines:
         show.say(line)
     for title, rows in tables:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from pipelines.lineage import Start
 from pipelines.masks import Step
 from pipelines.pages import Rows
 from pipelines.pages.result_scores import target
@@ -182,10 +183,19 @@ def provenance_rows(made: Result) -> Rows:
         "features through the registered model": _parity(made.card),
         "test clips much like one in training": _duplicates(made.card),
         "the same when asked again": _again(made.card),
+        **{f"{start.part} starts with": _start(made, start) for start in made.starts},
         "attempts": amount(made.attempts) if made.attempts else "not known",
         **{name.replace("env.", "").replace("version.", ""): v for name, v in made.made_by.items()},
     }
     return [{"fact": name, "value": value} for name, value in told.items()]
+
+
+def _start(made: Result, start: Start) -> str:
+    if start.run_id:
+        return f"weights of run {start.run_id} (sha256 {start.sha256})"
+    return (
+        f"{PurePath(start.file).name} (sha256 {start.sha256}); what it was trained on is not known"
+    )
 
 
 def _parity(card: Scorecard) -> str:

@@ -109,15 +109,16 @@ def run_scores(results: Sequence[Result]) -> Rows:
     ]
 
 
-def class_rows(card: Scorecard) -> Rows:
+def class_rows(made: Result) -> Rows:
     """Each class or label by itself."""
+    kind = "label" if made.task.kind == "labels" else "class"
     return [
         {
-            "class": name,
+            kind: name,
             "clips": round(values["support"]),
             **{key: score(value) for key, value in values.items() if key != "support"},
         }
-        for name, values in card.by_class.items()
+        for name, values in made.card.by_class.items()
     ]
 
 

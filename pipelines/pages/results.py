@@ -39,9 +39,11 @@ def page(results: Sequence[Result], rows: Sequence[Mapping[str, object]] = ()) -
         runs=Table("Runs", [scores.run_row(row) for row in rows]),
         run_scores=Table("Scores of each run, with 95 % intervals", scores.run_scores(results)),
         scores=Table("Scores on the test clips", scores.score_rows(best.card)),
-        classes=Table("By class", scores.class_rows(best.card)),
+        classes=Table(
+            "By label" if best.task.kind == "labels" else "By class", scores.class_rows(best)
+        ),
         confusion=scores.confusion(best),
-        labels=Table("By label", scores.label_rows(best)),
+        labels=Table("Clips with and without each label", scores.label_rows(best)),
         worst=scores.worst(best),
         found=Table("Clips by the streams that they lack", scores.part_rows(best.card.as_found)),
         asked=Table("All clips, with a stream taken away", scores.asked_rows(best.card)),

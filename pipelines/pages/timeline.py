@@ -107,13 +107,19 @@ def page(
                 "to": f"{each.end:.2f}",
                 "link": "" if source.startswith("data:") else f"{source}#t={each.start:.2f}",
                 "text": each.text,
-                "said": each.said,
+                "said": _said(each),
                 "missing": each.answer["missing"],
                 "bad": not each.scores,
             }
             for each in found
         ],
     )
+
+
+def _said(utterance: Scored) -> str:
+    """What a model says, where it is a number with a true minus."""
+    is_number = utterance.scores and not utterance.answer["scores"]
+    return utterance.said.replace("-", "\u2212") if is_number else utterance.said
 
 
 def _range(found: Sequence[Scored]) -> tuple[float, float]:

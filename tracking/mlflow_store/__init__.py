@@ -9,6 +9,7 @@ from tracking.mlflow_store.connection import (
     initialise,
     public,
     tracking_uri,
+    user_of,
 )
 from tracking.mlflow_store.models import (
     Version,
@@ -19,7 +20,9 @@ from tracking.mlflow_store.models import (
     register,
     run_of,
     version_behind,
+    version_of,
     versions_of,
+    versions_of_run,
 )
 from tracking.mlflow_store.registry import MlflowRegistry
 from tracking.mlflow_store.runs import (
@@ -30,6 +33,7 @@ from tracking.mlflow_store.runs import (
     read_file,
     read_run,
     runs_called,
+    runs_tagged,
     start_run,
 )
 
@@ -56,8 +60,12 @@ __all__ = [
     "register",
     "run_of",
     "runs_called",
+    "runs_tagged",
     "start_run",
     "tracking_uri",
+    "user_of",
     "version_behind",
+    "version_of",
     "versions_of",
+    "versions_of_run",
 ]

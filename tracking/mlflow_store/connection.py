@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from tracking.registry import UnknownModelError
 from tracking.run import AwayError
@@ -101,6 +101,20 @@ def tracking_uri(default_folder: Path) -> str:
     """Where runs are written: MLFLOW_TRACKING_URI, else a SQLite file in the folder."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI", "")
     return chosen or f"sqlite:///{default_folder.resolve() / 'mlflow.db'}"
+
+
+def user_of(uri: str) -> str:
+    """Who calls a tracking server: the user in its address, else the one of MLflow's settings.
+
+    The one in the address comes first, as it is with the requests themselves. Empty where there is
+    no user, and of a database: who calls that is a program.
+    """
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    address = urlsplit(uri)
+    if not address.scheme.startswith("http"):
+        return os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    return unquote(address.username or "") or read_mlflow_creds().username or ""
 
 
 @answered

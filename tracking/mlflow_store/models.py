@@ -20,6 +20,7 @@ from tracking.registry import UnknownModelError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.pyfunc import PyFuncModel
 
 CANDIDATE_TAG = "fuseline.candidate"
@@ -174,29 +175,40 @@ class Version:
 def versions_of(uri: str, name: str) -> list[Version]:
     """All versions of a registered model, ascending; none where there is no such model."""
     found = client_of(uri).search_model_versions(f"name='{name}'")
-    versions = [
-        Version(
-            number=int(each.version),
-            run_id=str(each.run_id or ""),
-            when=dt.datetime.fromtimestamp(each.creation_timestamp / 1000, dt.UTC).isoformat(
-                timespec="seconds"
-            ),
-            tags=dict(each.tags),
-        )
-        for each in found
-    ]
-    return sorted(versions, key=lambda each: each.number)
+    return sorted(map(_version, found), key=lambda each: each.number)
 
 
 @answered
-def run_of(uri: str, name: str, version: int) -> str:
-    """Id of the run that a version was trained by.
+def versions_of_run(uri: str, run_id: str) -> list[tuple[str, int]]:
+    """Name and number of each version, of whatever model, that a run trained; sorted."""
+    found = client_of(uri).search_model_versions(f"run_id='{run_id}'")
+    return sorted((str(each.name), int(each.version)) for each in found)
+
+
+@answered
+def version_of(uri: str, name: str, number: int) -> Version:
+    """A version of a registered model.
 
     Raises:
         UnknownModelError: No such model or version.
     """
-    with unknown(f"model {name!r} has no version {version} at {public(uri)}"):
-        return str(client_of(uri).get_model_version(name, str(version)).run_id)
+    with unknown(f"model {name!r} has no version {number} at {public(uri)}"):
+        return _version(client_of(uri).get_model_version(name, str(number)))
+
+
+def run_of(uri: str, name: str, version: int) -> str:
+    """Id of the run that a version was trained by. Raises UnknownModelError as `version_of`."""
+    return version_of(uri, name, version).run_id
+
+
+def _version(found: "ModelVersion") -> Version:
+    made = dt.datetime.fromtimestamp(found.creation_timestamp / 1000, dt.UTC)
+    return Version(
+        number=int(found.version),
+        run_id=str(found.run_id or ""),
+        when=made.isoformat(timespec="seconds"),
+        tags=dict(found.tags),
+    )
 
 
 @answered

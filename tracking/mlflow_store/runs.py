@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tracking.mlflow_store.connection import (
     answered,
@@ -16,6 +17,9 @@ from tracking.mlflow_store.connection import (
     public,
     unknown,
 )
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 LONGEST_SETTING = 6000
 LONGEST_DATASET_DIGEST = 36
@@ -57,6 +61,33 @@ def find_run(uri: str, experiment: str, tag: str, value: str) -> "MlflowRun | No
         order_by=["attributes.start_time ASC"],
     )
     return MlflowRun(uri=uri, run_id=runs[0].info.run_id) if runs else None
+
+
+@answered
+def runs_tagged(uri: str, tag: str, value: str = "") -> "list[RunFacts]":
+    """The runs of all experiments with a tag of this value, or of any; oldest first.
+
+    Args:
+        uri: The tracking server.
+        tag: Its name.
+        value: Without quotes in it; any where it is empty.
+    """
+    client = client_of(uri)
+    names = {each.experiment_id: str(each.name) for each in client.search_experiments()}
+    wanted = f"= '{value}'" if value else "LIKE '%'"
+    runs: list[RunFacts] = []
+    token: str | None = None
+    while True:
+        found = client.search_runs(
+            list(names),
+            f"tags.`{tag}` {wanted}",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += [_facts(run, names[run.info.experiment_id]) for run in found]
+        token = found.token
+        if not token:
+            return runs
 
 
 @answered
@@ -200,10 +231,14 @@ def read_run(uri: str, run_id: str) -> RunFacts | None:
             experiment = client.get_experiment(run.info.experiment_id)
     except FileNotFoundError:
         return None
+    return _facts(run, str(experiment.name))
+
+
+def _facts(run: "Run", experiment: str) -> RunFacts:
     return RunFacts(
-        run_id=run_id,
+        run_id=str(run.info.run_id),
         name=str(run.info.run_name),
-        experiment=str(experiment.name),
+        experiment=experiment,
         status=str(run.info.status),
         settings=dict(run.data.params),
         tags=dict(run.data.tags),
