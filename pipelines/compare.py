@@ -46,6 +46,7 @@ def tables(found: Comparison) -> list[tuple[str, list[Row]]]:
                 {
                     "model": name,
                     "runs": len(score.values),
+                    "seeds": ", ".join(map(str, score.seeds)),
                     "metric": metric,
                     "mean": score.mean,
                     "deviation": score.deviation if len(score.values) > 1 else "",

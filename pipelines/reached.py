@@ -117,6 +117,13 @@ class Sought:
     place: str | None = None
     known: Sequence[Row] = ()
 
+    def has(self, row: Row, lineage: Lineage) -> bool:
+        """Whether a row of a lineage is of one of them: by its name there, or by what it is."""
+        named = row["key"] in self.names or row["id"] in self.names
+        if named and self.place in {None, lineage.dataset}:
+            return True
+        return any(_is_same(row, one) for one in self.known)
+
     def with_known(self, rows: Iterable[Row]) -> "Sought":
         """The same, and more that is known of them."""
         return Sought(names=self.names, place=self.place, known=[*self.known, *rows])
@@ -147,16 +154,14 @@ def reached_by_clips(uri: str, clips: Sought) -> Reach:
         for run_id in lineages.runs
         for _, each in lineages.layers(run_id)
         for row in each.clips
-        if _is_named(row, each, clips)
+        if clips.has(row, each)
     ]
     whole = clips.with_known(named)
 
     def roles(lineage: Lineage) -> dict[str, str]:
-        return {
-            row["key"]: row["role"]
-            for row in lineage.clips
-            if _is_named(row, lineage, whole) or any(_is_same(row, one) for one in whole.known)
-        }
+        return _strongest(
+            {row["key"]: row["role"]} for row in lineage.clips if whole.has(row, lineage)
+        )
 
     return _reach(lineages, roles)
 
@@ -187,11 +192,11 @@ def reached_by_shard(uri: str, shard: str) -> Reach:
                 f"/{shard.lstrip('/')}"
             )
         }
-        return {
-            row["key"]: row["role"]
+        return _strongest(
+            {row["key"]: row["role"]}
             for row in lineage.clips
             if any(row["states"][s] == "sample" for s, number in numbers if number == row["shard"])
-        }
+        )
 
     return _reach(_Lineages(uri), roles)
 
@@ -273,18 +278,14 @@ def _reach(lineages: _Lineages, roles_in: Wanted) -> Reach:
 def _strongest(found: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """What each clip was taken for at the most: to train on is more than to choose or to measure.
 
-    A clip of a run before counts by itself: it may have another key than the one of this dataset.
+    Within a run too: a fold may choose its epoch on the clips that it measures. A clip of a run
+    before counts by itself: it may have another key than the one of this dataset.
     """
     roles: dict[str, str] = {}
     for taken in found:
         for key, role in taken.items():
             roles[key] = min(role, roles.get(key, role), key=ROLES.index)
     return roles
-
-
-def _is_named(row: Row, lineage: Lineage, clips: Sought) -> bool:
-    named = row["key"] in clips.names or row["id"] in clips.names
-    return named and clips.place in {None, lineage.dataset}
 
 
 def _is_same(row: Row, known: Row) -> bool:

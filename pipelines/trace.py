@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.experiment import InputError
 from pipelines.lineage import Lineage, Row, read_lineage
+from pipelines.reached import Sought, sought
 from tracking.ledger import Entry, history
 from tracking.mlflow_store import MlflowRegistry, RunFacts, Version, read_run, versions_of
 from tracking.registry import UnknownModelError
@@ -123,13 +124,15 @@ def _roles(lineage: Lineage) -> dict[str, int]:
     return dict(Counter(row["role"] for row in lineage.clips))
 
 
-def trace(uri: str, model: str, clip: str | None = None) -> Trace:
+def trace(uri: str, model: str, clip: str | None = None, dataset: str | None = None) -> Trace:
     """What a model was made of, and where a clip of it lies.
 
     Args:
         uri: The tracking server.
         model: NAME@ALIAS, NAME/VERSION or NAME (its champion), with or without "models:/".
         clip: A clip's key or id.
+        dataset: The dataset that it is of, where that was moved or ingested anew: the clip is known
+            there, and found by the bytes of its media and its span.
 
     Raises:
         UnknownModelError: No such model, version or alias.
@@ -138,7 +141,7 @@ def trace(uri: str, model: str, clip: str | None = None) -> Trace:
     name, version, aliases = _named(uri, model)
     run = read_run(uri, version.run_id) if version.run_id else None
     lineage = read_lineage(uri, version.run_id) if run else None
-    through, row = ("", None) if clip is None else _clip(model, lineage, clip)
+    through, row = ("", None) if clip is None else _clip(model, lineage, sought([clip], dataset))
     return Trace(
         name=name,
         version=version,
@@ -166,15 +169,16 @@ def _named(uri: str, model: str) -> tuple[str, Version, Mapping[str, int]]:
     return name, versions[wanted], aliases
 
 
-def _clip(model: str, lineage: Lineage | None, clip: str) -> tuple[str, Row]:
+def _clip(model: str, lineage: Lineage | None, clip: Sought) -> tuple[str, Row]:
     """The row of a clip, and the run before that took it; the model's own run comes first."""
     layers = {"": lineage, **lineage.before} if lineage else {}
     ids: list[str] = []
     for run_id, each in layers.items():
         for row in each.clips:
-            if clip in {row["key"], row["id"]}:
+            if clip.has(row, each):
                 return run_id, row
             ids.append(row["id"])
-    near = difflib.get_close_matches(clip, ids, n=1)
+    (name,) = clip.names
+    near = difflib.get_close_matches(name, ids, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{model} took no clip {clip!r}{hint}")
+    raise InputError(f"{model} took no clip {name!r}{hint}")

@@ -349,6 +349,7 @@ def test_tables_for_people_tell_seeds_intervals_and_what_differs(store):
     assert title.startswith("40 clips of set ")
     assert how == "difference to good (paired bootstrap of 10000 draws, Holm over 9 comparisons)"
     assert [scores[0]["model"], scores[0]["runs"], scores[0]["metric"]] == ["good", 2, "mae"]
+    assert (scores[0]["seeds"], scores[9]["seeds"]) == ("0, 1", "0")
     assert scores[9]["deviation"] == ""
     assert {"acc2_has0", "acc2_non0"} <= {row["metric"] for row in scores}
     assert (rows[0]["seeds"], rows[0][""]) == ("0", "worse")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from featurizers.dataset import write_clips
+from pipelines.experiment import InputError
 from pipelines.lineage import WEIGHTS_TAG, keep_lineage, standing_lineage, write_lineage
 from pipelines.reached import (
     Sought,
@@ -106,6 +107,10 @@ def test_a_dataset_that_was_moved_or_ingested_anew_leads_to_the_same_runs(world,
     write_clips(tmp_path, moved)
     assert set(named(reached_by_clips(uri, sought(["other"], tmp_path)), runs)) == everywhere
     assert set(named(reached_by_clips(uri, sought(["cut"], tmp_path)), runs)) == everywhere
+    found = trace(uri, "mood/2", "other", str(tmp_path))
+    assert (found.clip["id"], found.through) == ("id of a", runs["first"])
+    with pytest.raises(InputError, match="took no clip 'a'"):
+        trace(uri, "mood/1", "a", str(tmp_path))
     # The same name in another dataset, of other bytes, is another clip.
     assert reached_by_clips(uri, sought(["a"], tmp_path)).runs == []
     two = named(reached_by_clips(uri, sought(["a"], "/data/two")), runs)

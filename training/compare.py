@@ -37,12 +37,14 @@ class Score:
     """A metric of one model.
 
     Attributes:
-        values: Of each of its runs.
+        seeds: Of each of its runs.
+        values: Likewise.
         mean: Over them.
         deviation: Over them (n - 1); NaN of a single one.
         interval: 95 %, of the mean, over the choice of clips; NaN where a draw is undefined.
     """
 
+    seeds: tuple[int, ...]
     values: tuple[float, ...]
     mean: float
     deviation: float
@@ -121,6 +123,7 @@ class Comparison:
 
 def _score_to_json(score: Score) -> dict[str, Any]:
     return {
+        "seeds": list(score.seeds),
         "values": [plain(value) for value in score.values],
         "mean": plain(score.mean),
         "deviation": plain(score.deviation),
@@ -150,8 +153,7 @@ def compare(runs: Sequence[Predicted], names: Sequence[str] = (), draws: int = D
     chosen = [name for name in known if name in names or not names]
     found = {name: [_measured(run, draws) for run in mine] for name, mine in _models(runs).items()}
     scores = {
-        name: {metric: _score([each.of(metric) for each in mine]) for metric in chosen}
-        for name, mine in found.items()
+        name: {metric: _score(mine, metric) for metric in chosen} for name, mine in found.items()
     }
     reference, *others = scores
     differences = [
@@ -228,9 +230,6 @@ class _Measured:
     whole: Mapping[str, float]
     drawn: Mapping[str, Floats]
 
-    def of(self, metric: str) -> tuple[float, Floats]:
-        return self.whole[metric], self.drawn[metric]
-
 
 Pair: TypeAlias = tuple[Sequence[_Measured], Sequence[_Measured]]
 
@@ -258,13 +257,14 @@ def _pairs(ours: Sequence[_Measured], theirs: Sequence[_Measured]) -> dict[int |
     }
 
 
-def _score(runs: Sequence[tuple[float, Floats]]) -> Score:
-    values = [whole for whole, _ in runs]
+def _score(runs: Sequence[_Measured], metric: str) -> Score:
+    values = [run.whole[metric] for run in runs]
     return Score(
+        seeds=tuple(run.seed for run in runs),
         values=tuple(values),
-        mean=_mean(runs),
+        mean=_mean(runs, metric),
         deviation=_deviation(values),
-        interval=interval(_mean_drawn(runs).tolist()),
+        interval=interval(_mean_drawn(runs, metric).tolist()),
     )
 
 
@@ -272,22 +272,21 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _mean(runs: Sequence[tuple[float, Floats]]) -> float:
-    return float(np.mean([whole for whole, _ in runs]))
+def _mean(runs: Sequence[_Measured], metric: str) -> float:
+    return float(np.mean([run.whole[metric] for run in runs]))
 
 
-def _mean_drawn(runs: Sequence[tuple[float, Floats]]) -> Floats:
-    return np.asarray(np.mean([drawn for _, drawn in runs], axis=0))
+def _mean_drawn(runs: Sequence[_Measured], metric: str) -> Floats:
+    return np.asarray(np.mean([run.drawn[metric] for run in runs], axis=0))
 
 
 def _difference(name: str, metric: str, pairs: Mapping[int | None, Pair]) -> Difference:
     """The mean over pairs of what the first of each has over the second."""
     whole: list[float] = []
     drawn: list[Floats] = []
-    for pair in pairs.values():
-        ours, theirs = ([run.of(metric) for run in side] for side in pair)
-        whole.append(_mean(ours) - _mean(theirs))
-        drawn.append(_mean_drawn(ours) - _mean_drawn(theirs))
+    for ours, theirs in pairs.values():
+        whole.append(_mean(ours, metric) - _mean(theirs, metric))
+        drawn.append(_mean_drawn(ours, metric) - _mean_drawn(theirs, metric))
     draws = np.mean(drawn, axis=0).tolist()
     p = paired_p(draws)
     return Difference(

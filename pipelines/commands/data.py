@@ -219,8 +219,8 @@ def forget_command(
     )
     show.say(
         "not touched: the table and the media themselves, what was cut and heard of them (in raw "
-        "of the dataset: spans, words, tables), models that were trained on them, and "
-        "their predictions in runs"
+        "of the dataset: spans, words, tables), models that were trained on them, "
+        "and their predictions and lineage in runs"
     )
     if unknown:
         show.say(f"which models they have reached is not known: {unknown}")

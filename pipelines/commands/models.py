@@ -209,9 +209,7 @@ def trace_command(
     shard: Annotated[
         str | None, typer.Option(help="Instead: what this shard has; a tar or its sha256.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --clip: the dataset that it is of.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Of the clip, wherever it lies now.")] = None,
     store: Store = Path(),
     as_json: Json = False,
 ) -> None:
@@ -225,7 +223,7 @@ def trace_command(
         raise InputError("give one of MODEL, --clip and --shard")
     tables: Iterable[tuple[str, list[dict[str, object]]]] = ()
     if model is not None:
-        traced = trace(uri, model, clip)
+        traced = trace(uri, model, clip, dataset)
         lines, told, tables = traced.sentences, traced.to_json(), traced.tables
     else:
         found = reached(uri, clips or (), shard, dataset)
