@@ -11,10 +11,11 @@ from pipelines.executors import stop_ray
 from pipelines.experiment import InputError
 from pipelines.plans import Plan
 from pipelines.reproduce import flow
-from pipelines.reproduce.corpora import Data
+from pipelines.reproduce.corpora import ROLES, Data, _is, _published, prepare
 from pipelines.reproduce.flow import Wish, _begun, reproduce
 from pipelines.reproduce.outcome import markdown, to_json
 from pipelines.reproduce.protocol import Metric, Model, Protocol, Published
+from pipelines.reproduce.protocols import IEMOCAP, MOSEI
 from pipelines.run import are_alike
 from pipelines.show import Show
 from tracking.mlflow_store import client_of, read_file, tracking_uri
@@ -23,7 +24,6 @@ from training.recipes import named
 
 TINY = Protocol(
     name="tiny",
-    format="none",
     corpus="made up",
     split="3 folds of 2 speakers",
     label="mood",
@@ -166,8 +166,10 @@ def test_the_tables_lie_in_files_and_with_a_run_of_the_tracking_server(done):
 @pytest.mark.ray
 def test_what_is_not_the_protocols_is_told(done):
     _, _, at, _ = done
-    wanted = "1 seed(s), not 2; train.epochs=2; unimodal.model.hidden=3; without late_fusion"
-    assert f"- **Not the protocol's: {wanted}.**" in (at / "table.md").read_text()
+    page = (at / "table.md").read_text()
+    wanted = "1 seed(s), not 2; train.epochs=2; unimodal.model.hidden=3"
+    assert f"- **Not the protocol's: {wanted}.**" in page
+    assert "- Data: late_fusion is left out: it wants right, and the data have left.\n" in page
     assert at.name.startswith("tiny-")
 
 
@@ -250,3 +252,55 @@ def test_runs_that_start_from_weights_of_their_own_fold_are_one_family(tmp_path)
     ]
     assert are_alike(plans)
     assert not are_alike([plans[0], replace(plans[1], recipe=replace(recipe, epochs=3))])
+
+
+def test_a_folder_of_data_is_looked_at_for_published_features_first(tmp_path):
+    def found(*names, protocol=MOSEI):
+        for name in names:
+            (tmp_path / name).touch()
+        return _published(protocol, tmp_path, tmp_path)
+
+    assert found() is None
+    assert found("CMU_MOSEI_Labels.csd") is None  # the corpus itself has its labels, too
+    wanted = found("CMU_MOSEI_TimestampedWordVectors.csd", "cmu_mosei_std_folds.py")
+    assert (len(wanted.files), wanted.label) == (2, "sentiment")
+    assert wanted.align == "CMU_MOSEI_TimestampedWordVectors"
+    assert wanted.folds == tmp_path / "cmu_mosei_std_folds.py"
+    with pytest.raises(InputError, match="has 2 files where one is wanted: cmu_mosei_std_folds"):
+        found("folds.json")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mosei.pkl").touch()
+    assert _published(MOSEI, other, tmp_path).files == [other / "mosei.pkl"]
+    (other / "mosei_noalign.pickle").touch()
+    with pytest.raises(InputError, match=r"has 2 files where one is wanted: mosei\.pkl"):
+        _published(MOSEI, other, tmp_path)
+    assert _published(MOSEI, other / "mosei.pkl", tmp_path).files == [other / "mosei.pkl"]
+    with pytest.raises(InputError, match="there is no such folder; --data names that of mosei"):
+        prepare(MOSEI, tmp_path / "nowhere", tmp_path, Show(quiet=True))
+
+
+def test_the_corpus_itself_has_its_own_split_where_the_papers_is_of_its_features(tmp_path):
+    data = prepare(IEMOCAP, tmp_path, tmp_path, Show(quiet=True))
+    assert data.itself
+    assert data.source == {"folder": str(tmp_path), "format": "iemocap", "label": "emotions"}
+    assert "no repetition of its result" in data.notes[0]
+    assert (IEMOCAP.folds, IEMOCAP.own_folds) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("glove_vectors", "text"),
+        ("CMU_MOSI_TimestampedWordVectors", "text"),
+        ("COVAREP", "audio"),
+        ("FACET-4-2", "visual"),
+        ("vision", "visual"),
+        ("text", "text"),
+        ("OpenFace_2", None),
+        ("OpenSMILE", None),
+        ("text_bert", "bert"),
+    ],
+)
+def test_published_streams_are_known_by_what_papers_call_them(name, role):
+    assert [each for each in ROLES if _is(name, each)] == ([role] if role else [])

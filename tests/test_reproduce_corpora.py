@@ -11,6 +11,7 @@ from scipy.io import savemat
 
 from featurizers.media import encode
 from pipelines.executors import stop_ray
+from tests.corpora_maker import csd
 from tests.test_skeleton import skeleton_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.media, pytest.mark.soak, pytest.mark.timeout(900)]
@@ -180,6 +181,7 @@ def test_mosi_from_the_corpus_says_that_it_repeats_no_paper(reproduced, tmp_path
     (data / "OpinionLevelSentiment.csv").write_text("\n".join(rows))
     page, told = reproduced("mosi", data)
     assert "no repetition of its result" in page
+    assert "- **Not the protocol's: the features; 1 seed(s), not 5;" in page
     assert counted(told) == {("mult_mosi", "valid"): 1}
     assert told["clips"] == {"train": 4, "valid": 2, "test": 2}
 
@@ -231,3 +233,25 @@ def test_utd_mhad_from_its_sensors(reproduced, tmp_path):
     assert counted(told) == {(recipe, "valid"): 1 for recipe in recipes}
     assert told["clips"] == {"train": 8, "valid": 4, "test": 8}
     assert "| MSAF of two LSTMs (`msaf`) | here, 1 seed |" in page
+
+
+def test_mosi_from_the_sdks_sequences(reproduced, tmp_path):
+    random, folder = np.random.default_rng(0), tmp_path / "csd"
+    videos = ["2iD-tVS8NPw", "8d-gEyoeBzc", "WKA5OygbEKI", "tmZoasNr4rU"]
+    spans = [[0.0, 1.0], [1.0, 2.0]]
+
+    def steps(width, rate):
+        edges = np.arange(0, 2, 1 / rate)
+        times = np.stack([edges, edges + 1 / rate], axis=1)
+        return {video: (random.normal(size=(len(edges), width)), times) for video in videos}
+
+    labels = {video: (random.uniform(-3, 3, size=(2, 1)), spans) for video in videos}
+    csd(folder / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels, ["sentiment"])
+    csd(folder / "CMU_MOSI_TimestampedWordVectors.csd", "glove_vectors", steps(300, 4))
+    csd(folder / "CMU_MOSI_COVAREP.csd", "COVAREP", steps(74, 20))
+    csd(folder / "CMU_MOSI_openSMILE_IS09.csd", "OpenSMILE", steps(10, 10))
+    csd(folder / "CMU_MOSI_Visual_Facet_42.csd", "FACET 4.2", steps(35, 5))
+    page, told = reproduced("mosi", folder)
+    assert counted(told) == {("mult_mosi", "valid"): 1}
+    assert "averaged to the words of CMU_MOSI_TimestampedWordVectors" in page
+    assert told["clips"] == {"train": 4, "valid": 2, "test": 2}

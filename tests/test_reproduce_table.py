@@ -19,7 +19,6 @@ ACC = Metric(title="Acc-2 non0", name="acc2_non0")
 MAE = Metric(title="MAE", name="mae", percent=False)
 SMALL = Protocol(
     name="small",
-    format="none",
     corpus="a corpus (A. Author, 2020)",
     split="2 folds of speakers",
     label="sentiment",

@@ -4,12 +4,14 @@ The folder holds either a corpus as its authors hand it out, which is ingested a
 are computed, or features that were published, which are imported.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from featurizers.face_detector import YUNET
+from featurizers.spec import FeatureSpec
 from pipelines.exchange.importing import Wanted, import_files
 from pipelines.exchange.published import Imported
 from pipelines.experiment import InputError
@@ -19,8 +21,13 @@ from pipelines.show import Show
 
 BERT_WIDTH = 768
 
-ROLES: Mapping[str, str] = {"vision": "visual"}
-"""Streams of published files by what protocols call them, where that is something else."""
+ROLES: Mapping[str, str] = {
+    "text": r"^text$|glove|word_?vectors",
+    "audio": r"^audio$|covarep",
+    "visual": r"^(video|vision|visual)$|facet",
+    "bert": r"bert",
+}
+"""What the papers' features are called as streams and files, by what protocols call them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +39,14 @@ class Data:
         features: By stream, sections of an experiment file.
         pooling: What imported features are to be pooled to; empty where the recipe decides.
         notes: What is to be told beside the results.
+        itself: Whether it is the corpus itself, not its published features.
     """
 
     source: Mapping[str, Any]
     features: Mapping[str, Mapping[str, Any]]
     pooling: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    itself: bool = False
 
 
 Prepare: TypeAlias = Callable[[Protocol, Path, Path, Show], Data]
@@ -58,42 +67,66 @@ def prepare(protocol: Protocol, data: Path, folder: Path, show: Show) -> Data:
     """
     if not data.exists():
         raise InputError(f"{data}: there is no such folder; --data names that of {protocol.name}")
-    if published := _published(data):
-        return _imported(protocol, published, folder, show)
+    if wanted := _published(protocol, data, folder):
+        return _imported(wanted, show)
     return Data(
         source={
             "folder": str(data.resolve()),
-            "format": protocol.format,
+            "format": protocol.name,
             "label": protocol.label,
         },
         features=_with_faces(protocol.features, folder),
         notes=("features are computed from the clips" + protocol.not_theirs,),
+        itself=True,
     )
 
 
-def _published(data: Path) -> list[Path]:
-    """The files of published features: one pickle."""
+def _published(protocol: Protocol, data: Path, folder: Path) -> Wanted | None:
+    """What is to be imported: one pickle, or the SDK's sequences; None of a corpus itself.
+
+    Raises:
+        InputError: Several files could be meant.
+    """
+    to = folder / dataset_of(protocol)
     if data.is_file():
-        return [data]
+        return Wanted(files=[data], to=to)
+    sequences = sorted(data.glob("*.csd"))
     pickles = sorted(path for each in ("*.pkl", "*.pickle") for path in data.glob(each))
-    if len(pickles) > 1:
-        names = ", ".join(path.name for path in pickles[:4])
-        raise InputError(f"{data} has {len(pickles)} pickles ({names}); give one of them as --data")
-    return pickles
+    # A corpus itself has a file of its labels, and no other.
+    if any("label" not in path.stem.casefold() for path in sequences):
+        return Wanted(
+            files=sequences,
+            to=to,
+            label=protocol.label,
+            align=next((path.stem for path in sequences if _is(path.stem, "text")), ""),
+            folds=_only(data, ("*folds*.py", "*folds*.json", "*folds*.csv")),
+        )
+    pickle = _only(data, ("*.pkl", "*.pickle")) if pickles else None
+    return None if pickle is None else Wanted(files=[pickle], to=to)
 
 
-def _imported(protocol: Protocol, files: list[Path], folder: Path, show: Show) -> Data:
+def _only(folder: Path, patterns: Sequence[str]) -> Path | None:
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise InputError(f"{folder} has {len(found)} files where one is wanted: {names}")
+    return found[0] if found else None
+
+
+def _imported(wanted: Wanted, show: Show) -> Data:
     show.head("import")
     with show.counting("import", None) as done:
-        made = import_files(Wanted(files=files, to=folder / dataset_of(protocol)), done)
-    notes = [f"features are imported from {', '.join(path.name for path in files)}", *made.notes]
+        made = import_files(wanted, done)
+    names = ", ".join(path.name for path in wanted.files)
+    aligned = f", averaged to the words of {wanted.align}" if wanted.align else ""
+    notes = [f"features are imported from {names}{aligned}", *made.notes]
     for note in notes:
         show.say(note)
     return Data(
         source={"imported": True, "label": made.label},
         features={
-            stream: {"featurizer": "imported", "column": fingerprint}
-            for stream, fingerprint in _by_role(made).items()
+            role: {"featurizer": "imported", "column": fingerprint}
+            for role, fingerprint in _by_role(made).items()
         },
         pooling=made.pooling,
         notes=tuple(notes),
@@ -102,10 +135,19 @@ def _imported(protocol: Protocol, files: list[Path], folder: Path, show: Show) -
 
 def _by_role(made: Imported) -> dict[str, str]:
     """The imported columns by what protocols call their streams."""
-    found = {ROLES.get(name, name): column.spec for name, column in made.columns.items()}
-    if "text" in found and found["text"].width == BERT_WIDTH:
-        found["bert"] = found["text"]
-    return {stream: spec.fingerprint for stream, spec in found.items()}
+    roles: dict[str, FeatureSpec] = {}
+    for role in ROLES:
+        for name, column in made.columns.items():
+            if _is(name, role):
+                roles.setdefault(role, column.spec)
+    if "text" in roles and roles["text"].width == BERT_WIDTH:
+        roles.setdefault("bert", roles["text"])
+    return {role: spec.fingerprint for role, spec in roles.items()}
+
+
+def _is(name: str, role: str) -> bool:
+    """Whether a stream or a file is what a protocol calls so."""
+    return re.search(ROLES[role], name.casefold()) is not None
 
 
 def _with_faces(

@@ -77,7 +77,9 @@ def reproduce(
     models = wanted(protocol, wish.models)
     settings = _settings(protocol, models, wish.settings)
     data = prepared(protocol, wish.data, wish.folder, show)
-    models = _possible(models, data, wish.models, show)
+    if data.itself and protocol.own_split:
+        protocol = replace(protocol, split=protocol.own_split, folds=protocol.own_folds)
+    models, left_out = _possible(models, data, wish.models)
     data = replace(data, features=_needed(data, models))
     base = _experiment(protocol, data, wish.folder, settings[""], None)
     # Before hours of featurizing: a wrong setting shows here.
@@ -108,9 +110,9 @@ def reproduce(
             made_by |= _made_by(trained[0])
     outcome = Outcome(
         protocol=protocol,
-        changes=tuple(_changes(protocol, wish, models)),
+        changes=tuple(_changes(protocol, wish, data)),
         clips=_counts(protocol, task.label, clips),
-        data=(*data.notes, *_wrong(base)),
+        data=(*data.notes, *left_out, *_wrong(base)),
         runs=tuple(runs),
         made_by=made_by,
     )
@@ -152,21 +154,18 @@ def _settings(
     return found
 
 
-def _possible(models: Sequence[Model], data: Data, asked: Sequence[str], show: Show) -> list[Model]:
-    """The models that can be trained on the data."""
-    possible = []
-    for model in models:
-        why = _lacking(model, data)
-        if why and model.recipe in asked:
-            raise InputError(f"{model.recipe} wants {why}")
-        if why:
-            show.say(f"{model.recipe} is left out: it wants {why}")
-        else:
-            possible.append(model)
+def _possible(
+    models: Sequence[Model], data: Data, asked: Sequence[str]
+) -> tuple[list[Model], list[str]]:
+    """The models that can be trained on the data, and why the others cannot."""
+    why = {model.recipe: _lacking(model, data) for model in models}
+    if refused := [name for name in asked if why[name]]:
+        raise InputError(f"{refused[0]} wants {why[refused[0]]}")
+    possible = [model for model in models if not why[model.recipe]]
     if not possible:
         has = ", ".join(data.features)
         raise InputError(f"the data have {has}; no model of this experiment can do with that")
-    return possible
+    return possible, [f"{name} is left out: it wants {each}" for name, each in why.items() if each]
 
 
 def _lacking(model: Model, data: Data) -> str:
@@ -275,14 +274,15 @@ def _made_by(trained: Trained) -> dict[str, str]:
     return {**made_by_of(trained.plan.folder), **hardware}
 
 
-def _changes(protocol: Protocol, wish: Wish, models: Sequence[Model]) -> list[str]:
+def _changes(protocol: Protocol, wish: Wish, data: Data) -> list[str]:
     """What is not as the protocol says."""
-    said = []
+    said = ["the features"] if data.itself and protocol.not_theirs else []
     if wish.seeds is not None and wish.seeds != protocol.seeds:
         said.append(f"{wish.seeds} seed(s), not {protocol.seeds}")
     said += [each for each in wish.settings if not each.startswith(_NO_NUMBERS)]
-    if lacking := [each.recipe for each in protocol.models if each not in models]:
-        said.append(f"without {', '.join(lacking)}")
+    asked = wanted(protocol, wish.models)
+    if others := [each.recipe for each in protocol.models if each not in asked]:
+        said.append(f"without {', '.join(others)}")
     return said
 
 

@@ -81,13 +81,14 @@ class Protocol:
     """A published experiment.
 
     Attributes:
-        name: As on the command line.
-        format: Of the corpus, as `ingest --format` calls it.
+        name: As on the command line, and as `ingest --format` calls the corpus.
         corpus: For people, with the paper of the corpus.
         split: Which clips train, validate and test, for people.
         label: The column that is predicted.
         features: By stream, sections of an experiment file, where the clips themselves are given.
         not_theirs: What such features are not, where the paper's cannot be computed.
+        own_split: Which clips train there, where the published split is none of theirs.
+        own_folds: How many folds that has.
         models: In the order in which they are trained.
         seeds: Runs of each model, of seeds 0, 1, and so on.
         folds: How many of them, each tested on once; 0 where there is one split.
@@ -99,7 +100,6 @@ class Protocol:
     """
 
     name: str
-    format: str
     corpus: str
     split: str
     label: str
@@ -108,6 +108,8 @@ class Protocol:
     models: tuple[Model, ...]
     features: Mapping[str, Mapping[str, Any]]
     not_theirs: str = ""
+    own_split: str = ""
+    own_folds: int = 0
     seeds: int
     folds: int = 0
     best_on_test: bool = False

@@ -52,7 +52,6 @@ _MSAF = "L. Su et al., arXiv 2012.07175"
 
 MOSEI = Protocol(
     name="mosei",
-    format="mosei",
     corpus="CMU-MOSEI (A. Zadeh et al., ACL 2018): sentiment from -3 to 3",
     split="the folds of the CMU Multimodal SDK",
     label="sentiment",
@@ -125,7 +124,6 @@ MOSEI = Protocol(
 
 MOSI = Protocol(
     name="mosi",
-    format="mosi",
     corpus="CMU-MOSI (A. Zadeh et al., arXiv 1606.06259): sentiment from -3 to 3",
     split="the folds of the CMU Multimodal SDK",
     label="sentiment",
@@ -178,7 +176,6 @@ _EMOTIONS = ("happy", "sad", "angry", "neutral")
 
 IEMOCAP = Protocol(
     name="iemocap",
-    format="iemocap",
     corpus="IEMOCAP (C. Busso et al., 2008): four questions of yes and no",
     split="that of MulT's data",
     label="emotions",
@@ -190,6 +187,8 @@ IEMOCAP = Protocol(
     ),
     features=_LIGHT,
     not_theirs=_NOT_THEIRS,
+    own_split="5 folds, a session each, tested on once; the next one validates. Not the paper's",
+    own_folds=5,
     seeds=5,
     notes=(
         "Chance is high: who says the commoner answer to each question is right for most clips.",
@@ -207,7 +206,6 @@ _ON_FOLD = (
 
 RAVDESS = Protocol(
     name="ravdess",
-    format="ravdess",
     corpus="RAVDESS (S. R. Livingstone, F. A. Russo, PLOS ONE 13(5), 2018): eight emotions of "
     "speech, sound and picture",
     split="6 folds of 4 actors in their order, each tested on once; the next fold validates, the "
@@ -277,7 +275,6 @@ _ON_SUBJECTS = (
 
 NTU = Protocol(
     name="ntu",
-    format="ntu",
     corpus="NTU RGB+D 60 (A. Shahroudy et al., CVPR 2016): sixty actions",
     split="cross-subject: 20 subjects train, some of them validate, the other 20 test; recordings "
     "whose skeletons are known to be missing are left out",
@@ -344,7 +341,6 @@ _OWN = (
 
 UTD_MHAD = Protocol(
     name="utd-mhad",
-    format="utd-mhad",
     corpus="UTD-MHAD (C. Chen, R. Jafari, N. Kehtarnavaz, ICIP 2015): 27 actions",
     split="subjects 1, 3, 5, 7 train, one of them validates; 2, 4, 6, 8 test",
     label="action",
