@@ -6,6 +6,7 @@
 #
 # FUSELINE_NODE_IP       this node's address on the private network; else the one that leads to the others
 # FUSELINE_MLFLOW_STORE  where the head's MLflow server keeps runs; else a SQLite file in FUSELINE_STATE
+# FUSELINE_MLFLOW_STORE_FILE  a file of mode 600 with that address in it, which is how one with a password is given
 # FUSELINE_ARTIFACTS     where it keeps files, as in s3://bucket/mlflow; else a folder in FUSELINE_STATE
 # FUSELINE_STATE         the head's folder for what must outlive it; else ~/fuseline-state
 # FUSELINE_MLFLOW_APP    basic-auth makes the server ask for a name and a password
@@ -23,6 +24,19 @@ kind=${1:-}
 head=${RAY_HEAD_IP:-}
 own=${FUSELINE_NODE_IP:-}
 read -r -a more <<< "${FUSELINE_RAY_FLAGS:-}"
+# Ray hands its environment on to every job: the address, which may hold a password, is for the MLflow server alone.
+store=${FUSELINE_MLFLOW_STORE:-}
+unset FUSELINE_MLFLOW_STORE
+if [[ $kind == head && -n ${FUSELINE_MLFLOW_STORE_FILE:-} ]]; then
+  if [[ ! -r $FUSELINE_MLFLOW_STORE_FILE ]]; then
+    echo "start.sh head: FUSELINE_MLFLOW_STORE_FILE: $FUSELINE_MLFLOW_STORE_FILE cannot be read" >&2
+    exit 2
+  fi
+  if [[ $(stat -L -c %a "$FUSELINE_MLFLOW_STORE_FILE") != *00 ]]; then
+    echo "start.sh head: others may read $FUSELINE_MLFLOW_STORE_FILE: chmod 600 it" >&2
+  fi
+  store=$(< "$FUSELINE_MLFLOW_STORE_FILE")
+fi
 
 # The address from which packets leave for another one; connecting a datagram socket sends nothing.
 leads_to() {
@@ -40,14 +54,13 @@ urllib.request.urlopen(sys.argv[1], timeout=5)' "$1" 2> /dev/null
 serve_mlflow() {
   local state=${FUSELINE_STATE:-$HOME/fuseline-state}
   mkdir -p "$state"
-  local store=${FUSELINE_MLFLOW_STORE:-sqlite:///$state/mlflow.db}
   local files=${FUSELINE_ARTIFACTS:-$state/artifacts}
   local app=()
   if [[ -n ${FUSELINE_MLFLOW_APP:-} ]]; then app=(--app-name "$FUSELINE_MLFLOW_APP"); fi
   # Once an address: a second `start.sh head`, as of `ray up` again, finds it and leaves it.
   if answers "http://$own:5000/health"; then return; fi
   # By an environment variable, since a password in an argument is there for all to read.
-  MLFLOW_BACKEND_STORE_URI=$store setsid nohup mlflow server "${app[@]}" \
+  MLFLOW_BACKEND_STORE_URI=${store:-sqlite:///$state/mlflow.db} setsid nohup mlflow server "${app[@]}" \
     --host "$own" --port 5000 --allowed-hosts "$own:5000,localhost:5000" \
     --serve-artifacts --artifacts-destination "$files" --workers 2 \
     >> "$state/mlflow.log" 2>&1 < /dev/null &

@@ -17,7 +17,8 @@ START = DEPLOY / "start.sh"
 # Writes what it was called with, and what it was told by the environment, one line a call.
 STUB = """#!/usr/bin/env bash
 line=$(basename "$0")$(printf ' %q' "$@")
-echo "$line | ${RAY_AUTH_MODE:-} ${MLFLOW_TRACKING_URI:-} ${MLFLOW_BACKEND_STORE_URI:-}" >> "$CALLS"
+told="${RAY_AUTH_MODE:-} ${MLFLOW_TRACKING_URI:-} ${MLFLOW_BACKEND_STORE_URI:-}"
+echo "$line | $told ${FUSELINE_MLFLOW_STORE:-}" >> "$CALLS"
 """
 
 
@@ -200,9 +201,24 @@ def test_a_head_binds_ray_and_mlflow_to_the_private_address_and_the_dashboard_to
     assert "--artifacts-destination s3://bucket/mlflow" in mlflow
     said, _, told = mlflow.partition(" | ")
     assert "secret" not in said  # an argument can be read by everybody on the machine
-    assert told.endswith("postgresql://me:secret@db/runs")
+    assert told.strip().endswith("postgresql://me:secret@db/runs")
     assert "--dashboard-host=127.0.0.1 --num-cpus=0 --labels=role=head" in ray
     assert ray.partition(" | ")[2].strip() == "token http://127.0.0.9:5000"
+
+
+def test_the_address_of_the_store_may_lie_in_a_file(stubs):
+    file = stubs.parent / "store"
+    usual = {"FUSELINE_NODE_IP": "127.0.0.9", "FUSELINE_MLFLOW_STORE_FILE": str(file)}
+    done, calls = run(stubs, "head", **usual)
+    assert (done.returncode, "store cannot be read" in done.stderr) == (2, True)
+    assert not calls.read_text()
+    file.write_text("postgresql://me:secret@db/runs\n")
+    file.chmod(0o644)
+    done, calls = run(stubs, "head", **usual)
+    assert "others may read" in done.stderr
+    mlflow, ray = lines_of(calls, 2)
+    assert mlflow.strip().endswith("postgresql://me:secret@db/runs")
+    assert "secret" not in ray
 
 
 def flags(line):

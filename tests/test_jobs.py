@@ -367,6 +367,26 @@ def test_the_token_is_looked_for_where_ray_does(tmp_path):
     assert find_token({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "disabled"}, tmp_path).value == ""
 
 
+@pytest.mark.parametrize("wrong", ["hush\nhush", "hush hush", "hushö"])
+def test_what_is_no_token_is_told_by_its_place_and_not_shown(tmp_path, wrong):
+    file = tmp_path / "token"
+    file.write_text(f"{wrong}\n")
+    for environment, place in (
+        ({"RAY_AUTH_TOKEN": wrong}, "RAY_AUTH_TOKEN: no token"),
+        ({"RAY_AUTH_TOKEN_PATH": str(file)}, f"RAY_AUTH_TOKEN_PATH ({file}): no token"),
+    ):
+        with pytest.raises(InputError) as error:
+            find_token(environment, tmp_path)
+        assert str(error.value).startswith(place)
+        assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["http://head:82x", "http://[::1:8265", "http://a b:1"])
+def test_an_address_that_is_none_is_told_in_one_line(wrong):
+    with pytest.raises(InputError, match=r"^--address: http.* is no "):
+        JobServer(wrong, "--address", TOKEN).ray_version()
+
+
 # --- a server that loses answers
 
 

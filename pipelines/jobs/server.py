@@ -65,8 +65,12 @@ class JobServer:
     """
 
     def __init__(self, url: str, how: str, token: Token) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number, half a bracket
+            named = False
+        if not named:
             raise InputError(f"{how}: {url} is no http:// or https:// address of a job server")
         self.url, self.how, self.token = url.rstrip("/"), how, token
         self._secure, self._host, self._path = (
@@ -223,7 +227,11 @@ class JobServer:
         """Status and body; statuses that are not expected are errors."""
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         headers = {**self.headers, "Content-Type": "application/json"}
-        with contextlib.closing(kind(self._host, timeout=timeout_s)) as connection:
+        try:
+            opened = kind(self._host, timeout=timeout_s)
+        except http.client.InvalidURL as error:
+            raise InputError(f"{self.how}: {self.url} is no address: {error}") from None
+        with contextlib.closing(opened) as connection:
             try:
                 connection.request(method, self._path + path, body, headers)
                 answer = connection.getresponse()

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.experiment import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -19,24 +21,38 @@ class Token:
 
 
 def find_token(environment: Mapping[str, str], home: Path) -> Token:
-    """The token of this machine: the first place that has one, in Ray's order (2.60.0)."""
+    """The token of this machine: the first place that has one, in Ray's order (2.60.0).
+
+    Raises:
+        InputError: What is there is no token, as where a file holds two lines.
+    """
     if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return Token("", "RAY_AUTH_MODE is disabled")
     if environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(environment["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
+        return _token(environment["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
     looked = ["RAY_AUTH_TOKEN (not set)"]
     if path := environment.get("RAY_AUTH_TOKEN_PATH", ""):
         file, told = Path(path).expanduser(), f"RAY_AUTH_TOKEN_PATH ({path}"
         if value := _read(file):
-            return Token(value, f"{told})")
+            return _token(value, f"{told})")
         looked.append(f"{told}: no file with a token)")
     else:
         looked.append("RAY_AUTH_TOKEN_PATH (not set)")
     file = home / ".ray" / "auth_token"
     if value := _read(file):
-        return Token(value, str(file))
+        return _token(value, str(file))
     looked.append(f"{file} (no file with a token)")
     return Token("", ", ".join(looked))
+
+
+def _token(value: str, told: str) -> Token:
+    # It becomes a header's value, whose errors would show it.
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise InputError(
+            f"{told}: no token: wanted one word of ASCII characters, without spaces and on one "
+            f"line; `ray get-auth-token --generate` writes one"
+        )
+    return Token(value, told)
 
 
 def _read(file: Path) -> str:
