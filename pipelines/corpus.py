@@ -32,9 +32,10 @@ def read_corpus(experiment: Experiment) -> Read:
     found = formats.read(source.format, experiment.given, options)
     write_notes(experiment, found.notes)
     lost, share = found.lost, experiment.max_dropped
-    if len(lost) > share * found.clips:
+    count = len({note.clip for note in lost})
+    if count > share * found.clips:
         raise FailedError(
-            f"{experiment.given}: {len(lost)} of {found.clips} clips of {source.format} are lost, "
+            f"{experiment.given}: {count} of {found.clips} clips of {source.format} are lost, "
             f"at most {share:.0%} may be; the first: {lost[0].kind}: {lost[0]}; all are in "
             f"{experiment.raw / NOTES}; get what is missing, or raise max_dropped"
         )

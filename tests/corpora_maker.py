@@ -25,6 +25,9 @@ def read(name, root, **options):
     return rows, sorted((note.kind, note.clip) for note in made.notes)
 
 
+WORDS = ("word",)
+
+
 def csd(path, root, videos, dims=()):
     """A computational sequence of the CMU SDK: values and intervals by video."""
     import json
@@ -36,7 +39,7 @@ def csd(path, root, videos, dims=()):
         data = file.create_group(f"{root}/data")
         for video, (values, intervals) in videos.items():
             each = data.create_group(video)
-            each["features"] = np.array(values, dtype=np.float32)
+            each["features"] = np.array(values, dtype="S32" if dims == WORDS else np.float32)
             each["intervals"] = np.array(intervals, dtype=np.float32)
         told = file.create_group(f"{root}/metadata")
         if dims:

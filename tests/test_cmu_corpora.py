@@ -9,7 +9,7 @@ from pipelines.experiment import InputError, parse
 from pipelines.run import ingest_all
 from pipelines.show import Show
 from pipelines.sources import read_rows
-from tests.corpora_maker import POINTER, csd, put, read
+from tests.corpora_maker import POINTER, WORDS, csd, put, read
 
 TRAIN, VALID, TEST = "2iD-tVS8NPw", "_dI--eQ6qVU", "tmZoasNr4rU"
 LABELS = "CMU_MOSI_Opinion_Labels.csd"
@@ -209,6 +209,28 @@ def test_folds_that_cannot_be_read_are_refused(tmp_path, name, content, said):
     put(tmp_path, name, content=content)
     with pytest.raises(InputError, match=said):
         read_folds(tmp_path / name)
+
+
+def test_words_with_times_are_taken_where_there_are_some(mosi, tmp_path):
+    said = ([[b"it"], [b"sp"], [b"was"], [b"good"]], [[0, 0.1], [0.1, 0.2], [0.2, 0.3], [0.3, 0.5]])
+    csd(mosi / "CMU_MOSI_TimestampedWords.csd", "words", {TEST: said}, WORDS)
+    for video in (TRAIN, VALID, TEST):
+        (mosi / f"Raw/Video/Full/{video}.mp4").unlink()
+    rows, notes = read("mosi", mosi)
+    assert notes == []
+    assert rows[f"{TEST}_2"]["transcript_file"] == f"words/{TEST}.json"
+    assert "transcript" not in rows[f"{TEST}_2"]
+    assert rows[f"{TRAIN}_1"]["transcript"] == "IT WAS GOOD"
+    source = {"folder": str(mosi), "format": "mosi"}
+    features = {"audio": {"featurizer": "logmel"}}
+    plain = {"dataset": "data", "source": source, "features": features}
+    made = parse({**plain, "workers": {"featurize": 0}}, tmp_path)
+    ingest_all(made, Show(quiet=True))
+    (clip,) = (clip for clip in read_clips(made.root) if clip.id == f"{TEST}_2")
+    assert [(word.text, round(word.start, 2), word.estimated) for word in clip.words] == [
+        ("was", 0.0, False),
+        ("good", 0.05, False),
+    ]
 
 
 def test_labels_beyond_the_media_are_told_and_written_down(mosi, tmp_path, capsys):

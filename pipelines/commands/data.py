@@ -89,6 +89,7 @@ def ingest_command(
     as_json: Json = False,
 ) -> None:
     """Table to dataset: rows checked, media digested and probed, splits dealt, shards planned."""
+    from pipelines.corpus import NOTES
     from pipelines.films import load_source
     from pipelines.run import align_all, ingest_all
     from pipelines.show import Show
@@ -102,7 +103,10 @@ def ingest_command(
         align_all(experiment, show)
     clips = ingest_all(experiment, show)
     if as_json:
-        print(json.dumps({"dataset": str(experiment.root), "clips": len(clips)}))
+        told: dict[str, object] = {"dataset": str(experiment.root), "clips": len(clips)}
+        if experiment.source.format:
+            told["notes"] = str(experiment.raw / NOTES)
+        print(json.dumps(told))
 
 
 @app.command("featurize", rich_help_panel=PANEL)

@@ -1,13 +1,20 @@
-"""Labels of segments in a `.csd` file of the CMU Multimodal SDK."""
+"""Labels of segments, and words with their times, in `.csd` files of the CMU Multimodal SDK."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.exchange import csd
+from pipelines.experiment import InputError
+
+Spoken: TypeAlias = tuple[str, float, float]
+"""A word, and its start and end in seconds of the video."""
+
+_PAUSES = frozenset({"", "sp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +42,24 @@ def read_numbers(path: Path) -> Sequences:
             for name in file.entries
         }
         return Sequences(file.dims, videos)
+
+
+def read_words(path: Path) -> dict[str, list[Spoken]]:
+    """A file of words: for each video what is said, and from when to when; pauses are left out.
+
+    Raises:
+        InputError: As `read_numbers`, or it holds numbers.
+    """
+    found: dict[str, list[Spoken]] = {}
+    with csd.Sequences.open(path) as file:
+        for name in file.entries:
+            words = file.features(name)
+            if words.ndim != 1:
+                raise InputError(f"{path}: {name}: wanted words, found numbers {words.shape}")
+            spans = file.intervals(name).tolist()
+            found[name] = [
+                (str(word).strip(), start, end)
+                for word, (start, end) in zip(words.tolist(), spans, strict=True)
+                if str(word).strip() not in _PAUSES
+            ]
+    return found

@@ -9,7 +9,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from featurizers.spec import Scalar
-from pipelines.corpora import cmu, ntu, ravdess, utd_mhad
+from pipelines.corpora import (
+    cmu,
+    cremad,
+    grid,
+    iemocap,
+    meld,
+    mmsa,
+    mustard,
+    ntu,
+    ravdess,
+    utd_mhad,
+)
 from pipelines.corpora.reading import Read
 from pipelines.corpora.tree import Tree, tree
 from pipelines.experiment import InputError
@@ -75,12 +86,13 @@ FORMATS: Mapping[str, Format] = {
     ),
     "mosi": Format(
         title="CMU-MOSI",
-        licence="for research; its videos are YouTube's and their makers'",
+        licence="as its authors grant it; the films are their makers', on YouTube",
         ask="http://multicomp.cs.cmu.edu/resources/cmu-mosi-dataset/",
         layout=(
             "Raw/Video/Full/03bSnISJMiM.mp4    or Raw/Video/Segmented/03bSnISJMiM_1.mp4",
             "Raw/Transcript/Segmented/03bSnISJMiM.annotprocessed",
             "CMU_MOSI_Opinion_Labels.csd    or OpinionLevelSentiment.csv",
+            "CMU_MOSI_TimestampedWords.csd    if there: words with times, for whole videos",
         ),
         labels={"sentiment": "-3 to 3"},
         splits="the SDK's standard folds: 52, 10 and 31 videos",
@@ -90,12 +102,13 @@ FORMATS: Mapping[str, Format] = {
     ),
     "mosei": Format(
         title="CMU-MOSEI",
-        licence="for research; its videos are YouTube's and their makers'",
+        licence="as its authors grant it; the films are their makers', on YouTube",
         ask="http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/",
         layout=(
             "Raw/Videos/Full/Combined/03bSnISJMiM.mp4    or Segmented/Combined/03bSnISJMiM_1.mp4",
             "Raw/Transcript/Segmented/Combined/03bSnISJMiM.txt",
             "CMU_MOSEI_Labels.csd",
+            "CMU_MOSEI_TimestampedWords.csd    if there: words with times, for whole videos",
             "cmu_mosei_std_folds.py    of the SDK, or source.options.folds",
         ),
         labels={
@@ -150,6 +163,125 @@ FORMATS: Mapping[str, Format] = {
         defects="3 of its 864 recordings are not handed out",
         options=utd_mhad.Options,
         read=utd_mhad.read,
+    ),
+    "iemocap": Format(
+        title="IEMOCAP",
+        licence="for research, by agreement with USC's SAIL",
+        ask="https://sail.usc.edu/iemocap/iemocap_release.htm",
+        layout=(
+            "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt",
+            "Session1/dialog/transcriptions/Ses01F_impro01.txt",
+            "Session1/dialog/avi/DivX/Ses01F_impro01.avi    the film, with both actors",
+            "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav    or sound alone",
+        ),
+        labels={
+            "emotion4": "angry, happy (with excited), sad, neutral; the others have none",
+            "emotion": "10 classes, where the judges agree",
+            "emotions": "of happy, sad, angry and neutral those that half of the judges named",
+            "valence": "1 to 5",
+            "activation": "1 to 5",
+            "dominance": "1 to 5",
+        },
+        splits="5 folds, one a session (train.folds: 5); sessions are never torn, as both actors "
+        "are seen and heard in a dialogue",
+        built_from="its documentation, and code of others that reads it",
+        defects="turns on which the judges do not agree have no `emotion`",
+        options=iemocap.Options,
+        read=iemocap.read,
+    ),
+    "crema-d": Format(
+        title="CREMA-D",
+        licence="Open Database License (ODbL 1.0), contents DbCL 1.0",
+        ask="https://github.com/CheyneyComputerScience/CREMA-D (with Git LFS)",
+        layout=(
+            "VideoFlash/1001_DFA_ANG_XX.flv    or AudioWAV/1001_DFA_ANG_XX.wav",
+            "processedResults/summaryTable.csv    the votes",
+            "VideoDemographics.csv",
+        ),
+        labels={
+            "emotion": "6 classes, as played",
+            "emotion_voice": "6 classes, by vote on the voice; none where it is tied",
+            "emotion_face": "by vote on the face",
+            "emotion_both": "by vote on both",
+            "level": "low, medium or high",
+            "age": "of the actor",
+            "gender": "of the actor",
+        },
+        modalities=("audio", "video"),  # twelve sentences tell nothing of an emotion
+        splits="none is official; dealt by actors",
+        built_from="its documentation",
+        defects="the sound of 1076_MTI_SAD_XX is silence; without Git LFS all media are pointers",
+        options=cremad.Options,
+        read=cremad.read,
+    ),
+    "meld": Format(
+        title="MELD",
+        licence="GPL-3.0, its annotations; the films are of the series Friends",
+        ask="https://github.com/declare-lab/MELD (open)",
+        layout=(
+            "train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv",
+            "train_splits/dia0_utt0.mp4",
+            "dev_splits_complete/dia0_utt0.mp4",
+            "output_repeated_splits_test/dia0_utt0.mp4",
+        ),
+        labels={"emotion": "7 classes", "sentiment": "positive, neutral or negative"},
+        splits="the authors', by dialogue; characters speak in all of them, which `check` tells",
+        built_from="its documentation, and the reports of its users",
+        defects="dev dia110_utt7 is not handed out, train dia125_utt3 is damaged, test dia38_utt4 "
+        "and dia220_utt0 are minutes of another scene; texts mix UTF-8 and cp1252",
+        options=meld.Options,
+        read=meld.read,
+    ),
+    "mmsa": Format(
+        title="CH-SIMS and other corpora in the layout of MMSA-FET",
+        licence="that of the corpus, as its authors grant it",
+        ask="https://github.com/thuiar/MMSA",
+        layout=("label.csv", "Raw/video_0001/0001.mp4"),
+        labels={
+            "label": "-1 to 1 in CH-SIMS, -3 to 3 in MOSI and MOSEI",
+            "label_T": "of the text alone",
+            "label_A": "of the sound alone",
+            "label_V": "of the pictures alone",
+            "annotation": "classes",
+        },
+        splits="the column mode",
+        built_from="code that reads it",
+        defects="spreadsheets take the zeros of 0001 away: clips are found all the same",
+        options=mmsa.Options,
+        read=mmsa.read,
+    ),
+    "mustard": Format(
+        title="MUStARD",
+        licence="MIT, its annotations; the films are of television series",
+        ask="https://github.com/soujanyaporia/MUStARD",
+        layout=("sarcasm_data.json", "utterances_final/1_60.mp4"),
+        labels={"sarcasm": "sarcastic or not", "show": "4 classes"},
+        splits="independent of speakers: Friends tests, The Big Bang Theory trains, the other two "
+        "series validate (our choice); or dealt",
+        built_from="its documentation",
+        options=mustard.Options,
+        read=mustard.read,
+    ),
+    "grid": Format(
+        title="GRID",
+        licence="CC BY 4.0",
+        ask="https://zenodo.org/records/3625687 (open)",
+        layout=("s1/bbaf2n.mpg", "align/s1/bbaf2n.align    or s1/align/bbaf2n.align"),
+        labels={
+            "command": "4 classes",
+            "colour": "4 classes",
+            "preposition": "4 classes",
+            "letter": "25 classes",
+            "digit": "10 classes",
+            "adverb": "4 classes",
+        },
+        modalities=("audio", "video"),  # the words are what is predicted
+        splits="dealt by speakers; or LipNet's unseen speakers 1, 2, 20 and 22 test, 3 and 23 "
+        "validate (our choice)",
+        built_from="eleven of its clips, and its documentation",
+        defects="speaker 21 has no films",
+        options=grid.Options,
+        read=grid.read,
     ),
 }
 

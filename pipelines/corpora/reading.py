@@ -21,6 +21,7 @@ Kind: TypeAlias = Literal[
     "no_label",
     "no_transcript",
     "moved",
+    "suspect",
     "incomplete",
     "unlisted",
 ]
@@ -38,12 +39,13 @@ _SAID: dict[Kind, tuple[State, str, str]] = {
     "no_span": ("failed", "segments that end where they begin, or before", "they are left out"),
     "broken": ("failed", "files that cannot be read", "get them again"),
     "beyond": ("warning", "labels beyond the end of the media", "the span ends where the media do"),
-    "duplicate": ("warning", "equal files under one name", "the first is taken"),
+    "duplicate": ("warning", "clips that are there twice", "the first is taken"),
     "listed": ("warning", "clips that the corpus's own list calls faulty", "they are left out"),
     "no_split": ("warning", "clips that no official list has", "they are left out"),
     "no_label": ("warning", "clips without a label", "they are kept, and not trained on"),
     "no_transcript": ("warning", "clips without a transcript", "they have no words"),
     "moved": ("warning", "spans that were put right", "look at them"),
+    "suspect": ("warning", "clips that others found wrong", "look at them, or leave them out"),
     "incomplete": ("warning", "parts of the corpus that are not there", "as you wish"),
     "unlisted": ("warning", "files that no clip is made of", "as a rule nothing is to be done"),
 }

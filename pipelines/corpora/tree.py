@@ -25,7 +25,7 @@ class Tree:
     Attributes:
         root: The folder, links followed.
         names: Paths from there, sorted.
-        suffixes: Those of media, the wanted first.
+        stems: The files by their own names without suffix, and by these after FOLDER/.
     """
 
     root: Path
@@ -69,7 +69,7 @@ class Tree:
         """The media file of a name without suffix, and notes on others that are equal to it.
 
         Args:
-            stem: The name.
+            stem: The name; or FOLDER/NAME, with the folder that it lies in.
             suffixes: Those that may be, the wanted first.
             below: Says which places count.
 
@@ -110,6 +110,7 @@ def tree(root: Path) -> Tree:
     stems: dict[str, list[PurePath]] = defaultdict(list)
     for name in names:
         stems[name.stem].append(name)
+        stems[f"{name.parent.name}/{name.stem}"].append(name)
     return Tree(root, names, stems)
 
 
