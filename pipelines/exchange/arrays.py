@@ -25,7 +25,7 @@ from featurizers import rows
 from featurizers.clip import BadClipError, Clip, Label, Word, key_of
 from featurizers.extract import Outcome
 from featurizers.imported import imported_spec
-from featurizers.spec import Feature, Modality
+from featurizers.spec import Feature, Modality, Scalar
 from pipelines.exchange.published import Published, Stream, sha256_of, split_name, stream_name
 from pipelines.experiment import InputError
 from pipelines.sources import RowDict, read_rows
@@ -206,7 +206,7 @@ def _stream(
     folder: Path, name: str, arrays: _Arrays, ids: Sequence[str], rates: Mapping[str, float]
 ) -> Stream:
     width = _width(folder, name, arrays, ids)
-    origin = {
+    origin: dict[str, Scalar] = {
         "format": "arrays",
         "file": f"{folder.resolve().name}/{name}",
         "sha256": sha256_of(arrays.files),

@@ -65,12 +65,11 @@ def export(root: Root, asked: Asked) -> Exported:
 
 def _written(chosen: Chosen, asked: Asked, form: Form) -> tuple[list[str], list[str]]:
     """The files of a form, and what is to be said of them."""
-    match form:
-        case "mmsa":
-            notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
-            return [str(asked.to)], notes
-        case "csd":
-            names, notes = write_csd_files(chosen, asked.to)
-        case "webdataset":
-            names, notes = write_joined(chosen, asked.to)
+    if form == "mmsa":
+        notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
+        return [str(asked.to)], notes
+    if form == "csd":
+        names, notes = write_csd_files(chosen, asked.to)
+    else:
+        names, notes = write_joined(chosen, asked.to)
     return [str(asked.to / name) for name in names], notes
