@@ -25,13 +25,12 @@ def read(name, root, **options):
     return rows, sorted((note.kind, note.clip) for note in made.notes)
 
 
-<<<<<<< HEAD
 WORDS = ("word",)
-=======
+
+
 def notes(name, root, **options):
     """The notes alone, whole."""
     return formats.read(name, root, formats.options_of(name, options, root, root)).notes
->>>>>>> 348ac1f (Say what the aligned form of a pickle is)
 
 
 def csd(path, root, videos, dims=()):

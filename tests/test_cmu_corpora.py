@@ -9,12 +9,8 @@ from pipelines.experiment import InputError, parse
 from pipelines.run import ingest_all
 from pipelines.show import Show
 from pipelines.sources import read_rows
-<<<<<<< HEAD
-from tests.corpora_maker import POINTER, WORDS, csd, put, read
-=======
 from tests import corpora_maker
-from tests.corpora_maker import POINTER, csd, put
->>>>>>> 348ac1f (Say what the aligned form of a pickle is)
+from tests.corpora_maker import POINTER, WORDS, csd, put
 
 TRAIN, VALID, TEST = "2iD-tVS8NPw", "_dI--eQ6qVU", "tmZoasNr4rU"
 LABELS = "CMU_MOSI_Opinion_Labels.csd"

@@ -7,12 +7,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
 from functools import partial
-from pathlib import Path
-=======
 from pathlib import Path, PurePath
->>>>>>> 348ac1f (Say what the aligned form of a pickle is)
 from typing import Literal, TypeAlias
 
 from pipelines.corpora.cmu_folds import MOSI, mosei_folds, read_folds
@@ -275,12 +271,9 @@ def _matched_by_time(
 
 def _rows(tree: Tree, options: Options, folds: Mapping[str, str], told: Iterable[Told]) -> Read:
     gathering = Gathering(tree)
-<<<<<<< HEAD
     sequence = tree.only("*TimestampedWords.csd")
     words = {} if sequence is None else read_words(tree.root / sequence)
-=======
     unlabelled = dict(folds)
->>>>>>> 348ac1f (Say what the aligned form of a pickle is)
     for segment, number, text in told:
         unlabelled.pop(segment.video, None)
         at = f"at{round(segment.start * 1000):07d}"
