@@ -13,7 +13,7 @@ from featurizers.decoder import Decoder
 from featurizers.estimate import words_from_text, words_in_voice
 from featurizers.listening import voice_in
 from featurizers.opening import is_file
-from featurizers.store import read_input
+from featurizers.store import read_input, shown
 from featurizers.transcript import read_transcript, within
 
 CHOSEN = ("audio_stream", "video_stream")
@@ -89,7 +89,7 @@ def take_in(raw: RawClip, decoder: Decoder, *, digests: bool = True) -> Clip:
             name: _known_digest(path) if digests else "" for name, path in raw.streams.items()
         },
         stream_rates=raw.stream_rates,
-        source=raw.media,
+        source=shown(raw.media),
         **raw.columns,
     )
 

@@ -109,8 +109,16 @@ def is_remote(root: Root) -> bool:
 
 def shown(text: str) -> str:
     """A text for people, without the users, passwords and signatures that addresses in it hold."""
-    named = re.sub(r"://[^/\s@]*@", "://", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", named)
+    return _SECRETS.sub(r"\1***", re.sub(r"://[^/\s@]*@", "://", text))
+
+
+# Parameters by which stores know who asks; others tell which file it is.
+_SECRETS = re.compile(
+    r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|"
+    r"googleaccessid|key-pair-id|policy|sig|signature|(?:\w+_)?(?:token|key|secret|password))=)"
+    r"[^&\s'\"]+",
+    re.IGNORECASE,
+)
 
 
 def read_input(path: Path, read: Callable[[], T]) -> T:

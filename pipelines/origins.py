@@ -8,7 +8,7 @@ from typing import Any
 
 from featurizers.clip import Clip
 from featurizers.manifest import Column, open_column
-from featurizers.store import store_at
+from featurizers.store import shown, store_at
 from pipelines.lineage import (
     WEIGHTS_TAG,
     Lineage,
@@ -146,7 +146,8 @@ def _taken(
             "key": clip.key,
             "id": clip.id,
             "role": clip.split,
-            "media": clip.media,
+            # It is kept at the tracking server.
+            "media": shown(clip.media),
             "media_digest": clip.media_digest,
             "start": clip.start,
             "end": clip.end,
@@ -155,7 +156,7 @@ def _taken(
             "video_stream": clip.video_stream,
             "words": words_digest(clip),
             "streams": dict(clip.stream_digests),
-            "source": clip.source,
+            "source": shown(clip.source),
             "speaker": clip.speaker,
             "shard": places[clip.key],
             "states": states,

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from featurizers.store import shown
 from pipelines.pages import printable
 from pipelines.pages.units import HOUR_S, span
 
@@ -41,8 +42,8 @@ class Show:
         self.bars = self.console.is_terminal or self.console.is_jupyter
 
     def say(self, text: str) -> None:
-        """A line."""
-        self.console.print(text, markup=False)
+        """A line; logs of jobs keep it, so addresses are told without what is secret in them."""
+        self.console.print(shown(text), markup=False)
 
     def head(self, text: str) -> None:
         """A heading."""
