@@ -139,7 +139,6 @@ def read(path: Path) -> ClusterFile:
 
 
 def _prepared(path: Path, plain: dict[str, Any]) -> Mapping[str, Any]:
-    import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     # Ray (2.60.0) warns of each single file that is mounted, and prints why it gives up.
@@ -149,13 +148,18 @@ def _prepared(path: Path, plain: dict[str, Any]) -> Mapping[str, Any]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             prepared: dict[str, Any] = prepare_config(copy.deepcopy(plain))
             validate_config(prepared)
-    except jsonschema.ValidationError as error:
-        place = ".".join(str(each) for each in error.absolute_path)
-        raise InputError(f"{path}: {f'{place}: ' * bool(place)}{error.message}") from None
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds at a wrong file, some bare
-        told = " ".join(f"{said.getvalue()} {error}".split()) or type(error).__name__
-        raise InputError(f"{path}: Ray refuses it: {told[:LONGEST_REASON]}") from None
+        raise InputError(f"{path}: {_why(error, said.getvalue())}") from None
     return prepared
+
+
+def _why(error: Exception, said: str) -> str:
+    """What is wrong with a file: an error of its schema has the place and a message of its own."""
+    if type(error).__name__ == "ValidationError":  # of jsonschema, which is Ray's to import
+        place = ".".join(str(each) for each in getattr(error, "absolute_path", ()))
+        return f"{place}: {getattr(error, 'message', error)}".removeprefix(": ")
+    told = " ".join(f"{said} {error}".split()) or type(error).__name__
+    return f"Ray refuses it: {told[:LONGEST_REASON]}"
 
 
 def check(file: ClusterFile) -> Iterator[Finding]:

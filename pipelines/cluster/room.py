@@ -11,6 +11,8 @@ from pipelines.findings import Finding, finding
 from pipelines.worker import Job, Part, need_of
 
 GIB = 1 << 30
+DRIVER = "driver of a job"
+_ON_HEAD = "give `job submit` --cpus 0 --memory 0, which runs the driver on the head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +32,13 @@ class NodeKind:
     least: int = 0
     spot: bool = False
 
-    def holds(self, need: Need) -> int:
-        """How many workers of a need one node has room for."""
-        amounts = asked(need)
+    def holds(self, need: Need, beside: Need | None = None) -> int:
+        """How many workers of a need one node has room for, beside another one or none."""
+        amounts, taken = asked(need), {} if beside is None else asked(beside)
         if "memory" not in self.resources:
             amounts.pop("memory", None)
-        shares = [self.resources.get(name, 0.0) // each for name, each in amounts.items()]
-        return int(min(shares, default=0))
+        left = {name: self.resources.get(name, 0.0) - taken.get(name, 0.0) for name in amounts}
+        return max(0, int(min((left[name] // amounts[name] for name in amounts), default=0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +55,20 @@ class Room:
     most: int
     source: str
 
-    def count(self, need: Need) -> int:
-        """How many workers of a need there is ever room for at once."""
+    def count(self, need: Need, beside: Need | None = None) -> int:
+        """How many workers of a need there is ever room for at once.
+
+        Args:
+            need: Of each.
+            beside: Of one other, which is where it takes the least of them their room.
+        """
+        if beside is not None:
+            lost = [
+                kind.holds(need) - kind.holds(need, beside)
+                for kind in self.kinds
+                if kind.most and kind.holds(beside)
+            ]
+            return self.count(need) - min(lost, default=0)
         left, total = self.most, 0
         for kind in sorted(self.kinds, key=lambda kind: -kind.holds(need)):
             nodes = min(left, kind.most)
@@ -168,10 +182,19 @@ def _train(experiment: Experiment, room: Room) -> Iterator[Step]:
         )
 
 
-def check_room(steps: Sequence[Step], room: Room) -> Iterator[Finding]:
-    """Whether each step can ever run; one that can but not as wide as wanted is told, too."""
+def check_room(steps: Sequence[Step], room: Room, driver: Need | None = None) -> Iterator[Finding]:
+    """Whether each step can ever run; one that can but not as wide as wanted is told, too.
+
+    Args:
+        steps: What is to run.
+        room: The nodes that there can be.
+        driver: What the driver of a job holds of a node as long as all of it takes; None for one
+            that is no job.
+    """
+    if driver is not None:
+        yield _check_step(Step(name=DRIVER, need=driver, cure=_ON_HEAD), room, None)
     for step in steps:
-        yield _check_step(step, room)
+        yield _check_step(step, room, driver)
 
 
 def check_device(experiment: Experiment, rooms: Sequence[Room]) -> Iterator[Finding]:
@@ -189,12 +212,17 @@ def check_device(experiment: Experiment, rooms: Sequence[Room]) -> Iterator[Find
         )
 
 
-def _check_step(step: Step, room: Room) -> Finding:
-    there, each = room.count(step.need), f"{step.need} each"
+def _check_step(step: Step, room: Room, driver: Need | None) -> Finding:
+    there, each = room.count(step.need, driver), f"{step.need} each"
     if there < step.least:
         many = f"{step.least} workers with " * (step.least > 1)
-        found = f"wants {many}{each}; {room.source} has room for {there}: {room}"
-        return finding("room", step.name, "failed", found, step.cure or "choose nodes that have it")
+        alone = room.count(step.need)
+        beside = f" beside the job's driver ({driver})" if there < alone else ""
+        found = f"wants {many}{each}; {room.source} has room for {there}{beside}: {room}"
+        do = step.cure or "choose nodes that have it"
+        if alone >= step.least:
+            do = f"{_ON_HEAD}; or {do}"
+        return finding("room", step.name, "failed", found, do)
     some = f"{there} of " if there < step.most else ""
     found = f"{some}{step.most} worker(s) at once, {each}, on {room.source}"
     if step.need.memory_bytes and not all("memory" in kind.resources for kind in room.kinds):

@@ -274,15 +274,17 @@ def check_store(folder: Path, file: ClusterFile | None, live: Live | None) -> Fi
     what, chosen = "tracking", os.environ.get("MLFLOW_TRACKING_URI", "")
     nodes = [] if live is None else [each for each in live.nodes if not each.error]
     told = {each.store for each in nodes}
-    if chosen:
-        return _judged(chosen, "MLFLOW_TRACKING_URI", nodes)
-    # A job is given what Ray was started with on the head; a command in a shell is not.
+    # A job is given what Ray was started with; a command in a shell has its own.
     if live is not None and live.by_job and told != {""}:
         if len(told) > 1:
             do = "start all nodes with one MLFLOW_TRACKING_URI"
             several = ", ".join(sorted(each or "none" for each in told))
             return finding(AREA, what, "failed", f"the nodes name several: {several}", do)
         return _judged(told.pop(), "of the nodes' own MLFLOW_TRACKING_URI", nodes)
+    if chosen:
+        by_job = live is not None and live.by_job
+        given = ", which a job gets by `job submit --env` alone" if by_job else ""
+        return _judged(chosen, f"MLFLOW_TRACKING_URI of here{given}", nodes)
     started = () if live is not None or file is None else file.commands()
     if started and all("MLFLOW_TRACKING_URI=" in text for text in started):
         found = "the head's MLflow server, which nodes and jobs are told of by their start"

@@ -17,6 +17,7 @@ from pipelines.cluster.room import NodeKind, Room, check_device, check_room, ste
 from pipelines.doctor import check_features
 from pipelines.experiment import Experiment, InputError, check
 from pipelines.findings import Finding, finding
+from pipelines.jobs.needs import KINDS
 
 
 def validate(
@@ -53,6 +54,8 @@ def validate(
         return
     specs: list[FeatureSpec] = []
     yield from _built(experiment, specs)
+    if address and there is None and file is None:
+        return  # nothing is known of where it would run
     yield from _placed(experiment, specs, file, there)
     if file is not None or (there is not None and len(there.nodes) > 1):
         yield from _shared(experiment, places, question, file, there)
@@ -86,9 +89,11 @@ def _placed(
         rooms.append(there.room())
     if file is None and there is None:
         rooms.append(this_machine())
+    # From a shell on one of its machines the driver takes no part of the cluster.
+    job = there.by_job if there is not None else file is not None
     for room in rooms:
         steps = steps_of(experiment, specs, room)
-        yield from check_room(steps, room)
+        yield from check_room(steps, room, KINDS["run"] if job else None)
     yield from check_device(experiment, rooms)
     if not rooms:
         found = "what the machines have is not stated in the file"

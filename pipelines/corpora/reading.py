@@ -70,10 +70,9 @@ class Note:
     message: str = ""
 
     def __str__(self) -> str:
-        """File, row and message, also of a file whose name is no text."""
+        """File, row and message."""
         place = f"{self.file}, row {self.row}" if self.row else self.file
-        told = ": ".join(each for each in (place, self.message) if each)
-        return told.encode("utf-8", "backslashreplace").decode()
+        return ": ".join(each for each in (place, self.message) if each)
 
 
 @dataclass(frozen=True, slots=True)
