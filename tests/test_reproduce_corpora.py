@@ -255,3 +255,22 @@ def test_mosi_from_the_sdks_sequences(reproduced, tmp_path):
     assert counted(told) == {("mult_mosi", "valid"): 1}
     assert "averaged to the words of CMU_MOSI_TimestampedWordVectors" in page
     assert told["clips"] == {"train": 4, "valid": 2, "test": 2}
+
+
+def test_iemocap_from_the_corpus_is_split_by_its_sessions(reproduced, tmp_path):
+    for session in range(1, 6):
+        dialogue = f"Ses{session:02}F_impro01"
+        folder = tmp_path / "iemocap" / f"Session{session}" / "dialog"
+        film(folder / "avi" / "DivX" / f"{dialogue}.avi", session)
+        judged = (("hap", "Happiness"), ("sad", "Sadness"), ("ang", "Anger"), ("neu", "Neutral"))
+        turns = [
+            f"[{i / 4} - {(i + 1) / 4}]\t{dialogue}_F{i:03}\t{emotion}\t[2.5, 2.5, 2.5]\n"
+            f"C-E2:\t{name};\t()\n"
+            for i, (emotion, name) in enumerate(judged)
+        ]
+        (folder / "EmoEvaluation").mkdir(parents=True)
+        (folder / "EmoEvaluation" / f"{dialogue}.txt").write_text("\n".join(turns))
+    page, told = reproduced("iemocap", tmp_path / "iemocap")
+    assert counted(told) == {("mult_iemocap", "valid"): 5}
+    assert "- Split: 5 folds, a session each" in page
+    assert "no repetition of its result" in page
