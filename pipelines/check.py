@@ -1,6 +1,7 @@
 """What a dataset holds, looked at with suspicion: leaks, balance, labels, words, features.
 
-Nothing is changed and no media are read. "failed" is what makes a test score worth nothing, or
+Nothing is changed. Media are read where near-duplicates are looked for, and what they look and
+sound like is kept in the dataset's logs. "failed" is what makes a test score worth nothing, or
 training impossible; "warning" is what somebody should look at before training.
 """
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from featurizers.clip import Clip, Label
 from featurizers.dataset import read_clips
+from featurizers.likeness import Likeness
 from featurizers.manifest import Column, committed, open_column
 from featurizers.spec import FeatureSpec
 from featurizers.store import Root
+from pipelines.duplicates import between_splits
 from pipelines.findings import Finding, State, finding
 from pipelines.sources import hashed
 
@@ -57,8 +60,14 @@ WILD = 1e4
 NAMED = 3
 
 
-def check(root: Root) -> Iterator[Finding]:
+def check(
+    root: Root, look: Callable[[Sequence[Clip]], Mapping[str, Likeness]] | None = None
+) -> Iterator[Finding]:
     """All findings of a dataset, one after the other.
+
+    Args:
+        root: Where it lies.
+        look: Gives the likeness of clips whose media can be had; None to read no media.
 
     Raises:
         DatasetError: There is no dataset.
@@ -66,6 +75,9 @@ def check(root: Root) -> Iterator[Finding]:
     """
     clips = list(read_clips(root))
     yield from leaks(clips)
+    if look is not None:
+        yield near(clips, look(clips))
+    yield from equal_features(clips, [open_column(root, name) for name in committed(root)])
     yield from balance(clips)
     yield from contradictions(clips)
     yield from spoken(clips)
@@ -131,6 +143,64 @@ def _twice(clips: Sequence[Clip]) -> Iterator[Finding]:
             f"{len(alike)} times the same seconds of the same media in one split: {said}",
             "keep one of each, or they count twice",
         )
+
+
+def near(clips: Sequence[Clip], found: Mapping[str, Likeness]) -> Finding:
+    """Clips that look or sound like one of another split, in other bytes."""
+    what, with_media = "near-duplicates", [clip for clip in clips if clip.media_digest]
+    if not with_media:
+        return finding(LEAKS, what, "ok", "no clip has media")
+    if told := between_splits(clips, found):
+        said = f"{len(told)} clips look or sound like one of another split: {_few(told)}"
+        return finding(LEAKS, what, "failed", said, "keep one of each, or give both one split")
+    away = sum(clip.key not in found for clip in with_media)
+    said = f"none of {len(with_media) - away} clips looks or sounds like one of another split"
+    if not away:
+        return finding(LEAKS, what, "ok", said)
+    said += f"; the media of {away} cannot be had here"
+    return finding(LEAKS, what, "warning", said, "check where they lie, or give --no-media")
+
+
+def equal_features(clips: Sequence[Clip], columns: Sequence[Column]) -> Iterator[Finding]:
+    """Clips that have the very same features as one of another split, whatever media they had.
+
+    Words may be said twice, so that clips whose features are of text alone are not looked at. Of an
+    array its size and checksum are compared, as the indexes have them; nothing is said of features
+    that never change in a clip.
+    """
+    same: dict[Hashable, list[Clip]] = defaultdict(list)
+    looked = 0
+    for clip in clips:
+        rows = [
+            (c.spec.modality, row) for c in columns if (row := c.rows.get(clip.key)) is not None
+        ]
+        there = [(kind, row) for kind, row in rows if row.state == "sample" and row.steps]
+        if any(kind != "text" for kind, _ in there):
+            looked += 1
+            members = [(kind, row.members["values"]) for kind, row in there]
+            same[tuple((kind, each.size, each.crc32) for kind, each in members)].append(clip)
+    torn = [
+        each
+        for each in same.values()
+        if len({clip.split for clip in each}) > 1 and _varies(each[0], columns)
+    ]
+    if not columns:
+        return
+    yield _judged(
+        LEAKS,
+        "equal features",
+        [_ids(members) for members in torn],
+        good=f"no two splits share a clip's features, of {looked} clips",
+        bad="have equal features, in several splits",
+        do="keep one of each",
+        state="failed",
+    )
+
+
+def _varies(clip: Clip, columns: Sequence[Column]) -> bool:
+    """Whether a clip's features are more than silence or a blank picture, which many share."""
+    read = (column.read(clip.key) for column in columns if column.spec.modality != "text")
+    return any(f is not None and (f.values != f.values[:1]).any() for f in read)
 
 
 def balance(clips: Sequence[Clip]) -> Iterator[Finding]:
@@ -242,7 +312,8 @@ def contradictions(clips: Sequence[Clip]) -> Iterator[Finding]:
     for clip in clips:
         if clip.media_digest:
             same["media", (clip.media_digest, clip.start, clip.end)].append(clip)
-        said = tuple(word.text.casefold().strip(".,!?;:\"'") for word in clip.words or ())
+        texts = (word.text.casefold().strip(".,!?;:\"'") for word in clip.words or ())
+        said = tuple(text for text in texts if text)  # of some only the times are known
         if len(said) >= SAME_WORDS:
             same["words", said].append(clip)
     ranges = {

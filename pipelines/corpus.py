@@ -90,4 +90,4 @@ def write_notes(experiment: Experiment, notes: Sequence[Note]) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([each.name for each in fields(Note)])
     writer.writerows(astuple(note) for note in notes)
-    publish(path, buffer.getvalue().encode())
+    publish(path, buffer.getvalue().encode("utf-8", "backslashreplace"))

@@ -6,10 +6,12 @@ decoded for it once.
 
 import hashlib
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from featurizers.clip import Clip
 from featurizers.dataset import LOGS
@@ -17,7 +19,7 @@ from featurizers.decoder import Decoder
 from featurizers.likeness import VERSION, Likeness, alike, likeness
 from featurizers.spec import canonical_json
 from featurizers.store import Root, store_at
-from pipelines.executors import Executor, executor
+from pipelines.executors import Executor, InProcess, executor
 from pipelines.experiment import Experiment
 from pipelines.lineage import standing_lineage
 from pipelines.plans import Plan, labelled
@@ -108,6 +110,29 @@ def like(
     return None if away and not told else told
 
 
+def between_splits(clips: Sequence[Clip], found: Mapping[str, Likeness]) -> list[str]:
+    """Clips that look or sound like one of another split, a sentence for each pair.
+
+    Equal bytes and spans are not told: who looks for those needs no likeness.
+
+    Args:
+        clips: Of all splits.
+        found: The likeness of those whose media can be had.
+    """
+    some = [clip for clip in clips if clip.key in found and clip.split is not None]
+    told: list[str] = []
+    for ours, theirs in (("test", ("train", "valid")), ("valid", ("train",))):
+        mine = [clip for clip in some if clip.split == ours]
+        others = [clip for clip in some if clip.split in theirs]
+        pairs = alike([found[clip.key] for clip in mine], [found[clip.key] for clip in others])
+        told += [
+            f"{mine[one].id} ({ours}) is like {others[other].id} ({others[other].split})"
+            for one, other in pairs
+            if _cut(mine[one]) != _cut(others[other])
+        ]
+    return sorted(told)
+
+
 def likenesses(
     root: Root,
     clips: Sequence[Clip],
@@ -153,6 +178,14 @@ def likenesses(
         lines = [json.dumps({key: each}) for key, each in sorted({**kept, **fresh}.items())]
         store_at(root).replace(FILE, "\n".join([*lines, ""]).encode())
     return known
+
+
+def of_local(root: Root, clips: Sequence[Clip], done: Callable[[int], None]) -> dict[str, Likeness]:
+    """The likeness of clips whose media lie on this machine, by key; nothing is fetched."""
+    here = [clip for clip in clips if clip.media_digest and "://" not in clip.media]
+    with tempfile.TemporaryDirectory(prefix="fuseline-check-") as folder:
+        stage = Stage(folder=Path(folder), limit_bytes=0)
+        return likenesses(root, here, stage, InProcess(), done)
 
 
 class _Looker:

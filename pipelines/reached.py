@@ -17,6 +17,7 @@ from featurizers.clip import Clip
 from featurizers.dataset import DatasetError, read_clips
 from featurizers.store import Root, store_at
 from pipelines.lineage import ROLES, TAG, Lineage, Row, read_lineage, words_digest
+from pipelines.upkeep import keys_of
 from tracking.ledger import history
 from tracking.mlflow_store import (
     MlflowRegistry,
@@ -135,12 +136,16 @@ def sought(names: Collection[str], dataset: Root | None = None) -> Sought:
     Args:
         names: Keys or ids.
         dataset: Where they lie; any dataset where it is not given.
+
+    Raises:
+        InputError: The dataset is there and has no such clip, nor was it forgotten there.
     """
     if dataset is None:
         return Sought(names=names)
     known: list[Row] = []
     with suppress(DatasetError):
         clips = read_clips(dataset)
+        keys_of(dataset, clips, names)
         known = [_row(clip) for clip in clips if clip.key in names or clip.id in names]
     return Sought(names=names, place=store_at(dataset).where(), known=known)
 

@@ -82,9 +82,13 @@ class Trace:
         if self.lineage is not None:
             yield "columns", self.columns
         if self.clip is not None:
-            row = {name: value for name, value in self.clip.items() if name != "states"}
+            known: list[dict[str, object]] = [
+                {"fact": name, "value": str(value)}
+                for name, value in self.clip.items()
+                if name != "states" and value not in ("", None, {})
+            ]
             whose = f", of run {self.through}" if self.through else ""
-            yield f"clip {self.clip['id']}{whose}", [row]
+            yield f"clip {self.clip['id']}{whose}", known
             yield "its shards", self.files
 
     @property

@@ -18,6 +18,7 @@ from featurizers.store import publish, shown
 from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.gauges import Gauges
+from pipelines.jobs.submission import COMMIT
 from pipelines.limits import TrainingFailedError
 from pipelines.lineage import WEIGHTS_TAG
 from pipelines.plans import (
@@ -111,7 +112,7 @@ def _made_by() -> dict[str, str]:
     """Code, versions and machine; nothing for what is not known."""
     facts = {
         "code": bundled_code_digest(),
-        "commit": git_commit(HOME),
+        "commit": git_commit(HOME) or os.environ.get(COMMIT, ""),  # a job's code is a wheel
         **{f"env.{name}": value for name, value in environment().items()},
         **{f"version.{n}": v for n, v in versions(["torch", "ray", "deepspeed"]).items()},
     }

@@ -4,7 +4,7 @@ import difflib
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def forget(root: Root, names: Sequence[str], told: Callable[[str], None]) -> For
         StorageError: Something could not be written; call again.
     """
     clips, store = read_clips(root), store_at(root)
-    keys = _keys(root, clips, names)
+    keys = keys_of(root, clips, names)
     write_forgotten(root, read_forgotten(root) | {forgotten_digest(key) for key in keys})
     rest = [clip for clip in clips if clip.key not in keys]
     written = 0
@@ -237,7 +237,17 @@ def forget(root: Root, names: Sequence[str], told: Callable[[str], None]) -> For
     return Forgotten(clips=len(keys), shards=written, files=removed)
 
 
-def _keys(root: Root, clips: Sequence[Clip], names: Sequence[str]) -> frozenset[str]:
+def keys_of(root: Root, clips: Sequence[Clip], names: Collection[str]) -> frozenset[str]:
+    """The keys of a dataset's clips, also of those that were forgotten there.
+
+    Args:
+        root: Where the dataset lies.
+        clips: All of its clips.
+        names: Keys or ids.
+
+    Raises:
+        InputError: No clip has that name, and none of that name was forgotten.
+    """
     by_name = {clip.id: clip.key for clip in clips} | {clip.key: clip.key for clip in clips}
     known = read_forgotten(root)
     keys: set[str] = set()

@@ -28,6 +28,11 @@ def read(name, root, **options):
 WORDS = ("word",)
 
 
+def notes(name, root, **options):
+    """The notes alone, whole."""
+    return formats.read(name, root, formats.options_of(name, options, root, root)).notes
+
+
 def csd(path, root, videos, dims=()):
     """A computational sequence of the CMU SDK: values and intervals by video."""
     import json

@@ -25,12 +25,14 @@ class Head:
         control: Of the cluster itself, for workers and ray.init.
         token_file: Holds the secret.
         folder: Of Ray's sessions.
+        process: `ray start`, which blocks.
     """
 
     url: str
     control: str
     token_file: Path
     folder: Path
+    process: subprocess.Popen
 
     @property
     def token(self):
@@ -79,7 +81,7 @@ def end(process, number=signal.SIGTERM):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
+        process.wait(5)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -104,7 +106,7 @@ def head(folder, *, cpus=2, **more):
     log = folder / "head.log"
     with started(words, environment_of(token_file, **more), log) as process:
         _wait(dashboard, token_file.read_text(), process, log)
-        yield Head(url, f"127.0.0.1:{control}", token_file, folder / "ray")
+        yield Head(url, f"127.0.0.1:{control}", token_file, folder / "ray", process)
 
 
 def _wait(port, token, process, log):

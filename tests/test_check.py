@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 from featurizers.clip import Clip, Word
 from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
+from featurizers.likeness import Likeness
 from featurizers.manifest import commit
+from featurizers.media import encode
 from featurizers.shards import job_id, write_shard
 from featurizers.spec import Dim, Feature, FeatureSpec
 from featurizers.store import LocalStore
 from pipelines.__main__ import app
-from pipelines.check import check
+from pipelines.check import check, near
 
 SPEC = FeatureSpec(
     name="faces",
@@ -224,14 +226,82 @@ def test_sparse_features_may_have_dimensions_that_stay_zero(tmp_path):
     assert bad(dataset(tmp_path, clean(), hashed)) == []
 
 
+def test_equal_features_in_two_splits_are_found_whatever_media_they_had(tmp_path):
+    """As in a published set, which has no media: clip 4 lies in test again, under another id."""
+    clips = [replace(clip, media="", media_digest="") for clip in clean()]
+
+    made = []
+
+    def copied(values):
+        made.append(values)
+        return made[4] if len(made) == 141 else values
+
+    (found,) = bad(dataset(tmp_path / "a", clips, copied))
+    assert (found.area, found.what, found.state) == ("leaks", "equal features", "failed")
+    assert "clip-4 = clip-140" in found.found
+    # Silence is like silence.
+    made.clear()
+
+    def silent(values):
+        made.append(values)
+        return np.zeros_like(values) if len(made) in {5, 141} else values
+
+    assert bad(dataset(tmp_path / "b", clips, silent)) == []
+
+
+def test_words_of_which_only_the_times_are_known_contradict_nothing(tmp_path):
+    clips = clean()
+    for at in (2, 5):
+        bare = tuple(replace(word, text="") for word in clips[at].words)
+        clips[at] = replace(mood(clips, at, ["calm", "angry"][at % 2]), words=bare)
+    assert bad(dataset(tmp_path, clips)) == []
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """A set with media: clip 2 is clip 0 in other bytes."""
+    root = tmp_path_factory.mktemp("filmed")
+    random = np.random.default_rng(0)
+    sounds = [random.normal(0, 3000, 32_000) for _ in range(3)]
+    sounds[2] = sounds[0] * 0.5  # the same, more quietly
+    clips = clean()
+    for at, clip in enumerate((0, 75, 140)):
+        path = root / f"{at}.mp4"
+        samples = np.round(sounds[at]).astype(np.int16)
+        encode(path, frames=None, fps=10, samples=samples, rate_hz=16_000)
+        clips[clip] = replace(clips[clip], media=str(path), seconds=2.0, end=2.0, words=None)
+    some = [replace(c, media="", media_digest="") if not c.end else c for c in clips]
+    return dataset(root / "set", some), some
+
+
+def test_a_clip_that_sounds_like_one_of_another_split_is_found(filmed):
+    root, _ = filmed
+    done = CliRunner().invoke(app, ["check", str(root), "--json"])
+    assert done.exit_code == 1
+    found = [each for each in json.loads(done.output) if each["state"] != "ok"]
+    assert [(each["area"], each["what"]) for each in found] == [("leaks", "near-duplicates")]
+    assert "clip-140 (test) is like clip-0 (train)" in found[0]["found"]
+    assert CliRunner().invoke(app, ["check", str(root), "--no-media"]).exit_code == 0
+
+
+def test_near_duplicates_are_not_denied_where_media_are_away(filmed):
+    _, clips = filmed
+    apart = {clips[at].key: Likeness(sound=sound) for at, sound in ((0, "00"), (75, "ff"))}
+    found = near(clips, apart)
+    assert found.state == "warning"
+    assert "none of 2 clips" in found.found
+    assert "the media of 1 cannot be had here" in found.found
+    assert near(clips, {**apart, clips[140].key: Likeness(sound="0f")}).state == "ok"
+
+
 def test_the_command_prints_all_and_ends_with_1_only_for_failures(tmp_path):
     good = dataset(tmp_path / "good", clean())
-    done = CliRunner().invoke(app, ["check", str(good)])
+    done = CliRunner().invoke(app, ["check", str(good), "--no-media"])
     assert done.exit_code == 0
     assert done.output.splitlines()[0].startswith("ok       leaks     speakers: each of 19")
     torn = dataset(tmp_path / "torn", changed(75, speaker="speaker3")(clean()))
-    done = CliRunner().invoke(app, ["check", str(torn), "--json"])
+    done = CliRunner().invoke(app, ["check", str(torn), "--no-media", "--json"])
     assert done.exit_code == 1
     assert {each["state"] for each in json.loads(done.output)} == {"ok", "failed"}
     few = dataset(tmp_path / "few", changed(8, seconds=60.0)(clean()))
-    assert CliRunner().invoke(app, ["check", str(few)]).exit_code == 0
+    assert CliRunner().invoke(app, ["check", str(few), "--no-media"]).exit_code == 0

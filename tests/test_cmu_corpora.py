@@ -9,7 +9,8 @@ from pipelines.experiment import InputError, parse
 from pipelines.run import ingest_all
 from pipelines.show import Show
 from pipelines.sources import read_rows
-from tests.corpora_maker import POINTER, WORDS, csd, put, read
+from tests import corpora_maker
+from tests.corpora_maker import POINTER, WORDS, csd, put
 
 TRAIN, VALID, TEST = "2iD-tVS8NPw", "_dI--eQ6qVU", "tmZoasNr4rU"
 LABELS = "CMU_MOSI_Opinion_Labels.csd"
@@ -17,6 +18,12 @@ SIX = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")
 FOLDS = (
     f"standard_train_fold=['{TRAIN}']\nstandard_valid_fold=[u'{VALID}']\nstandard_test_fold=[]\n"
 )
+
+
+def read(name, root, **options):
+    """Rows and notes, but those on the videos that these small folders lack."""
+    rows, notes = corpora_maker.read(name, root, **options)
+    return rows, [note for note in notes if note != ("incomplete", "")]
 
 
 @pytest.fixture
@@ -70,10 +77,47 @@ def test_a_transcript_with_another_count_says_nothing(mosi):
     name = f"Raw/Transcript/Segmented/{TEST}.annotprocessed"
     put(mosi, name, content="1_DELIM_ONE\n2_DELIM_TWO\n3_DELIM_THREE\n")
     rows, notes = read("mosi", mosi)
-    assert notes == [("no_transcript", f"{TEST}_1"), ("no_transcript", f"{TEST}_2")]
-    assert "transcript" not in rows[f"{TEST}_1"]
+    # Nor is it known which of the cut films is whose.
+    assert notes == [
+        (kind, f"{TEST}_at0000{at}") for kind in ("no_transcript",) for at in ("000", "250")
+    ]
+    assert "transcript" not in rows[f"{TEST}_at0000000"]
+    (mosi / f"Raw/Video/Full/{TEST}.mp4").unlink()
+    (mosi / f"Raw/Audio/WAV_16000/Full/{TEST}.wav").unlink()
+    put(mosi, *(f"Raw/Video/Segmented/{TEST}_{n}.mp4" for n in (1, 2)))
+    assert ("missing", f"{TEST}_at0000000") in read("mosi", mosi)[1]
     put(mosi, name, content="one\n")
     with pytest.raises(InputError, match=r"annotprocessed: line 1: wanted NUMBER_DELIM_TEXT"):
+        read("mosi", mosi)
+
+
+def test_videos_of_the_folds_that_have_no_labels_are_told(mosi):
+    said = [each.message for each in corpora_maker.notes("mosi", mosi)]
+    first = next(video for video in MOSI if video != TRAIN)
+    assert len(said) == 3
+    assert said[0].startswith(f"51 of 52 videos of the train fold have no labels: {first}, ")
+    assert said[0].endswith(" and 48 more")
+    assert said[1].startswith("9 of 10 videos of the valid fold")
+
+
+def test_a_span_or_a_number_that_is_none_is_refused(mosi):
+    videos = {TRAIN: ([[1.0], [1.0]], [[np.nan, 0.2], [0.0, 0.2]])}
+    csd(mosi / LABELS, "Opinion Segment Labels", videos)
+    with pytest.raises(InputError, match=f"intervals of {TRAIN} are not finite"):
+        read("mosi", mosi)
+    (mosi / LABELS).unlink()
+    put(mosi, "OpinionLevelSentiment.csv", content=f"0,1,{TRAIN},1,2\n0,1,{TRAIN},nan,2\n")
+    with pytest.raises(InputError, match="row 2: wanted start, end, video, segment and label"):
+        read("mosi", mosi)
+
+
+def test_two_transcripts_of_one_video_are_compared(mosi):
+    first = f"Raw/Transcript/Segmented/{TEST}.annotprocessed"
+    second = f"copy/{TEST}.annotprocessed"
+    put(mosi, second, content=(mosi / first).read_bytes())
+    assert read("mosi", mosi)[1] == []
+    put(mosi, second, content="1_DELIM_A\n2_DELIM_B\n")
+    with pytest.raises(InputError, match="annotprocessed differ, and which one is the transcript"):
         read("mosi", mosi)
 
 
@@ -90,6 +134,8 @@ def test_what_is_wrong_with_mosi_is_told(mosi):
     (mosi / f"Raw/Video/Full/{TEST}.mp4").unlink()
     (mosi / f"Raw/Audio/WAV_16000/Full/{TEST}.wav").unlink()
     put(mosi, f"copy/{TRAIN}.mp4")
+    for path in (mosi / "Raw/Transcript/Segmented").iterdir():
+        path.unlink()
     rows, notes = read("mosi", mosi)
     assert list(rows) == [f"{TRAIN}_1", f"{TRAIN}_2", f"{VALID}_1", f"{TEST}_1"]
     assert [kind for kind, _ in notes if kind != "no_transcript"] == [
@@ -165,6 +211,20 @@ def test_segments_are_joined_to_lines_by_time(mosei):
     assert rows[f"{TRAIN}_0"]["emotions"] == ","  # none of them, which is known
 
 
+def test_whole_transcripts_without_times_say_nothing(mosei):
+    for path in (mosei / "Raw/Transcript/Segmented/Combined").iterdir():
+        path.unlink()
+    rows, notes = read("mosei", mosei)
+    assert len(rows) == 3
+    assert {kind for kind, _ in notes} == {"no_transcript"}
+    put(mosei, f"texts/{VALID}.txt", content=f"{VALID}___4___1.0___2.0___there\n")
+    (mosei / f"Raw/Transcript/Full/Combined/{VALID}.txt").unlink()
+    assert read("mosei", mosei)[0][f"{VALID}_4"]["transcript"] == "there"
+    put(mosei, f"texts/{VALID}.txt", content=f"{VALID}___4___1.0___2.0___a\nx___1___1.2.3___2___b")
+    with pytest.raises(InputError, match="line 2: wanted VIDEO___NUMBER___START___END___TEXT"):
+        read("mosei", mosei)
+
+
 def test_the_file_of_labels_says_its_order(mosei):
     order = ("Happiness", "sentiment", *SIX[2:])
     labels = {TRAIN: ([[3.0, -2.0, 0, 0, 0, 0, 0]], [[0.0, 2.5]])}
@@ -236,6 +296,7 @@ def test_words_with_times_are_taken_where_there_are_some(mosi, tmp_path):
 def test_labels_beyond_the_media_are_told_and_written_down(mosi, tmp_path, capsys):
     for video in (TRAIN, VALID, TEST):
         (mosi / f"Raw/Video/Full/{video}.mp4").unlink()  # of which these tests have no real ones
+        (mosi / f"Raw/Transcript/Segmented/{video}.annotprocessed").unlink()
     csd(
         mosi / LABELS,
         "Opinion Segment Labels",

@@ -60,6 +60,8 @@ def test_every_option_in_the_papers_is_one_of_its_command(paper):
         verb = verb_of(ours)
         rest = ours.removeprefix(verb).split()
         if verb in COMMANDS:
-            known = {option for each in COMMANDS[verb].params for option in each.opts}
+            known = {
+                o for each in COMMANDS[verb].params for o in (*each.opts, *each.secondary_opts)
+            }
             given = {re.sub(r"=.*|[.,;:)]+$", "", word) for word in rest if word.startswith("--")}
             assert given <= {*known, "--help"}, words

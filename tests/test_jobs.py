@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -13,13 +14,14 @@ import pytest
 from pipelines import HOME
 from pipelines.executors import Need
 from pipelines.experiment import InputError
-from pipelines.jobs import entrypoint, folder, needed, needs, records, sealing
+from pipelines.findings import finding
+from pipelines.jobs import beforehand, entrypoint, folder, needed, needs, records
 from pipelines.jobs.needs import Node, check_room, need_of
 from pipelines.jobs.records import Record, settle
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import OURS, Submission, request, variables_of
+from pipelines.jobs.submission import OURS, Origin, Submission, request, variables_of
 from pipelines.jobs.submit import Wish, find, prepare, submit
-from pipelines.jobs.tokens import Token, find_token
+from pipelines.jobs.tokens import Token
 from pipelines.jobs.wheel import PACKAGES, wheel
 
 TOKEN = Token("a" * 64, "a test")
@@ -29,7 +31,7 @@ COMMANDS = ("demo", "run", "train")
 def submission(**changes):
     settings = {
         "command": ("run", "experiment.yaml"),
-        "wheel": "fuseline-0.1.0-0abc-py3-none-any.whl",
+        "wheel": "fuseline-0.1.0-abc.zip",
         "folder": "_ray_pkg_abc.zip",
         "inputs": "",
         "need": Need(),
@@ -50,7 +52,7 @@ def info(status, **changes):
 def test_the_wheel_holds_the_files_of_our_packages_and_is_named_by_its_bytes():
     first, again = wheel(), wheel()
     assert first == again
-    assert first.name.endswith(f"-0{first.digest[:16]}-py3-none-any.whl")
+    assert first.name.endswith(f"-{first.digest[:16]}.zip")
     with zipfile.ZipFile(BytesIO(first.content)) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
         about = opened.read("fuseline-0.1.0.dist-info/METADATA").decode()
@@ -209,7 +211,8 @@ def test_files_that_stay_where_they_are_count_by_their_bytes(project):
 
 def test_no_word_of_the_user_is_read_by_a_shell():
     words = ("python", "-c", "print('$HOME; rm -rf ~')", "a b", "`id`")
-    asked = request(submission(command=words), 1, "", "/here", "n")["entrypoint"]
+    origin = Origin(source="/here", commit="")
+    asked = request(submission(command=words), 1, origin, "n")["entrypoint"]
     shown = subprocess.run(
         ["/bin/sh", "-c", asked.replace("exec python", "printf '%s\\0'", 1)],
         capture_output=True,
@@ -244,6 +247,17 @@ def test_a_driver_that_no_node_can_hold_is_refused_and_one_that_may_come_is_not(
         check_room(Need(4, 0, 1 << 30), [small, large], ())
     check_room(Need(5), [small], None)  # what may come is not known
     check_room(Need(5), [small], [Node("kind", {"CPU": 8.0})])
+
+
+def test_what_would_fail_is_refused_and_warnings_are_told():
+    said = []
+    fine = [finding("versions", "torch", "ok", "2.13"), finding("room", "x", "warning", "small")]
+    beforehand.refuse([*fine, finding("versions", "fuseline", "failed", "0.0 on a")], said.append)
+    assert len(said) == 1
+    failing = [finding("versions", name, "failed", "2.59 on a") for name in ("ray", "torch")]
+    with pytest.raises(InputError, match=r"ray: 2\.59 on a; 1 more would fail.*--no-validate"):
+        beforehand.refuse(failing, said.append)
+    assert len(said) == 3
 
 
 # --- how it ended
@@ -293,6 +307,18 @@ def test_an_end_is_read_where_there_is_one_else_the_beginning(tmp_path):
     assert records.read(address) == ENDED
 
 
+def test_how_a_job_of_a_cluster_that_is_gone_ended_is_told_by_its_records(tmp_path, called):
+    records.write(f"{tmp_path}/run-abc-1.n", BEGUN)
+    records.write(f"{tmp_path}/run-abc-2.m", replace(FAILED, name="run-abc-2", began=5.0))
+    code, out, _ = called("job", "status", "run-abc", "--records", tmp_path)
+    assert (code, out) == (0, "run-abc-2: failed, exit code 3\n")
+    code, out, _ = called("job", "status", "run-abc-1", "--records", tmp_path, "--json")
+    assert (code, json.loads(out)["state"]) == (0, "lost")
+    code, _, err = called("job", "status", "run-xyz", "--records", tmp_path)
+    assert code == 2
+    assert "nothing is recorded there of a job run-xyz" in err
+
+
 @pytest.mark.parametrize(
     ("program", "code"),
     [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)],
@@ -301,7 +327,10 @@ def test_the_entrypoint_ends_as_its_command_does_and_writes_it_down(
     tmp_path, program, code, monkeypatch
 ):
     monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
-    assert entrypoint.main("x-1", f"{tmp_path}/x-1.n", ["python", "-c", program]) == code
+    assert (
+        entrypoint.main("x-1", str(tmp_path), f"{tmp_path}/x-1.n", ["python", "-c", program])
+        == code
+    )
     kept = records.read(f"{tmp_path}/x-1.n")
     assert (kept.exit_code, kept.stopped, kept.name) == (code, False, "x-1")
 
@@ -309,82 +338,25 @@ def test_the_entrypoint_ends_as_its_command_does_and_writes_it_down(
 def test_a_storage_that_fails_is_told_and_the_command_done(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
     (tmp_path / "file").touch()
-    assert entrypoint.main("x-1", f"{tmp_path}/file/x-1.n", ["python", "-c", "print(1)"]) == 0
+    assert (
+        entrypoint.main(
+            "x-1", str(tmp_path), f"{tmp_path}/file/x-1.n", ["python", "-c", "print(1)"]
+        )
+        == 0
+    )
     assert "is not recorded at" in capfd.readouterr().err
 
 
 def test_a_program_finds_what_lies_beside_it_behind_our_own(tmp_path):
-    path = entrypoint.path_of(["python", f"{tmp_path}/deep/x.py"], "/ours")
-    assert path == f"/ours:{tmp_path}/deep"
-    assert entrypoint.path_of(["run", "x.yaml"], "/ours") == "/ours"
+    path = entrypoint.path_of(["python", "deep/x.py"], "/ours", tmp_path)
+    assert path == f"/ours:{tmp_path}/deep:{tmp_path}"
+    assert entrypoint.path_of(["run", "x.yaml"], "/ours", tmp_path) == "/ours"
 
 
-# --- secrets
-
-
-def test_secrets_come_out_as_they_went_in_for_who_has_the_token():
-    sealed = sealing.seal({"A": "värde"}, TOKEN)
-    assert "värde" not in sealed
-    assert sealing.unseal(sealed, TOKEN) == {"A": "värde"}
-    assert sealing.seal({"A": "värde"}, TOKEN) != sealed
-    with pytest.raises(InputError, match="not sealed with this node's token"):
-        sealing.unseal(sealed, Token("b" * 64, "another"))
-    with pytest.raises(InputError, match="none was found: nowhere"):
-        sealing.seal({"A": "x"}, Token("", "nowhere"))
-    with pytest.raises(InputError, match="there is no A in your environment"):
-        sealing.secrets_of(["A"], {"B": "x"})
-
-
-def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
-    mask = sealing.Mask(["pass", "password", "abc"])
-    written = b"".join(mask(piece) for piece in (b"my pas", b"sword\nmy p", b"ass\rabc"))
-    assert written + mask.rest() == b"my ***\nmy ***\rabc"  # three letters are in every line
-
-
-def test_a_driver_and_a_worker_have_the_secret_and_the_log_has_not(tmp_path, monkeypatch, capfd):
+def test_a_node_that_does_not_reach_the_folder_says_so(capfd, monkeypatch):
     monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN.value)
-    monkeypatch.setenv("FUSELINE_SEALED", sealing.seal({"HIDDEN": "something"}, TOKEN))
-    monkeypatch.setenv("HIDDEN", "")
-    program = "import os; print(len(os.environ['HIDDEN']), os.environ['HIDDEN'])"
-    assert entrypoint.main("x-1", "-", ["python", "-c", program]) == 0
-    assert capfd.readouterr().out == "9 ***\n"
-    sealing.unseal_here()
-    assert entrypoint.os.environ["HIDDEN"] == "something"
-
-
-def test_the_token_is_looked_for_where_ray_does(tmp_path):
-    file = tmp_path / ".ray" / "auth_token"
-    assert find_token({"RAY_AUTH_TOKEN": "x"}, tmp_path) == Token("x", "RAY_AUTH_TOKEN")
-    told = find_token({}, tmp_path)
-    assert told.value == ""
-    for place in ("RAY_AUTH_TOKEN (not set)", "RAY_AUTH_TOKEN_PATH (not set)", str(file)):
-        assert place in told.told
-    file.parent.mkdir()
-    file.write_text("y\n")
-    assert find_token({}, tmp_path) == Token("y", str(file))
-    assert find_token({"RAY_AUTH_TOKEN_PATH": str(file)}, tmp_path / "no").value == "y"
-    assert find_token({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_MODE": "disabled"}, tmp_path).value == ""
-
-
-@pytest.mark.parametrize("wrong", ["hush\nhush", "hush hush", "hushö"])
-def test_what_is_no_token_is_told_by_its_place_and_not_shown(tmp_path, wrong):
-    file = tmp_path / "token"
-    file.write_text(f"{wrong}\n")
-    for environment, place in (
-        ({"RAY_AUTH_TOKEN": wrong}, "RAY_AUTH_TOKEN: no token"),
-        ({"RAY_AUTH_TOKEN_PATH": str(file)}, f"RAY_AUTH_TOKEN_PATH ({file}): no token"),
-    ):
-        with pytest.raises(InputError) as error:
-            find_token(environment, tmp_path)
-        assert str(error.value).startswith(place)
-        assert "hush" not in str(error.value)
-
-
-@pytest.mark.parametrize("wrong", ["http://head:82x", "http://[::1:8265", "http://a b:1"])
-def test_an_address_that_is_none_is_told_in_one_line(wrong):
-    with pytest.raises(InputError, match=r"^--address: http.* is no "):
-        JobServer(wrong, "--address", TOKEN).ray_version()
+    assert entrypoint.main("x-1", "/not/there", "-", ["python", "-c", ""]) == 2
+    assert "/not/there is not on" in capfd.readouterr().err
 
 
 # --- a server that loses answers

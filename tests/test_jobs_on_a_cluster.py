@@ -170,7 +170,7 @@ def test_what_can_never_run_and_who_may_not_ask_is_told_at_once(told, folder, ca
     assert code == 2
     assert "asks for 99 CPU" in err
     assert "has 2 CPU" in err
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
     code, _, err = called("job", "list")
     assert code == 2
     assert "refuses the token of RAY_AUTH_TOKEN (403)" in err

@@ -144,6 +144,29 @@ def test_padding_behind_is_padding_too(tmp_path, folder):
     assert np.array_equal(ours.values, data["test"]["text"][3, :5])
 
 
+def test_streams_of_unlike_lengths_are_unaligned_as_mults_own_files_are(tmp_path):
+    data = {}
+    for split in made.SPLITS:
+        ids, _, labels, streams = zip(*made.clips_of(split), strict=True)
+        data[split] = {
+            name: made.padded([each[name] for each in streams], longest, in_front=True)
+            for name, longest in made.LONGEST.items()
+        }
+        data[split] |= {"id": list(ids), "labels": np.array(labels)[:, None, None]}
+    file = made.dumped(tmp_path / "mosi_data_noalign.pkl", data)
+    found = read_mmsa(file)
+    assert found.pooling == {"kind": "own"}
+    assert "mosi_data_noalign.pkl: unaligned" in found.notes[0]
+    by_id = {clip.id: clip for clip in found.clips}
+    for _, clip_id, _, _, streams in all_clips():
+        clip = by_id[clip_id]
+        assert clip.seconds == len(streams["text"])
+        for name, stream in found.streams.items():
+            feature = stream.read(clip).feature
+            assert np.array_equal(feature.values, streams[name])
+            assert feature.times[-1, 1] == clip.seconds
+
+
 def test_importing_again_writes_nothing_and_a_killed_import_goes_on(folder, tmp_path):
     root = tmp_path / "set"
     wanted = Wanted(files=[folder / "unaligned_50.pkl"], to=str(root))

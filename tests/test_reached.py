@@ -111,6 +111,8 @@ def test_a_dataset_that_was_moved_or_ingested_anew_leads_to_the_same_runs(world,
     assert (found.clip["id"], found.through) == ("id of a", runs["first"])
     with pytest.raises(InputError, match="took no clip 'a'"):
         trace(uri, "mood/1", "a", str(tmp_path))
+    with pytest.raises(InputError, match="there is no clip 'othr'; did you mean 'other'"):
+        sought(["othr"], tmp_path)
     # The same name in another dataset, of other bytes, is another clip.
     assert reached_by_clips(uri, sought(["a"], tmp_path)).runs == []
     two = named(reached_by_clips(uri, sought(["a"], "/data/two")), runs)

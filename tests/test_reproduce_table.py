@@ -130,6 +130,17 @@ def test_the_table_is_this_one():
     assert markdown(OUTCOME) == TABLE
 
 
+def test_a_run_whose_metric_is_not_defined_costs_no_table():
+    runs = (*OUTCOME.runs[:3], run(1, "2/2", 0.7, math.nan))
+    found = summed(MAE, runs)
+    assert math.isnan(found.mean)
+    assert math.isnan(found.deviation)
+    assert math.isnan(found.between_folds)
+    told = markdown(replace(OUTCOME, runs=runs))
+    assert "| here, 2 seeds x 2 folds | 75.00 ± 7.07 | undefined | validation |" in told
+    json.dumps(to_json(replace(OUTCOME, runs=runs)), allow_nan=False)
+
+
 def test_with_the_protocols_own_settings_and_one_split_it_says_so():
     one = replace(SMALL, folds=0, best_on_test=False, models=SMALL.models[1:])
     told = markdown(replace(OUTCOME, protocol=one, changes=(), runs=()))

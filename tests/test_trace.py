@@ -85,6 +85,11 @@ def test_a_clip_of_a_model_leads_to_its_media_and_shards(uri):
         ("sample", "bb" * 32),
     ]
     assert found.files[0]["tar"] == f"columns/{SPEC.fingerprint}/00007-aa.tar"
+    titles = [title for title, _ in found.tables]
+    assert titles == ["columns", "clip id of a", "its shards"]
+    facts = {row["fact"]: row["value"] for row in dict(found.tables)["clip id of a"]}
+    assert (facts["media_digest"], facts["start"], facts["speaker"]) == ("a" * 64, "0.0", "anna")
+    assert not {"end", "streams", "states"} & set(facts)
     with pytest.raises(InputError, match=r"took no clip 'id of x'; did you mean 'id of"):
         trace(uri, "mood", "id of x")
     with pytest.raises(InputError, match="took no clip 'e'"):

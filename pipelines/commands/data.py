@@ -1,12 +1,15 @@
 """Commands on datasets: from raw clips to committed columns, and what is known of them."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from featurizers.clip import Clip
 from featurizers.dataset import DatasetError
+from featurizers.likeness import Likeness
 from pipelines.commands.options import (
     Dataset,
     File,
@@ -268,11 +271,24 @@ def report_command(
 
 
 @app.command("check", rich_help_panel=PANEL)
-def check_command(dataset: Dataset, as_json: Json = False) -> None:
+def check_command(
+    dataset: Dataset,
+    *,
+    no_media: Annotated[
+        bool, typer.Option("--no-media", help="Do not look for near-duplicates in the media.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """What it holds, with suspicion: leaks, balance, labels, words, dead or wild dimensions."""
     from pipelines.check import check
+    from pipelines.duplicates import of_local
+    from pipelines.show import Show
 
-    print_findings(check(dataset), as_json=as_json)
+    def look(clips: Sequence[Clip]) -> Mapping[str, Likeness]:
+        with Show(quiet=as_json).counting("look for near-duplicates", None) as done:
+            return of_local(dataset, clips, done)
+
+    print_findings(check(dataset, None if no_media else look), as_json=as_json)
 
 
 @app.command("peek", rich_help_panel=PANEL)

@@ -30,19 +30,30 @@ def import_command(
     folds: Annotated[
         Path | None, typer.Option(help=".csd: recordings by split (.py of the SDK, .json, .csv).")
     ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(help="Arrays: STREAM=HZ, of one without times; repeatable."),
+    ] = None,
     experiment: Annotated[
         Path | None, typer.Option(help="Write an experiment file that trains on it, too.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Published features to a dataset, whose columns say from which file they came."""
-    from pipelines.exchange.importing import Wanted, import_files, write_experiment
+    from pipelines.exchange.importing import Wanted, import_files, rates_of, write_experiment
     from pipelines.show import Show
 
     show = Show(quiet=as_json)
     with show.counting("import", None) as done:
         wanted = Wanted(
-            files=files, to=to, label=label, kind=kind, labels=labels, align=align, folds=folds
+            files=files,
+            to=to,
+            label=label,
+            kind=kind,
+            labels=labels,
+            align=align,
+            folds=folds,
+            rates=rates_of(rate or ()),
         )
         made = import_files(wanted, done)
     columns = {name: column.spec.fingerprint for name, column in made.columns.items()}
@@ -82,7 +93,7 @@ def export_command(
     most: Annotated[int, typer.Option(help="MMSA: steps of a clip at most; 0 for all.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """A dataset in the form of another tool: MMSA's pickle (.pkl), or a folder of .csd files."""
+    """A dataset in the form of another tool: MMSA's pickle, .csd files, or one WebDataset."""
     from pipelines.exchange.exporting import Asked, export
     from pipelines.show import Show
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,10 @@ import typer
 from pipelines.commands.options import Json
 
 if TYPE_CHECKING:
+    from pipelines.jobs.records import Settled
     from pipelines.jobs.server import JobServer
-    from pipelines.jobs.submit import Attempt, Job, Wish
+    from pipelines.jobs.submission import Submission
+    from pipelines.jobs.submit import Attempt, Job
 
 PANEL = "Cluster"
 app = typer.Typer()
@@ -67,11 +70,15 @@ def submit_command(
     records: Annotated[
         str, typer.Option(help="Where its end is recorded; else beside what the command writes.")
     ] = "",
+    validate: Annotated[
+        bool, typer.Option(help="Ask the nodes first whether it would run there.")
+    ] = True,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Run a command on the cluster; an equal submission that is at work is attached to."""
-    from pipelines.jobs.submit import Wish
+    from pipelines.jobs.beforehand import check_beforehand
+    from pipelines.jobs.submit import Wish, prepare, submit
 
     wish = Wish(
         command=tuple(command),
@@ -84,7 +91,12 @@ def submit_command(
         secret=secret or (),
         records=records,
     )
-    _submitted(wish, address, cluster, wait=wait, as_json=as_json)
+    prepared = prepare(wish, _commands())
+    with _server(address, cluster) as server:
+        file = cluster if server.tunnelled else None
+        check = partial(check_beforehand, server, file=file, say=_say) if validate else _unchecked
+        attempt = submit(server, prepared, os.environ, check)
+        _watched(server, attempt, wait=wait, as_json=as_json)
 
 
 @job.command("list")
@@ -105,11 +117,26 @@ def list_command(
 
 @job.command("status")
 def status_command(
-    name: Id, *, address: Address = "", cluster: Cluster = CLUSTER, as_json: Json = False
+    name: Id,
+    *,
+    address: Address = "",
+    cluster: Cluster = CLUSTER,
+    records: Annotated[
+        str, typer.Option(help="Where ends are recorded: asks there alone, and no cluster.")
+    ] = "",
+    as_json: Json = False,
 ) -> None:
     """How a job is, by Ray and by what its node recorded."""
-    from pipelines.jobs.submit import find
+    from pipelines.jobs.submit import find, recorded
 
+    if records:
+        record, settled = recorded(records, name)
+        if as_json:
+            plain = {"id": record, "state": settled.state, "exit_code": settled.exit_code}
+            print(json.dumps({**plain, "why": settled.why}))
+        else:
+            print(_told(record, settled))
+        return
     with _server(address, cluster) as server:
         found = find(server, name)
     if as_json:
@@ -167,13 +194,8 @@ def retry_command(
         _watched(server, retry(server, name), wait=wait, as_json=as_json)
 
 
-def _submitted(wish: "Wish", address: str, cluster: Path, *, wait: bool, as_json: bool) -> None:
-    from pipelines.jobs.submit import prepare, submit
-
-    prepared = prepare(wish, _commands())
-    with _server(address, cluster) as server:
-        attempt = submit(server, prepared, os.environ)
-        _watched(server, attempt, wait=wait, as_json=as_json)
+def _unchecked(submission: "Submission") -> None:
+    """As with --no-validate."""
 
 
 def _watched(server: "JobServer", attempt: "Attempt", *, wait: bool, as_json: bool) -> None:
@@ -260,14 +282,13 @@ def _row(each: "Job") -> dict[str, object]:
 
 
 def _sentence(each: "Job") -> str:
-    settled = each.settled
     took = (each.info.ended_ms - each.info.began_ms) / 1000
-    parts = [f"{each.name}: {settled.state}"]
-    if settled.exit_code is not None:
-        parts.append(f"exit code {settled.exit_code}")
-    if each.info.ended_ms:
-        parts.append(f"after {took:.0f} s")
-    told = ", ".join(parts)
+    return _told(each.name, each.settled, f"after {took:.0f} s" if each.info.ended_ms else "")
+
+
+def _told(name: str, settled: "Settled", more: str = "") -> str:
+    code = "" if settled.exit_code is None else f"exit code {settled.exit_code}"
+    told = ", ".join(part for part in (f"{name}: {settled.state}", code, more) if part)
     return f"{told}; {settled.why}" if settled.why else told
 
 

@@ -4,17 +4,17 @@ import csv
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from pipelines.corpora.cmu_folds import MOSI, mosei_folds, read_folds
 from pipelines.corpora.csd import Spoken, read_numbers, read_words
 from pipelines.corpora.gathering import Choice, Gathering, Place
-from pipelines.corpora.reading import Read, RowDict
+from pipelines.corpora.reading import Note, Read, RowDict
 from pipelines.corpora.tree import SOUND, VIDEO, Tree, text_of
 from pipelines.experiment import InputError
 from pipelines.sections import Section
@@ -25,6 +25,8 @@ EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 DIMS = ("sentiment", *EMOTIONS)
 NEAR_S = 0.05
 """A label and a line of a transcript whose starts lie closer are of one segment."""
+
+_NAMED = 3
 
 LABEL_NAMES = {"happiness": "happy", "sadness": "sad", "angry": "anger"}
 """Other files' names of these."""
@@ -77,7 +79,7 @@ def read_mosi(tree: Tree, options: Options) -> Read:
     """
     folds = MOSI if options.folds is None else read_folds(options.folds)
     segments = _mosi_segments(tree)
-    lines = {name.stem: list(_numbered(tree.root / name)) for name in tree.like("*.annotprocessed")}
+    lines = _transcripts(tree, tree.like("*.annotprocessed"), _numbered)
     return _rows(tree, options, folds, _matched_by_number(segments, lines))
 
 
@@ -96,7 +98,8 @@ def read_mosei(tree: Tree, options: Options) -> Read:
     texts = [name for name in tree.like("*.txt") if name.stem in segments]
     # Whole transcripts, without times, lie beside those of segments under the same names.
     cut = [name for name in texts if "segmented" in {part.casefold() for part in name.parts}]
-    lines = {name.stem: list(_timed(tree.root / name)) for name in cut or texts}
+    timed = cut or [name for name in texts if _is_timed(tree.root / name)]
+    lines = _transcripts(tree, timed, _timed)
     return _rows(tree, options, folds, _matched_by_time(segments, lines))
 
 
@@ -169,9 +172,25 @@ _CELLS = (0, 1, 3, 4)
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
         return None
+    return found if math.isfinite(found) else None
+
+
+def _transcripts(
+    tree: Tree, names: Iterable[PurePath], lines: Callable[[Path], Iterable[Line]]
+) -> dict[str, list[Line]]:
+    """The lines of transcripts by video. Raises InputError where two of one video differ."""
+    by_video: dict[str, PurePath] = {}
+    for name in names:
+        first = by_video.setdefault(name.stem, name)
+        if first != name and not tree.same(first, name):
+            raise InputError(
+                f"{tree.root}: {first} and {name} differ, and which one is the transcript is not "
+                f"known; keep one of them"
+            )
+    return {video: list(lines(tree.root / name)) for video, name in by_video.items()}
 
 
 def _numbered(path: Path) -> Iterator[Line]:
@@ -185,19 +204,28 @@ def _numbered(path: Path) -> Iterator[Line]:
         yield Line(number=int(told), text=text.strip())
 
 
+# A name of a video may hold underscores itself, also at its end.
+_SECONDS = r"(\d+\.?\d*|\.\d+)"
+_TIMED = re.compile(rf".+___(\d+)___{_SECONDS}___{_SECONDS}___(.*)")
+
+
 def _timed(path: Path) -> Iterator[Line]:
     """The lines of a transcript of MOSEI: VIDEO___NUMBER___START___END___TEXT."""
     for number, line in _lines(path):
-        parts = line.split("___", 4)
-        # A name of a video may hold underscores itself, also at its end.
-        told = re.fullmatch(r"(.+)___(\d+)___([\d.]+)___([\d.]+)___(.*)", line)
+        told = _TIMED.fullmatch(line)
         if told is None:
             raise InputError(
                 f"{path}: line {number}: wanted VIDEO___NUMBER___START___END___TEXT, found "
-                f"{'___'.join(parts)[:60]!r}"
+                f"{line[:60]!r}"
             )
-        _, which, start, end, text = told.groups()
+        which, start, end, text = told.groups()
         yield Line(number=int(which), text=text.strip(), start=float(start), end=float(end))
+
+
+def _is_timed(path: Path) -> bool:
+    """Whether a transcript is one of segments, as far as its first line tells."""
+    first = next((line for _, line in _lines(path)), "")
+    return _TIMED.fullmatch(first) is not None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -219,9 +247,13 @@ def _matched_by_number(
         counted = all(each.number is None for each in some)
         # With another count nobody knows which line is of which segment.
         fits = not counted or sorted(texts) == list(range(1, len(some) + 1))
+        if not fits and texts:
+            # Nor which cut film, whose numbers are the transcript's.
+            yield from ((segment, None, None) for segment in some)
+            continue
         for place, segment in enumerate(some, start=1):
             number = place if segment.number is None else segment.number
-            yield segment, number, texts.get(number) if fits else None
+            yield segment, number, texts.get(number)
 
 
 def _matched_by_time(
@@ -241,7 +273,9 @@ def _rows(tree: Tree, options: Options, folds: Mapping[str, str], told: Iterable
     gathering = Gathering(tree)
     sequence = tree.only("*TimestampedWords.csd")
     words = {} if sequence is None else read_words(tree.root / sequence)
+    unlabelled = dict(folds)
     for segment, number, text in told:
+        unlabelled.pop(segment.video, None)
         at = f"at{round(segment.start * 1000):07d}"
         clip = f"{segment.video}_{at if number is None else number}"
         place = Place(clip=clip, file=segment.file, row=segment.row)
@@ -262,7 +296,19 @@ def _rows(tree: Tree, options: Options, folds: Mapping[str, str], told: Iterable
                 gathering.note(place, "no_transcript")
             group = {"group": segment.video, "split": folds[segment.video]}
             gathering.add(place, {**row, **group, **_labels(gathering, place, segment)})
+    gathering.read.notes.extend(_incomplete(folds, list(unlabelled)))
     return gathering.read
+
+
+def _incomplete(folds: Mapping[str, str], unlabelled: Sequence[str]) -> Iterator[Note]:
+    """A note on each fold of which videos have no labels."""
+    for split, count in Counter(folds.values()).items():
+        some = [video for video in unlabelled if folds[video] == split]
+        if some:
+            more = f" and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
+            said = f"{len(some)} of {count} videos of the {split} fold have no labels"
+            names = ", ".join(some[:_NAMED])
+            yield Note(kind="incomplete", message=f"{said}: {names}{more}")
 
 
 def _choices(options: Options, video: str, number: int | None) -> list[Choice]:

@@ -43,9 +43,8 @@ ASKED: Mapping[str, str] = {
 }
 """Four emotions that may be there at once, by what a judge ticks."""
 
-_DIALOGUE = re.compile(r"Ses0[1-5][FM]_(?:impro|script)\d\d(?:_\d[a-z]?|[a-z])?")
 _TURN = re.compile(
-    r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\s+(Ses0[1-5][FM]_\S+_[FM]\d+\w*)\s+(\w+)"
+    r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\s+(Ses0[1-5][FM]_\S+_[FM]\w+)\s+(\w+)"
     r"\s+\[\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*\]"
 )
 _JUDGE = re.compile(r"C-E\d+:\s*(.*)")
@@ -113,11 +112,7 @@ def _choices(options: Options, dialogue: str, turn: str) -> list[Choice]:
 
 def _turns(tree: Tree) -> Iterator[Turn]:
     """The turns of all dialogues, in order."""
-    files = [
-        name
-        for name in tree.like("Ses0*.txt")
-        if name.parent.name == "EmoEvaluation" and _DIALOGUE.fullmatch(name.stem)
-    ]
+    files = [name for name in tree.like("Ses0*.txt") if name.parent.name == "EmoEvaluation"]
     if not files:
         raise InputError(
             f"{tree.root}: there are no judgements: wanted Session1/dialog/EmoEvaluation/*.txt"

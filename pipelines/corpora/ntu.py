@@ -1,6 +1,8 @@
 """NTU RGB+D 60: sixty actions before three cameras, as films and as skeletons of a Kinect."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
@@ -15,6 +17,9 @@ from pipelines.sections import Section
 TRAINING = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
 """The subjects of cross-subject evaluation who train (Shahroudy et al. 2016); all others test."""
 SUBJECTS = 40
+SETUPS = 17
+WHOLE = {"training": 40_091, "testing": 16_487}
+"""Recordings of the subjects who train and of the others, without the 302 of the list."""
 KINECT_HZ = 30.0
 
 ACTIONS = (
@@ -68,6 +73,7 @@ def read(tree: Tree, options: Options) -> Read:
     for what, there in (("films (..._rgb.avi)", films), ("skeletons (.skeleton)", skeletons)):
         if recordings and not there:
             gathering.read.notes.append(Note(kind="incomplete", message=f"there are no {what}"))
+    gathering.read.notes.extend(_incomplete(recordings))
     for code, recording in sorted(recordings.items()):
         place = Place(clip=code, file=code)
         if options.listed == "out" and code in LISTED:
@@ -88,6 +94,26 @@ class _Recording:
     subject: int
     action: int
     kinds: set[str] = field(default_factory=set)
+
+
+def _incomplete(recordings: Mapping[str, _Recording]) -> Iterator[Note]:
+    """Notes on subjects and setups that are not there, and on another number of recordings."""
+    for what, count, there in (
+        ("subjects", SUBJECTS, {each.subject for each in recordings.values()}),
+        ("setups", SETUPS, {each.setup for each in recordings.values()}),
+    ):
+        if absent := sorted(set(range(1, count + 1)) - there):
+            names = ", ".join(map(str, absent))
+            yield Note(kind="incomplete", message=f"there are no recordings of {what} {names}")
+    halves = Counter(
+        "training" if each.subject in TRAINING else "testing"
+        for code, each in recordings.items()
+        if code not in LISTED
+    )
+    for half, count in WHOLE.items():
+        if halves[half] != count:
+            said = f"{halves[half]} recordings of {half} subjects, the corpus has {count}"
+            yield Note(kind="incomplete", message=f"{said} besides those of the list")
 
 
 def _recordings(gathering: Gathering) -> dict[str, _Recording]:

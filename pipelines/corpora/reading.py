@@ -70,9 +70,10 @@ class Note:
     message: str = ""
 
     def __str__(self) -> str:
-        """File, row and message."""
+        """File, row and message, also of a file whose name is no text."""
         place = f"{self.file}, row {self.row}" if self.row else self.file
-        return ": ".join(each for each in (place, self.message) if each)
+        told = ": ".join(each for each in (place, self.message) if each)
+        return told.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import Literal, TypeAlias
 from featurizers.store import Root
 from pipelines.exchange.chosen import Chosen, choose
 from pipelines.exchange.csd_files import write_csd_files
+from pipelines.exchange.joined import write_joined
 from pipelines.exchange.mmsa_pickle import write_mmsa
 from pipelines.experiment import InputError
 
-Form: TypeAlias = Literal["mmsa", "csd"]
+Form: TypeAlias = Literal["mmsa", "csd", "webdataset"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +65,11 @@ def export(root: Root, asked: Asked) -> Exported:
 
 def _written(chosen: Chosen, asked: Asked, form: Form) -> tuple[list[str], list[str]]:
     """The files of a form, and what is to be said of them."""
-    match form:
-        case "mmsa":
-            notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
-            return [str(asked.to)], notes
-        case "csd":
-            names, notes = write_csd_files(chosen, asked.to)
-            return [str(asked.to / name) for name in names], notes
+    if form == "mmsa":
+        notes = write_mmsa(chosen, asked.to, aligned=asked.aligned, most=asked.most)
+        return [str(asked.to)], notes
+    if form == "csd":
+        names, notes = write_csd_files(chosen, asked.to)
+    else:
+        names, notes = write_joined(chosen, asked.to)
+    return [str(asked.to / name) for name in names], notes

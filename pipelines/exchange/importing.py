@@ -1,5 +1,6 @@
 """`import`: files of published features to a dataset, and the experiment file that trains on it."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +12,15 @@ import yaml
 
 from featurizers.store import Root, is_remote, publish
 from pipelines.corpora.cmu_folds import read_folds
+from pipelines.exchange.arrays import read_arrays
 from pipelines.exchange.mmsa import read_mmsa
 from pipelines.exchange.published import Imported, Published, take
 from pipelines.exchange.sequences import Ways, read_sequences
 from pipelines.experiment import InputError
 from pipelines.plan import Room
+from pipelines.tasks import float_of
 
-Format: TypeAlias = Literal["csd", "mmsa"]
+Format: TypeAlias = Literal["csd", "mmsa", "arrays"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _SUFFIXES: Mapping[str, Format] = {".csd": "csd", ".pkl": "mmsa", ".pickle": "mmsa"}
@@ -34,7 +37,8 @@ class Wanted:
         label: What is to be predicted; empty for the usual one.
         kind: The format; None for that which the suffixes say.
         labels, align: Of `.csd` files, see `sequences.Ways`.
-        folds: A file with the split of each recording, for formats that do not tell it.
+        folds: A file with the split of each recording, for `.csd` files, which do not tell it.
+        rates: Steps a second of streams of arrays that have no times.
         room: The size of a shard.
     """
 
@@ -45,6 +49,7 @@ class Wanted:
     labels: str = ""
     align: str = ""
     folds: Path | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
     room: Room = field(default_factory=Room)
 
 
@@ -66,17 +71,23 @@ def read(wanted: Wanted, held: ExitStack) -> Published:
     kind = wanted.kind or _format_of(wanted.files)
     if kind != "csd" and (wanted.labels or wanted.align or wanted.folds):
         raise InputError("--labels, --align and --folds are of .csd files")
+    if kind != "arrays" and wanted.rates:
+        raise InputError("--rate is of folders of arrays; other formats tell their times")
     match kind:
         case "csd":
             folds = None if wanted.folds is None else read_folds(wanted.folds)
             ways = Ways(labels=wanted.labels, align=wanted.align, folds=folds)
             return read_sequences(_below(wanted.files, ".csd"), ways, held)
         case "mmsa":
-            if len(wanted.files) != 1:
-                raise InputError(
-                    f"{len(wanted.files)} pickles are given; each is a dataset by itself"
-                )
-            return read_mmsa(wanted.files[0])
+            return read_mmsa(_one(wanted.files, "pickles"))
+        case "arrays":
+            return read_arrays(_one(wanted.files, "folders"), wanted.rates, held)
+
+
+def _one(files: Sequence[Path], what: str) -> Path:
+    if len(files) != 1:
+        raise InputError(f"{len(files)} {what} are given; each is a dataset by itself")
+    return files[0]
 
 
 def usual_label(published: Published) -> str:
@@ -93,13 +104,16 @@ def usual_label(published: Published) -> str:
 
 
 def _format_of(files: Sequence[Path]) -> Format:
-    found = {_SUFFIXES.get(path.suffix.lower()) for path in _below(files, ".csd")}
+    found = {
+        "arrays" if path.is_dir() else _SUFFIXES.get(path.suffix.lower())
+        for path in _below(files, ".csd")
+    }
     kind = found.pop() if len(found) == 1 else None
     if kind is None:
         names = ", ".join(path.name for path in files[:3])
         raise InputError(
-            f"{names}: wanted files of one format ({', '.join(_SUFFIXES)}); or say which it is by "
-            f"--format, one of {', '.join(FORMATS)}"
+            f"{names}: wanted files of one format ({', '.join(_SUFFIXES)}) or a folder of arrays; "
+            f"or say which it is by --format, one of {', '.join(FORMATS)}"
         )
     return kind
 
@@ -144,3 +158,15 @@ def write_experiment(imported: Imported, to: Root, file: Path) -> None:
 
 def _folder(file: Path) -> Path:
     return file.resolve().parent
+
+
+def rates_of(asked: Sequence[str]) -> dict[str, float]:
+    """Rates by stream. Raises InputError where one is no STREAM=HZ."""
+    rates: dict[str, float] = {}
+    for each in asked:
+        name, _, told = each.partition("=")
+        rate = float_of(told)
+        if not name or rate is None or not 0 < rate < math.inf:
+            raise InputError(f"--rate {each}: wanted STREAM=HZ, such as audio=100")
+        rates[name] = rate
+    return rates

@@ -6,7 +6,8 @@
                "regression_labels_T": [N], ...}, "valid": {...}, "test": {...}}
 
 The layout is that which thuiar/MMSA reads (`data_loader.py`) and MMSA-FET writes (`dataset.py`);
-the files of Tsai et al.'s MulT, whose labels lie under "labels", are read as well. A file says
+the files of Tsai et al.'s MulT, whose labels lie under "labels", are read as well; they tell no
+lengths, and are of the unaligned form where their streams have unlike numbers of steps. A file says
 nothing of times. In the aligned form all streams share their steps, and each is given a second. In
 the unaligned form a clip is given as many seconds as it has steps of text, and the steps of each
 stream share them equally.
@@ -58,21 +59,22 @@ def read_mmsa(path: Path) -> Published:
     """The clips and streams of an MMSA pickle.
 
     Steps that are padding are left out: what lies beyond the lengths that the file tells; else what
-    is 0 at the beginning and the end, in all streams at once where they share their steps.
+    is 0 at the beginning and the end: in all streams at once where they share their steps, in each
+    by itself where they do not.
 
     Raises:
         InputError: It is no such pickle, or its parts do not fit each other.
     """
     parts = _parts(path, read_plain_pickle(path))
     widths = _widths(path, parts)
-    aligned = not any(f"{name}_lengths" in part for part in parts.values() for name in STREAMS)
+    aligned = _are_aligned(path, parts)
     places: dict[str, dict[str, _Place]] = {name: {} for name in widths}
     beyond = dict.fromkeys(widths, 0)
     clips: list[Clip] = []
     for name, part in parts.items():
         steps = {stream: _steps(part, stream, beyond) for stream in _streams(part)}
         if aligned:
-            steps = _shared(path, part, steps)
+            steps = _shared(part, steps)
         for number, clip in enumerate(_clips(path, name, part, steps, aligned)):
             clips.append(clip)
             for stream, spans in steps.items():
@@ -101,6 +103,24 @@ def read_mmsa(path: Path) -> Published:
             *_notes(parts, beyond),
         ],
     )
+
+
+def _are_aligned(path: Path, parts: Mapping[str, _Part]) -> bool:
+    """Whether the streams share their steps: no lengths are told, and the arrays are as long."""
+    if any(f"{name}_lengths" in part for part in parts.values() for name in STREAMS):
+        return False
+    lengths = {
+        split: {name: part[name].shape[1] for name in _streams(part)}
+        for split, part in parts.items()
+    }
+    alike = {split: len(set(each.values())) == 1 for split, each in lengths.items()}
+    if len(set(alike.values())) > 1:
+        raise InputError(
+            f"{path}: some splits have streams of as many steps, others of unlike numbers, and no "
+            f"lengths (audio_lengths, vision_lengths) are told: neither the aligned form nor the "
+            f"unaligned: {lengths}"
+        )
+    return all(alike.values())
 
 
 def _widths(path: Path, parts: Mapping[str, _Part]) -> dict[str, int]:
@@ -250,18 +270,10 @@ def _lengths(part: _Part, stream: str) -> NDArray[Any] | None:
     return None
 
 
-def _shared(
-    path: Path, part: _Part, steps: Mapping[str, Sequence[slice]]
-) -> dict[str, list[slice]]:
+def _shared(part: _Part, steps: Mapping[str, Sequence[slice]]) -> dict[str, list[slice]]:
     """The steps that any of the streams has, where these share their steps."""
     if STEPS in part:
         return {name: [slice(0, int(count)) for count in part[STEPS]] for name in steps}
-    lengths = {name: part[name].shape[1] for name in steps}
-    if len(set(lengths.values())) > 1:
-        raise InputError(
-            f"{path}: the streams have {lengths} steps and no lengths (audio_lengths, "
-            f"vision_lengths): neither the aligned form nor the unaligned"
-        )
     shared = []
     for spans in zip(*steps.values(), strict=True):
         some = [span for span in spans if span.stop > span.start]

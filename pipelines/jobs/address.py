@@ -52,7 +52,7 @@ def job_server(asked: Asked, environment: Mapping[str, str]) -> Iterator[JobServ
             f"without `job submit --` runs here"
         )
     with tunnel(asked.cluster) as url:
-        yield _answering(JobServer(url, f"a tunnel by {asked.cluster}", token))
+        yield _answering(JobServer(url, f"a tunnel by {asked.cluster}", token, tunnelled=True))
 
 
 def _answering(server: JobServer) -> JobServer:

@@ -1,6 +1,7 @@
 """Runs on the node: a command, its secrets unsealed before it, its end recorded after it.
 
-python -P -m pipelines.jobs.entrypoint ID RECORD COMMAND..., RECORD being - where there is none.
+python -P -m pipelines.jobs.entrypoint ID FOLDER RECORD COMMAND...; FOLDER is a path that all nodes
+reach, or the name of a package beside our own; RECORD is - where there is none.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import IO
 
 from featurizers.store import StorageError
+from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.jobs.records import Record, write
 from pipelines.jobs.sealing import Mask, unseal
@@ -32,21 +34,37 @@ LAST_WORDS_S = 5.0
 def words_of(command: Sequence[str]) -> list[str]:
     """The program and its arguments for the words of a job's command.
 
-    -P, since the working directory may hold a training/ of its own: Ray has it on PYTHONPATH all
-    the same, behind ours.
+    -P, since the working directory may hold a training/ of its own.
     """
     if command[0] == "python":
         return [sys.executable, "-P", *command[1:]]
     return [sys.executable, "-P", "-m", "pipelines", *command]
 
 
-def path_of(command: Sequence[str], path: str) -> str:
+def path_of(command: Sequence[str], path: str, place: Path) -> str:
     """PYTHONPATH for a command: a program finds what lies beside it, behind everything else."""
-    beside = [str(Path(word).resolve().parent) for word in command[1:2] if word.endswith(".py")]
-    return os.pathsep.join([*filter(None, [path]), *beside])
+    if command[0] != "python":
+        return path
+    beside = [str((place / word).parent) for word in command[1:2] if word.endswith(".py")]
+    return os.pathsep.join([*filter(None, [path]), *dict.fromkeys([*beside, str(place)])])
 
 
-def main(name: str, record: str, command: Sequence[str]) -> int:
+def place_of(folder: str) -> Path:
+    """Where a job runs.
+
+    Raises:
+        InputError: This node does not reach that.
+    """
+    place = Path(folder) if folder.startswith("/") else HOME.parent / Path(folder).stem
+    if not place.is_dir():
+        raise InputError(
+            f"{place} is not on {socket.gethostname()}; --shared wants a working directory that "
+            f"all nodes reach by the same path"
+        )
+    return place
+
+
+def main(name: str, folder: str, record: str, command: Sequence[str]) -> int:
     """Run a command to its end; returns its exit code, as shells tell it."""
     stopped = threading.Event()
 
@@ -57,14 +75,15 @@ def main(name: str, record: str, command: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hear)
     try:
+        place = place_of(folder)
         secrets = _secrets()
     except InputError as error:
         _say(str(error))
         return 2
     began = Record(name=name, host=socket.gethostname(), began=time.time())
     _keep(record, began)
-    path = path_of(command, os.environ.get("PYTHONPATH", ""))
-    code = _run(words_of(command), {"PYTHONPATH": path}, secrets)
+    path = path_of(command, os.environ.get("PYTHONPATH", ""), place)
+    code = _run(words_of(command), place, {"PYTHONPATH": path}, secrets)
     ended = replace(began, ended=time.time(), exit_code=code, stopped=stopped.is_set())
     _keep(record, ended)
     return code
@@ -75,11 +94,14 @@ def _secrets() -> dict[str, str]:
     return unseal(sealed, find_token(os.environ, Path.home())) if sealed else {}
 
 
-def _run(words: Sequence[str], more: Mapping[str, str], secrets: Mapping[str, str]) -> int:
+def _run(
+    words: Sequence[str], place: Path, more: Mapping[str, str], secrets: Mapping[str, str]
+) -> int:
     environment = {**os.environ, **more, **secrets}
     environment.pop(SEALED, None)
     with subprocess.Popen(  # noqa: S603 - no shell; the words are the submitter's own
         words,
+        cwd=place,
         env=environment,
         stdout=subprocess.PIPE if secrets else None,
         stderr=subprocess.STDOUT if secrets else None,
@@ -131,4 +153,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]))

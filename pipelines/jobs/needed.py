@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from featurizers.store import is_remote
-from pipelines.experiment import InputError, outline, read
+from pipelines.experiment import Experiment, InputError, outline, read
 from pipelines.jobs.folder import Survey
 from pipelines.sources import STREAM, read_rows
 
@@ -61,9 +60,9 @@ def experiments(command: Sequence[str], folder: Path) -> list[Path]:
     return [folder / word for word in words]
 
 
-def roots(command: Sequence[str], folder: Path) -> list[str]:
-    """Where the experiments that a command names keep their datasets: whole paths or URLs."""
-    return [str(_outline(command, file).root) for file in experiments(command, folder)]
+def outlines(command: Sequence[str], folder: Path) -> list[Experiment]:
+    """The experiments that a command names, with its settings."""
+    return [_outline(command, file) for file in experiments(command, folder)]
 
 
 def check_along(command: Sequence[str], found: Survey) -> None:
@@ -146,7 +145,7 @@ def _of_experiment(command: Sequence[str], folder: Path, file: Path) -> dict[str
     return found
 
 
-def _outline(command: Sequence[str], file: Path) -> Any:  # noqa: ANN401 - a model of pydantic
+def _outline(command: Sequence[str], file: Path) -> Experiment:
     settings = [value for option, value in _options(command) if option == "--set"]
     return outline(read(file, settings), file.parent.resolve(), file.name)
 

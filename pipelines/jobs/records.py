@@ -83,6 +83,17 @@ def read(address: str) -> Record | None:
     return None
 
 
+def newest(folder: str, name: str) -> Record | None:
+    """What was recorded last of a job, or of the attempts of what begins so; None for nothing.
+
+    Raises:
+        StorageError: The place cannot be read.
+    """
+    stems = {file.rsplit(".", 2)[0] for file in store_at(folder).sizes() if file.startswith(name)}
+    found = [record for stem in sorted(stems) if (record := read(f"{folder}/{stem}"))]
+    return max(found, key=lambda record: record.began, default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """How a job is, from both.

@@ -62,17 +62,20 @@ class JobServer:
         url: Its address, with http:// or https://.
         how: Where the address is from, for messages.
         token: What it is shown.
+        tunnelled: Whether a tunnel leads to it.
     """
 
-    def __init__(self, url: str, how: str, token: Token) -> None:
+    def __init__(self, url: str, how: str, token: Token, *, tunnelled: bool = False) -> None:
+        wrong = InputError(f"{how}: {url} is no http:// or https:// address of a job server")
         try:
             parts = urlsplit(url)
-            named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            port = parts.port
         except ValueError:  # a port that is no number, half a bracket
-            named = False
-        if not named:
-            raise InputError(f"{how}: {url} is no http:// or https:// address of a job server")
+            raise wrong from None
+        if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+            raise wrong
         self.url, self.how, self.token = url.rstrip("/"), how, token
+        self.tunnelled = tunnelled
         self._secure, self._host, self._path = (
             parts.scheme == "https",
             parts.netloc.rpartition("@")[2],

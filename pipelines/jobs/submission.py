@@ -18,8 +18,10 @@ STOP_WAIT_S = 3600
 """How long Ray waits for a job that is to stop; ours end by themselves, within train.hang_s."""
 SEALED = "FUSELINE_SEALED"
 """The environment variable of sealed secrets."""
+COMMIT = "FUSELINE_COMMIT"
+"""That of the commit of our code, which a wheel does not have."""
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-KEPT = frozenset({"PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", SEALED})
+KEPT = frozenset({"PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", SEALED, COMMIT})
 """Variables that jobs need as they are."""
 
 
@@ -94,44 +96,60 @@ class Submission:
         )
 
 
-def request(
-    submission: Submission, number: int, sealed: str, source: str, nonce: str
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What goes with an attempt and decides nothing of what it does.
+
+    Attributes:
+        source: The submitter's working directory, by which a retry finds it.
+        commit: What was checked out there of our code; runs are marked with it.
+        sealed: The secrets, sealed; empty where there are none.
+    """
+
+    source: str
+    commit: str
+    sealed: str = ""
+
+
+def request(submission: Submission, number: int, origin: Origin, nonce: str) -> dict[str, Any]:
     """What Ray's Jobs API is asked for.
 
     Args:
         submission: What to do.
         number: Of the attempt.
-        sealed: The secrets, sealed; nothing where there are none.
-        source: The submitter's working directory, by which a retry finds it.
+        origin: Where it is from.
         nonce: What tells this start from another of the same id, on a cluster made anew.
     """
     name = submission.attempt(number)
     record = submission.record and f"{submission.record}/{name}.{nonce}"
-    entry = ("python", "-P", "-m", "pipelines.jobs.entrypoint", name, record or "-")
-    folder = f"local://{submission.folder}" if submission.shared else f"gcs://{submission.folder}"
+    entry = ("python", "-P", "-m", "pipelines.jobs.entrypoint", name, submission.folder)
+    packages = [submission.wheel, *([] if submission.shared else [submission.folder])]
     environment: dict[str, Any] = {
-        "py_modules": [f"gcs://{submission.wheel}"],
-        "working_dir": folder,
+        # Not `working_dir`: where two nodes are on one machine, the second one removes what the
+        # first one works in, and unpacks it anew (Ray 2.60.0).
+        "py_modules": [f"gcs://{package}" for package in packages],
         "env_vars": {
             **submission.variables,
             # Ray's own 3 s (2.60.0) are no time to save anything in; its supervisor reads this.
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
         },
     }
-    if sealed:
-        environment["env_vars"][SEALED] = sealed
+    if origin.commit:
+        environment["env_vars"][COMMIT] = origin.commit
+    if origin.sealed:
+        environment["env_vars"][SEALED] = origin.sealed
         environment["worker_process_setup_hook"] = "pipelines.jobs.sealing.unseal_here"
     return {
         # `exec`: a shell in between would get the signals that are for the command.
-        "entrypoint": f"exec {shlex.join([*entry, *submission.command])}",
+        "entrypoint": f"exec {shlex.join([*entry, record or '-', *submission.command])}",
         "submission_id": name,
         "runtime_env": environment,
         "metadata": {
             OURS: "1",
             "submission": json.dumps(submission.to_json(), sort_keys=True),
             "attempt": str(number),
-            "source": source,
+            "source": origin.source,
+            "commit": origin.commit,
             "record": record,
             "nonce": nonce,
         },

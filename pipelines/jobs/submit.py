@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.jobs import folder as folders
 from pipelines.jobs import needed, needs, records, sealing
 from pipelines.jobs.records import Settled
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import Submission, checked, request, variables_of
+from pipelines.jobs.submission import Origin, Submission, checked, request, variables_of
 from pipelines.jobs.wheel import Archive, wheel
+from tracking.provenance import git_commit
 
 LOOK_S = 0.5
 LOST_S = 120.0
@@ -139,13 +141,24 @@ def _record(wish: Wish, command: Sequence[str], source: Path) -> str:
                 f"which all nodes reach"
             )
         return wish.records.rstrip("/")
-    for root in needed.roots(command, source):
-        return f"{root}/logs/jobs"
+    for experiment in needed.outlines(command, source):
+        return f"{experiment.root}/logs/jobs"
     return f"{source}/.fuseline/jobs" if wish.shared else ""
 
 
-def submit(server: JobServer, prepared: Prepared, environment: Mapping[str, str]) -> Attempt:
+def submit(
+    server: JobServer,
+    prepared: Prepared,
+    environment: Mapping[str, str],
+    check: Callable[[Submission], None] = lambda submission: None,
+) -> Attempt:
     """Begin the next attempt, or attach to the one that is at work.
+
+    Args:
+        server: Of the cluster.
+        prepared: What to do.
+        environment: The submitter's, which has the values of secrets.
+        check: Called before an attempt begins; what it raises is passed on.
 
     Raises:
         InputError: No node can ever hold the driver; a secret is not there.
@@ -156,21 +169,20 @@ def submit(server: JobServer, prepared: Prepared, environment: Mapping[str, str]
         if mine and (live := how(server, mine[-1])).settled.live:
             return Attempt(name=live.name, attached=True)
         check_room(server, submission)
+        check(submission)
         values = sealing.secrets_of(submission.secrets, environment)
         sealed = sealing.seal(values, server.token) if values else ""
         for package in prepared.packages:
             server.put(package)
         number = _number(mine[-1].name) + 1 if mine else 1
-        if _begun(server, submission, number, sealed, str(prepared.source)):
+        origin = Origin(source=str(prepared.source), commit=git_commit(HOME), sealed=sealed)
+        if _begun(server, submission, number, origin):
             return Attempt(name=submission.attempt(number), attached=False)
     raise ServerError(f"{server} says of {TRIES} attempts that others began them")
 
 
-def _begun(
-    server: JobServer, submission: Submission, number: int, sealed: str, source: str
-) -> bool:
-    asked = request(submission, number, sealed, source, randomness.token_hex(4))
-    return server.submit(asked)
+def _begun(server: JobServer, submission: Submission, number: int, origin: Origin) -> bool:
+    return server.submit(request(submission, number, origin, randomness.token_hex(4)))
 
 
 def check_room(server: JobServer, submission: Submission) -> None:
@@ -223,6 +235,18 @@ def find(server: JobServer, text: str) -> Job:
     if len(submissions) > 1:
         raise InputError(f"{text} begins {', '.join(submissions[:5])}; wanted more of the id")
     return how(server, max(begun, key=lambda each: _number(each.name)))
+
+
+def recorded(place: str, text: str) -> tuple[str, Settled]:
+    """The id and the end of a job by its records alone, also when its cluster is gone.
+
+    Raises:
+        InputError: Nothing is recorded there of such an id.
+    """
+    record = records.newest(place.rstrip("/"), text)
+    if record is None:
+        raise InputError(f"--records {place}: nothing is recorded there of a job {text}")
+    return record.name, records.settle(None, record, frozenset())
 
 
 def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
@@ -322,9 +346,10 @@ def retry(server: JobServer, text: str) -> Attempt:
     check_room(server, submission)
     source = job.info.metadata["source"]
     _send_again(server, submission, source)
-    sealed = server.sealed(job.name)
+    commit = job.info.metadata.get("commit", "")
+    origin = Origin(source=source, commit=commit, sealed=server.sealed(job.name))
     number = _number(mine[-1].name) + 1
-    if not _begun(server, submission, number, sealed, source):
+    if not _begun(server, submission, number, origin):
         return Attempt(name=submission.attempt(number), attached=True)
     return Attempt(name=submission.attempt(number), attached=False)
 

@@ -1,8 +1,9 @@
 """Our own packages as a wheel: equal code gives equal bytes, from a checkout or an installation.
 
-Ray takes a wheel for the one that it has by its file name alone (2.60.0), so the name has the
-digest. It installs it by pip with all that it requires; it requires nothing, since nodes have our
-dependencies already and may have no network.
+Ray (2.60.0) takes a wheel for one that it has by its file name alone, and installs it by pip, with
+all that it requires. Where two nodes are on one machine, the second one calls pip on what the first
+one has installed, and removes that when pip fails. A wheel of plain Python is installed by
+unpacking it, so it is sent as the archive that it is, under a name of its digest.
 """
 
 import base64
@@ -37,7 +38,7 @@ class Archive:
 
 
 def wheel(home: Path = HOME) -> Archive:
-    """The packages below a folder as a wheel that requires nothing."""
+    """The packages below a folder as a wheel, named as what is to be unpacked."""
     version = our_version()
     about = f"fuseline-{version}.dist-info"
     files = {
@@ -55,8 +56,7 @@ def wheel(home: Path = HOME) -> Archive:
     files[f"{about}/RECORD"] = _record(files, about)
     content = archive(files)
     digest = hashlib.sha256(content).hexdigest()
-    # A build tag must begin with a digit.
-    return Archive(f"fuseline-{version}-0{digest[:16]}-py3-none-any.whl", content, digest)
+    return Archive(f"fuseline-{version}-{digest[:16]}.zip", content, digest)
 
 
 def our_version() -> str:

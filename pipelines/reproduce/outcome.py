@@ -69,7 +69,7 @@ class Summed:
 
     Attributes:
         mean: Over seeds, of the mean over folds.
-        deviation: Over seeds (n - 1), of the mean over folds; None of one seed.
+        deviation: Over seeds (n - 1), of the mean over folds; None of one seed, NaN as the mean is.
         between_folds: Over folds (n - 1), of the mean over seeds; None where there are no folds.
     """
 
@@ -91,9 +91,16 @@ def summed(metric: Metric, runs: Sequence[Measured]) -> Summed:
     by_fold = _means(runs, metric, [run.fold for run in runs])
     return Summed(
         mean=statistics.fmean(by_seed),
-        deviation=statistics.stdev(by_seed) if len(by_seed) > 1 else None,
-        between_folds=statistics.stdev(by_fold) if len(by_fold) > 1 else None,
+        deviation=_deviation(by_seed),
+        between_folds=_deviation(by_fold),
     )
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation (n - 1); NaN where a value is none, as the mean is, too."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _means(runs: Sequence[Measured], metric: Metric, groups: Sequence[object]) -> list[float]:
@@ -262,7 +269,9 @@ def _counted(runs: Sequence[Measured]) -> str:
 
 def _shown(metric: Metric, found: Summed) -> str:
     mean = _number(metric, found.mean)
-    return mean if found.deviation is None else f"{mean} ± {_number(metric, found.deviation)}"
+    if found.deviation is None or not math.isfinite(found.mean):
+        return mean
+    return f"{mean} ± {_number(metric, found.deviation)}"
 
 
 def _number(metric: Metric, value: float) -> str:
