@@ -2,6 +2,8 @@
 
 import pytest
 
+from featurizers.transcript import read_transcript
+from pipelines.corpora import formats
 from pipelines.experiment import InputError
 from tests.corpora_maker import put, read
 
@@ -81,6 +83,32 @@ def test_turns_may_be_files_of_their_own(session):
     # Where a turn has no file, its dialogue's sound has it.
     assert rows[THIRD]["media"].endswith("dialog/wav/Ses01F_impro01.wav")
     assert rows[THIRD]["start"] == 14.0
+
+
+def test_words_are_taken_with_their_times_where_they_are_aligned(session, tmp_path):
+    aligned = (
+        "\t SFrm  EFrm    SegAScr Word\n"
+        "\t    0    40     -46000 <s>\n"
+        "\t   41    72     -17530 EXCUSE(2)\n"
+        "\t   73    80     -17530 ++NOISE++\n"
+        "\t   81    99     -58661 ME\n"
+        "\t  100   193     -46000 </s>\n"
+        " Total score:     -308615\n"
+    )
+    folder = "Session1/sentences/ForcedAlignment/Ses01F_impro01"
+    put(session, f"{folder}/{FIRST}.wdseg", content=aligned)
+    rows, _ = read("iemocap", session)
+    assert rows[FIRST]["transcript_file"] == f"words/{FIRST}.json"
+    assert "transcript" not in rows[FIRST]
+    assert "transcript_file" not in rows[SECOND]
+    made = formats.read("iemocap", session, formats.checked("iemocap", {}))
+    (path,) = made.files
+    (tmp_path / "words.json").write_bytes(made.files[path]())
+    words = read_transcript(tmp_path / "words.json")
+    found = [
+        (word.text, round(word.start - 6.2901, 2), round(word.end - 6.2901, 2)) for word in words
+    ]
+    assert found == [("excuse", 0.41, 0.73), ("me", 0.81, 1.0)]
 
 
 def test_judgements_that_cannot_be_read_are_refused(session):

@@ -1,20 +1,19 @@
 """CMU-MOSI and CMU-MOSEI: labelled segments of monologues from YouTube."""
 
 import csv
-import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from pipelines.corpora.cmu_folds import MOSI, mosei_folds, read_folds
-from pipelines.corpora.csd import Spoken, read_numbers, read_words
+from pipelines.corpora.csd import read_numbers, read_words
 from pipelines.corpora.gathering import Choice, Gathering, Place
 from pipelines.corpora.reading import Note, Read, RowDict
+from pipelines.corpora.spoken import keep
 from pipelines.corpora.tree import SOUND, VIDEO, Tree, text_of
 from pipelines.experiment import InputError
 from pipelines.sections import Section
@@ -289,7 +288,7 @@ def _rows(tree: Tree, options: Options, folds: Mapping[str, str], told: Iterable
                 gathering.note(place, "moved", f"{span}; taken from 0")
             row = _media(gathering, place, _choices(options, segment.video, number), segment)
             if "start" in row and segment.video in words:
-                row["transcript_file"] = _kept(gathering, segment.video, words[segment.video])
+                row["transcript_file"] = keep(gathering, segment.video, words[segment.video])
             elif text:
                 row["transcript"] = text
             else:
@@ -327,21 +326,6 @@ def _media(
     if Path(media).stem != segment.video:
         return {"media": media}
     return {"media": media, "start": max(segment.start, 0.0), "end": segment.end}
-
-
-def _kept(gathering: Gathering, video: str, words: Sequence[Spoken]) -> str:
-    """The file of a video's words with times, as Whisper writes them."""
-    file = f"words/{video}.json"
-    gathering.read.files.setdefault(file, partial(_as_json, words))
-    return file
-
-
-def _as_json(words: Sequence[Spoken]) -> bytes:
-    said = [{"word": text, "start": start, "end": end} for text, start, end in words]
-    text = " ".join(word for word, _, _ in words)
-    span = {"start": words[0][1], "end": words[-1][2]} if words else {"start": 0.0, "end": 0.0}
-    segments = [{**span, "text": text, "words": said}] if words else []
-    return json.dumps({"segments": segments}, ensure_ascii=False).encode()
 
 
 def _labels(gathering: Gathering, place: Place, segment: Segment) -> RowDict:

@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.corpora.spoken import Spoken
 from pipelines.exchange import csd
 from pipelines.experiment import InputError
-
-Spoken: TypeAlias = tuple[str, float, float]
-"""A word, and its start and end in seconds of the video."""
 
 _PAUSES = frozenset({"", "sp"})
 

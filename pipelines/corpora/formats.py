@@ -171,6 +171,7 @@ FORMATS: Mapping[str, Format] = {
         layout=(
             "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt",
             "Session1/dialog/transcriptions/Ses01F_impro01.txt",
+            "Session1/sentences/ForcedAlignment/Ses01F_impro01/Ses01F_impro01_F000.wdseg    or not",
             "Session1/dialog/avi/DivX/Ses01F_impro01.avi    the film, with both actors",
             "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav    or sound alone",
         ),

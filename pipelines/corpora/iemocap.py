@@ -4,11 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from pipelines.corpora.gathering import Choice, Gathering, Place
 from pipelines.corpora.reading import Read, RowDict
+from pipelines.corpora.spoken import Spoken, keep
 from pipelines.corpora.tree import SOUND, VIDEO, Tree, text_of
 from pipelines.experiment import InputError
 from pipelines.sections import Section
@@ -49,6 +50,8 @@ _TURN = re.compile(
 )
 _JUDGE = re.compile(r"C-E\d+:\s*(.*)")
 _SPOKEN = re.compile(r"(Ses0[1-5][FM]_\S+)\s+\[[\d.]+\s*-\s*[\d.]+\]:\s*(.*)")
+_ALIGNED = re.compile(r"\s*(\d+)\s+(\d+)\s+-?\d+\s+([^<+\[\s(][^\s(]*)(?:\(\d+\))?\s*$")
+FRAME_S = 0.01
 
 
 class Options(Section):
@@ -81,6 +84,7 @@ def read(tree: Tree, options: Options) -> Read:
     """
     gathering = Gathering(tree)
     said = _said(tree)
+    aligned = {name.stem: name for name in tree.like("*.wdseg")}
     for turn in _turns(tree):
         place = Place(clip=turn.id, file=turn.file, row=turn.row)
         if turn.end <= turn.start:
@@ -91,7 +95,10 @@ def read(tree: Tree, options: Options) -> Read:
         row: RowDict = {"media": media, "speaker": f"{dialogue[:5]}-{actor[0]}"}
         if Path(media).stem == dialogue:
             row |= {"start": turn.start, "end": turn.end}
-        if turn.id in said:
+        words = _timed(tree, aligned.get(turn.id), row.get("start", 0.0))
+        if words:
+            row["transcript_file"] = keep(gathering, turn.id, words)
+        elif turn.id in said:
             row["transcript"] = said[turn.id]
         else:
             gathering.note(place, "no_transcript")
@@ -161,6 +168,23 @@ def _said(tree: Tree) -> dict[str, str]:
                 if told is not None and told[2].strip():
                     found[told[1]] = told[2].strip()
     return found
+
+
+def _timed(tree: Tree, name: PurePath | None, start: float) -> list[Spoken]:
+    """The words of a turn as they were aligned, on the clock of the media that it starts in.
+
+    A file is CMU Sphinx' word segmentation: first and last frame, of 10 ms, score and word, from
+    the turn's start. Silence and noise stand in brackets or between plus signs; (2) behind a word
+    is which way of saying it was heard.
+    """
+    if name is None:
+        return []
+    lines = (_ALIGNED.match(line) for line in text_of(tree.root / name).splitlines())
+    return [
+        (told[3].lower(), start + int(told[1]) * FRAME_S, start + (int(told[2]) + 1) * FRAME_S)
+        for told in lines
+        if told is not None
+    ]
 
 
 def _labels(turn: Turn) -> RowDict:
