@@ -306,6 +306,29 @@ def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stu
     assert not list(Path(slurm["SLURM_SUBMIT_DIR"]).glob(".fuseline-*"))
 
 
+def test_slurm_ends_with_the_code_of_a_command_that_saves_when_it_is_told_to_end(stubs, slurm):
+    # The signal ends bash's waiting at once; the command takes its time, and ends as it likes.
+    saves = "trap 'sleep 0.3; exit $CODE' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
+    (stubs / "fuseline").write_text(f"#!/usr/bin/env bash\n{saves}\n")
+    for code in ("0", "5"):
+        done, _ = run(stubs, "run", "x", script=DEPLOY / "slurm.sbatch", CODE=code, **slurm)
+        assert done.returncode == int(code), done.stderr
+
+
+def test_slurm_does_not_go_on_without_a_head_that_answers(stubs, slurm):
+    # One that stays, and does not answer; srun's end is its.
+    (stubs / "srun").write_text(SRUN.replace('*) "$@"', '*) exec "$@"'))
+    (stubs / "ray").write_text(
+        "#!/usr/bin/env bash\n[[ $1 == start ]] && exec /bin/sleep 30 &> /dev/null\nexit 1\n"
+    )
+    (stubs / "sleep").write_text("#!/usr/bin/env bash\n")
+    (stubs / "sleep").chmod(0o755)
+    done, calls = run(stubs, "run", "x", script=DEPLOY / "slurm.sbatch", **slurm)
+    assert done.returncode == 1
+    assert "the head at 127.0.0.7:6379 did not answer" in done.stderr
+    assert not [line for line in calls.read_text().splitlines() if line.startswith("fuseline")]
+
+
 def test_slurm_ends_with_the_code_of_the_command(stubs, slurm):
     (stubs / "fuseline").write_text("#!/usr/bin/env bash\nexit 3\n")
     done, _ = run(stubs, "run", "x.yaml", script=DEPLOY / "slurm.sbatch", **slurm)

@@ -224,9 +224,13 @@ def test_no_word_of_the_user_is_read_by_a_shell():
 
 def test_variables_are_names_and_values_and_not_those_that_jobs_need():
     assert variables_of(["A=1", "B=a=b"]) == {"A": "1", "B": "a=b"}
-    for wrong in ("A", "1A=1", "PYTHONPATH=x", "RAY_ADDRESS=x"):
+    assert variables_of(["TOKENIZERS_PARALLELISM=false"]) == {"TOKENIZERS_PARALLELISM": "false"}
+    for wrong in ("A", "1A=1", "PYTHONPATH=x", "RAY_ADDRESS=x", "RAY_AUTH_MODE=disabled"):
         with pytest.raises(InputError):
             variables_of([wrong])
+    for secret in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+        with pytest.raises(InputError, match=f"use --secret {secret}"):
+            variables_of([f"{secret}=x"])
 
 
 # --- room
@@ -287,6 +291,9 @@ STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143
         (info("STOPPED"), STOPPED, "stopped", 143),
         (info("STOPPED"), ENDED, "succeeded", 0),
         (info("STOPPED"), BEGUN, "stopped", 143),
+        (info("STOPPED"), replace(STOPPED, exit_code=1), "failed", 1),
+        (info("RUNNING"), replace(BEGUN, stopped=True), "stopping", None),
+        (info("RUNNING", node="gone"), replace(BEGUN, stopped=True), "lost", None),
         (None, ENDED, "succeeded", 0),
         (None, STOPPED, "stopped", 143),
         (None, BEGUN, "lost", None),

@@ -95,7 +95,7 @@ def submit_command(
     with _server(address, cluster) as server:
         file = cluster if server.tunnelled else None
         check = partial(check_beforehand, server, file=file, say=_say) if validate else _unchecked
-        attempt = submit(server, prepared, os.environ, check)
+        attempt = submit(server, prepared, os.environ, check, _say)
         _watched(server, attempt, wait=wait, as_json=as_json)
 
 
@@ -191,7 +191,7 @@ def retry_command(
     from pipelines.jobs.submit import retry
 
     with _server(address, cluster) as server:
-        _watched(server, retry(server, name), wait=wait, as_json=as_json)
+        _watched(server, retry(server, name, _say), wait=wait, as_json=as_json)
 
 
 def _unchecked(submission: "Submission") -> None:

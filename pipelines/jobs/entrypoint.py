@@ -13,16 +13,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from featurizers.store import StorageError
 from pipelines import HOME
 from pipelines.experiment import InputError
-from pipelines.jobs.records import Record, write
+from pipelines.jobs.records import SIGTERM_CODE, Record, write
 from pipelines.jobs.sealing import Mask, unseal
 from pipelines.jobs.submission import SEALED
 from pipelines.jobs.tokens import find_token
@@ -82,8 +81,22 @@ def main(name: str, folder: str, record: str, command: Sequence[str]) -> int:
         return 2
     began = Record(name=name, host=socket.gethostname(), began=time.time())
     _keep(record, began)
+    if stopped.is_set():  # nothing has begun that would have to save
+        ended = replace(began, ended=time.time(), exit_code=SIGTERM_CODE, stopped=True)
+        _keep(record, ended)
+        return SIGTERM_CODE
+
+    def watch(child: "subprocess.Popen[bytes]") -> None:
+        if stopped.is_set():  # it came too early for the child to hear
+            child.send_signal(signal.SIGTERM)
+        threading.Thread(target=tell, daemon=True).start()
+
+    def tell() -> None:
+        stopped.wait()
+        _keep(record, replace(began, stopped=True))
+
     path = path_of(command, os.environ.get("PYTHONPATH", ""), place)
-    code = _run(words_of(command), place, {"PYTHONPATH": path}, secrets)
+    code = _run(words_of(command), place, {"PYTHONPATH": path}, secrets, watch)
     ended = replace(began, ended=time.time(), exit_code=code, stopped=stopped.is_set())
     _keep(record, ended)
     return code
@@ -95,7 +108,11 @@ def _secrets() -> dict[str, str]:
 
 
 def _run(
-    words: Sequence[str], place: Path, more: Mapping[str, str], secrets: Mapping[str, str]
+    words: Sequence[str],
+    place: Path,
+    more: Mapping[str, str],
+    secrets: Mapping[str, str],
+    watch: Callable[["subprocess.Popen[bytes]"], None],
 ) -> int:
     environment = {**os.environ, **more, **secrets}
     environment.pop(SEALED, None)
@@ -107,6 +124,7 @@ def _run(
         stderr=subprocess.STDOUT if secrets else None,
         preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread has begun
     ) as child:
+        watch(child)
         if child.stdout is not None:
             _pass_on(child.stdout, child, Mask(secrets.values()))
         code = child.wait()
@@ -143,7 +161,7 @@ def _keep(address: str, record: Record) -> None:
         return
     try:
         write(address, record)
-    except (StorageError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - each store's library has errors of its own
         _say(f"this job is not recorded at {address}: {error}")
 
 

@@ -6,18 +6,21 @@ exit code.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from featurizers.spec import canonical_json
-from featurizers.store import StorageError, store_at
+from featurizers.store import store_at
 from pipelines.jobs.server import JobInfo, RayStatus
 
 FORMAT = 1
 SIGTERM_CODE = 143
 
-State: TypeAlias = Literal["waiting", "running", "succeeded", "failed", "stopped", "lost"]
+State: TypeAlias = Literal[
+    "waiting", "running", "stopping", "succeeded", "failed", "stopped", "lost"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,29 +60,37 @@ class Record:
 
 
 def write(address: str, record: Record) -> None:
-    """Write a beginning or an end; each once, since nobody else has this address.
+    """Write a beginning, a wish to end, or an end; each once: nobody else has this address.
 
     Raises:
         StorageError: It could not be written.
     """
     folder, _, name = address.rpartition("/")
-    kind = "began" if record.exit_code is None else "ended"
+    kind = "ended" if record.exit_code is not None else "stopping" if record.stopped else "began"
     store_at(folder).replace(f"{name}.{kind}.json", canonical_json(record.to_json()))
 
 
-def read(address: str) -> Record | None:
-    """The end, else the beginning; None where neither is there or it cannot be reached from here.
+def read(address: str, unreached: set[str] | None = None) -> Record | None:
+    """The last of what was written; None where nothing is there or it cannot be reached from here.
 
     An answer of this machine's disk about a folder that only nodes have is no answer.
+
+    Args:
+        address: Of the attempt's records, without their ends.
+        unreached: Folders that are not asked again; one that fails is added.
     """
     folder, _, name = address.rpartition("/")
-    if not name:
+    if not name or (unreached is not None and folder in unreached):
         return None
-    for kind in ("ended", "began"):
+    for kind in ("ended", "stopping", "began"):
         try:
             return Record.from_json(json.loads(store_at(folder).read(f"{name}.{kind}.json")))
-        except (OSError, StorageError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):
             continue
+        except Exception:  # noqa: BLE001 - each store's library has errors of its own
+            if unreached is not None:
+                unreached.add(folder)
+            return None
     return None
 
 
@@ -92,6 +103,23 @@ def newest(folder: str, name: str) -> Record | None:
     stems = {file.rsplit(".", 2)[0] for file in store_at(folder).sizes() if file.startswith(name)}
     found = [record for stem in sorted(stems) if (record := read(f"{folder}/{stem}"))]
     return max(found, key=lambda record: record.began, default=None)
+
+
+def attempts(folder: str, begins: str) -> int:
+    """The highest attempt that was recorded, also on a cluster that is gone; 0 for none.
+
+    Args:
+        folder: Where records lie; it may be out of reach.
+        begins: What comes before the number in an attempt's id.
+    """
+    if not folder:
+        return 0
+    try:
+        names = store_at(folder).sizes()
+    except Exception:  # noqa: BLE001 - each store's library has errors of its own
+        return 0
+    found = (re.fullmatch(rf"{re.escape(begins)}(\d+)\.[^/]*", name) for name in names)
+    return max((int(each[1]) for each in found if each), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +138,7 @@ class Settled:
     @property
     def live(self) -> bool:
         """Whether an attempt is under way."""
-        return self.state in {"waiting", "running"}
+        return self.state in {"waiting", "running", "stopping"}
 
 
 def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -> Settled:
@@ -128,6 +156,8 @@ def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -
         return Settled(state="lost", why=why)
     if info.status == "RUNNING" and info.node and info.node not in alive:
         return Settled(state="lost", why="the node of its driver is gone")
+    if info.status == "RUNNING" and record is not None and record.stopped:
+        return Settled(state="stopping", why="it was asked to end, and saves")
     return _by_ray(info)
 
 
@@ -149,8 +179,11 @@ def _by_record(info: JobInfo | None, record: Record) -> Settled:
         wrong = info is not None and info.status == "FAILED"
         why = f"its end was recorded; Ray says: {info.message}" if info and wrong else ""
         return Settled(state="succeeded", exit_code=0, why=why)
-    if record.stopped:
+    if record.stopped and record.exit_code == SIGTERM_CODE:
         return Settled(state="stopped", exit_code=record.exit_code)
+    if record.stopped:
+        why = "it was asked to end, and did not end well"
+        return Settled(state="failed", exit_code=record.exit_code, why=why)
     return Settled(state="failed", exit_code=record.exit_code)
 
 

@@ -23,6 +23,7 @@ COMMIT = "FUSELINE_COMMIT"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 KEPT = frozenset({"PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", SEALED, COMMIT})
 """Variables that jobs need as they are."""
+_TELLING = ("PASSWORD", "PASSWD", "SECRET", "TOKEN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,11 @@ def variables_of(given: Sequence[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not equals:
             raise InputError(f"--env {each}: wanted NAME=VALUE; a secret is given by --secret NAME")
+        if any(word.endswith(_TELLING) for word in name.upper().split("_")):
+            raise InputError(
+                f"--env {name}: anybody may see its value, and by its name it is a secret: use "
+                f"--secret {name}, which takes it from your environment"
+            )
         found[checked(name, "--env")] = value
     return dict(sorted(found.items()))
 
@@ -174,6 +180,6 @@ def checked(name: str, option: str) -> str:
     """The name of an environment variable that jobs may be given. Raises InputError."""
     if not NAME.fullmatch(name):
         raise InputError(f"{option} {name}: no name of an environment variable")
-    if name in KEPT:
+    if name in KEPT or name.startswith("RAY_AUTH_"):
         raise InputError(f"{option} {name}: jobs need it as it is")
     return name

@@ -5,12 +5,14 @@ The name of an attempt is an id of Ray's, which gives each once: of two clients 
 attempt one wins, and the other one, as after an answer that was lost, finds what it wanted.
 """
 
+import contextlib
 import json
 import re
 import secrets as randomness
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipelines import HOME
@@ -19,7 +21,14 @@ from pipelines.jobs import folder as folders
 from pipelines.jobs import needed, needs, records, sealing
 from pipelines.jobs.records import Settled
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import Origin, Submission, checked, request, variables_of
+from pipelines.jobs.submission import (
+    STOP_WAIT_S,
+    Origin,
+    Submission,
+    checked,
+    request,
+    variables_of,
+)
 from pipelines.jobs.wheel import Archive, wheel
 from tracking.provenance import git_commit
 
@@ -151,6 +160,7 @@ def submit(
     prepared: Prepared,
     environment: Mapping[str, str],
     check: Callable[[Submission], None] = lambda submission: None,
+    say: Say = lambda line: None,
 ) -> Attempt:
     """Begin the next attempt, or attach to the one that is at work.
 
@@ -159,6 +169,7 @@ def submit(
         prepared: What to do.
         environment: The submitter's, which has the values of secrets.
         check: Called before an attempt begins; what it raises is passed on.
+        say: Told of an attempt that was asked to end, whose end is waited for.
 
     Raises:
         InputError: No node can ever hold the driver; a secret is not there.
@@ -166,7 +177,7 @@ def submit(
     submission = prepared.submission
     for _ in range(TRIES):
         mine = attempts(server, submission)
-        if mine and (live := how(server, mine[-1])).settled.live:
+        if mine and (live := _lasting(server, mine[-1], say)).settled.live:
             return Attempt(name=live.name, attached=True)
         check_room(server, submission)
         check(submission)
@@ -174,11 +185,21 @@ def submit(
         sealed = sealing.seal(values, server.token) if values else ""
         for package in prepared.packages:
             server.put(package)
-        number = _number(mine[-1].name) + 1 if mine else 1
+        number = _next(submission, mine)
         origin = Origin(source=str(prepared.source), commit=git_commit(HOME), sealed=sealed)
         if _begun(server, submission, number, origin):
             return Attempt(name=submission.attempt(number), attached=False)
     raise ServerError(f"{server} says of {TRIES} attempts that others began them")
+
+
+def _next(submission: Submission, mine: Sequence[JobInfo]) -> int:
+    """The number of the next attempt: those before it may be of a cluster that is gone."""
+    known = _number(mine[-1].name) if mine else 0
+    return 1 + max(known, records.attempts(submission.record, _begins(submission)))
+
+
+def _begins(submission: Submission) -> str:
+    return submission.attempt(0).removesuffix("0")
 
 
 def _begun(server: JobServer, submission: Submission, number: int, origin: Origin) -> bool:
@@ -192,7 +213,7 @@ def check_room(server: JobServer, submission: Submission) -> None:
 
 def attempts(server: JobServer, submission: Submission) -> list[JobInfo]:
     """All attempts of a submission that the cluster knows, the first one in front."""
-    first = re.escape(submission.attempt(0).removesuffix("0"))
+    first = re.escape(_begins(submission))
     mine = [each for each in server.jobs() if re.fullmatch(rf"{first}\d+", each.name)]
     return sorted(mine, key=lambda each: _number(each.name))
 
@@ -201,11 +222,23 @@ def _number(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
-def how(server: JobServer, info: JobInfo, alive: frozenset[str] | None = None) -> Job:
-    """How a job is."""
+def how(
+    server: JobServer,
+    info: JobInfo,
+    alive: frozenset[str] | None = None,
+    unreached: set[str] | None = None,
+) -> Job:
+    """How a job is.
+
+    Args:
+        server: Of the cluster.
+        info: What Ray says of it.
+        alive: The ids of nodes that are there; asked for where it is None.
+        unreached: See `records.read`.
+    """
     if alive is None:
         alive = _alive(server) if info.status == "RUNNING" else frozenset()
-    record = records.read(info.metadata.get("record", ""))
+    record = records.read(info.metadata.get("record", ""), unreached)
     return Job(info=info, settled=records.settle(info, record, alive))
 
 
@@ -215,8 +248,8 @@ def _alive(server: JobServer) -> frozenset[str]:
 
 def all_jobs(server: JobServer) -> list[Job]:
     """All jobs of ours that the cluster knows."""
-    alive = _alive(server)
-    return [how(server, info, alive) for info in server.jobs()]
+    alive, unreached = _alive(server), set[str]()
+    return [how(server, info, alive, unreached) for info in server.jobs()]
 
 
 def find(server: JobServer, text: str) -> Job:
@@ -230,7 +263,10 @@ def find(server: JobServer, text: str) -> Job:
     begun = exact or [each for each in jobs if each.name.startswith(text)]
     if not begun:
         known = ", ".join(each.name for each in jobs[-3:]) or "none"
-        raise InputError(f"{server} knows no job {text}; the newest: {known}")
+        raise InputError(
+            f"{server} knows no job {text}; the newest: {known}; of one of an earlier head tells "
+            f"`fuseline job status {text} --records DATASET/logs/jobs`"
+        )
     submissions = sorted({each.name.rpartition("-")[0] for each in begun})
     if len(submissions) > 1:
         raise InputError(f"{text} begins {', '.join(submissions[:5])}; wanted more of the id")
@@ -252,11 +288,13 @@ def recorded(place: str, text: str) -> tuple[str, Settled]:
 def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
     """Write what a job writes, until it has ended; returns how it ended.
 
-    A connection that breaks is made again for a while; the job goes on without.
+    A connection that breaks is made again for a while; the job goes on without. Where the head is
+    made anew meanwhile, and knows of no job, what the job's node recorded tells the end.
     """
     written, patience = 0, _Patience(say)
+    job = patience.ask(lambda: how(server, _info(server, name)))
     while True:
-        job = patience.ask(lambda: _started(server, name, say))
+        job = patience.ask(partial(_started, server, job.info, say))
         seen = 0
         for text in server.follow(name):
             fresh = text[max(written - seen, 0) :]
@@ -264,10 +302,45 @@ def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
             if fresh:
                 write(fresh)
         written = max(written, seen)
-        job = patience.ask(lambda: how(server, _info(server, name)))
+        job = patience.ask(partial(_now, server, job.info))
         if not job.settled.live:
+            with contextlib.suppress(ServerError):  # a log goes with its node
+                if rest := server.logs(name)[written:]:
+                    write(rest)
             return job
         time.sleep(LOOK_S)
+
+
+def _now(server: JobServer, last: JobInfo) -> Job:
+    """How a job is; by its record alone where the cluster does not know it any more.
+
+    Raises:
+        ServerError: The server does not answer, and no end was recorded.
+    """
+    address = last.metadata.get("record", "")
+    try:
+        found = server.info(last.name)
+    except ServerError:
+        record = records.read(address)
+        if record is None or record.exit_code is None:
+            raise
+        found = None
+    # On a head made anew somebody else may have begun an attempt of the same number.
+    if found is not None and found.metadata.get("nonce") == last.metadata.get("nonce"):
+        return how(server, found)
+    return Job(info=last, settled=records.settle(None, records.read(address), frozenset()))
+
+
+def _lasting(server: JobServer, info: JobInfo, say: Say) -> Job:
+    """How a job is, after its end where it was asked to end: nobody attaches to that."""
+    job = how(server, info)
+    if job.settled.state == "stopping":
+        say(f"{job.name} was asked to end, and saves; the next attempt begins after it")
+    until = time.monotonic() + STOP_WAIT_S
+    while job.settled.state == "stopping" and time.monotonic() < until:
+        time.sleep(LOOK_S)
+        job = _now(server, job.info)
+    return job
 
 
 class _Patience:
@@ -299,15 +372,15 @@ def _info(server: JobServer, name: str) -> JobInfo:
     return found
 
 
-def _started(server: JobServer, name: str, say: Say) -> Job:
+def _started(server: JobServer, last: JobInfo, say: Say) -> Job:
     """How a job is as soon as it has a node, or ended; says what it waits for."""
     began, told = time.monotonic(), False
     while True:
-        job = how(server, _info(server, name))
+        job = _now(server, last)
         if job.settled.state != "waiting":
             return job
         if not told and time.monotonic() - began > TOLD_S:
-            say(f"{name} waits: {job.settled.why}")
+            say(f"{last.name} waits: {job.settled.why}")
             told = True
         time.sleep(LOOK_S)
 
@@ -319,10 +392,10 @@ def stop(server: JobServer, text: str, say: Say) -> Job:
         return job
     server.stop(job.name)
     say(f"{job.name} is to end; it saves first")
-    until = time.monotonic() + PENDING_S
+    until, patience = time.monotonic() + PENDING_S, _Patience(say)
     while True:
         time.sleep(LOOK_S)
-        job = how(server, _info(server, job.name))
+        job = patience.ask(partial(_now, server, job.info))
         if not job.settled.live:
             return job
         if job.settled.state == "waiting" and time.monotonic() > until:
@@ -330,28 +403,43 @@ def stop(server: JobServer, text: str, say: Say) -> Job:
             return job
 
 
-def retry(server: JobServer, text: str) -> Attempt:
+def retry(server: JobServer, text: str, say: Say = lambda line: None) -> Attempt:
     """The next attempt of exactly what was submitted.
 
     Raises:
         InputError: It is at work, or what was submitted can be had nowhere any more.
     """
-    job = find(server, text)
+    job = _lasting(server, find(server, text).info, say)
     if job.settled.live:
         raise InputError(f"{job.name} is {job.settled.state}; `fuseline job stop {job.name}` first")
     submission = Submission.from_json(json.loads(job.info.metadata["submission"]))
     mine = attempts(server, submission)
-    if mine and (live := how(server, mine[-1])).settled.live:
+    if mine and (live := _lasting(server, mine[-1], say)).settled.live:
         return Attempt(name=live.name, attached=True)
     check_room(server, submission)
+    sealed = _sealed(server, job.name, submission)
     source = job.info.metadata["source"]
     _send_again(server, submission, source)
     commit = job.info.metadata.get("commit", "")
-    origin = Origin(source=source, commit=commit, sealed=server.sealed(job.name))
-    number = _number(mine[-1].name) + 1
+    origin = Origin(source=source, commit=commit, sealed=sealed)
+    number = _next(submission, mine or [job.info])
     if not _begun(server, submission, number, origin):
         return Attempt(name=submission.attempt(number), attached=True)
     return Attempt(name=submission.attempt(number), attached=False)
+
+
+def _sealed(server: JobServer, name: str, submission: Submission) -> str:
+    """The secrets of an attempt for the next one, still sealed. Raises InputError."""
+    sealed = server.sealed(name)
+    if submission.secrets:
+        try:
+            sealing.unseal(sealed, server.token)
+        except InputError:
+            raise InputError(
+                f"the secrets of {name} ({', '.join(submission.secrets)}) cannot be had from the "
+                f"cluster with this token; `fuseline job submit` it again"
+            ) from None
+    return sealed
 
 
 def _send_again(server: JobServer, submission: Submission, source: str) -> None:
