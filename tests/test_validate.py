@@ -22,7 +22,7 @@ from pipelines.cluster.room import NodeKind
 from pipelines.cluster.validate import validate
 from pipelines.executors import Need, stop_ray
 from pipelines.experiment import outline
-from pipelines.jobs.server import JobServer
+from pipelines.jobs.server import JobInfo, JobServer
 from pipelines.jobs.tokens import Token
 from pipelines.licences import OURS
 from tests import job_cluster, test_cluster_yaml, test_command_line
@@ -215,6 +215,11 @@ def test_jobs_take_the_tracking_store_of_the_nodes_and_shells_their_own(tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x/mlflow.db")  # not the job's
     assert shared.check_store(tmp_path, None, by_job).state == "ok"
     bare = replace(by_job, nodes=[node()])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://10.0.0.1:5000")
+    assert "SQLite" in shared.check_store(tmp_path, None, bare, {}).found
+    given = {"MLFLOW_TRACKING_URI": "http://10.0.0.2:5000"}
+    assert "10.0.0.2" in shared.check_store(tmp_path, None, by_job, given).found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x/mlflow.db")
     assert "SQLite" in shared.check_store(tmp_path, None, bare).found
     away = replace(served, hosts={"10.0.0.1:5000": "refused"})
     found = shared.check_store(tmp_path, None, replace(by_job, nodes=[away]))
@@ -236,6 +241,55 @@ def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_pat
     up = replace(grows, nodes=[node(), node(resources={"CPU": 8.0, "GPU": 2.0, "memory": 9e9})])
     assert up.room().gpus_now
     assert replace(grows, kinds=None).room().count(Need()) == 4
+
+
+def test_an_idle_cluster_that_grows_is_judged_as_several_nodes_and_refuses_a_driver(
+    monkeypatch, tmp_path
+):
+    head = node(resources={live.HEAD: 1.0, "CPU": 0.0})
+    kinds = [NodeKind(name="cpu", resources={"CPU": 8.0}, most=3)]
+    idle = Live(address="http://localhost:8265", nodes=[head], kinds=kinds)
+    monkeypatch.setattr(live, "ask", lambda address, question: idle)
+    findings = list(validate(plan(tmp_path), address="http://localhost:8265"))
+    assert {"dataset", "tracking"} <= failed(findings)
+    for need, wrong in ((Need(99.0), {"driver of a job"}), (Need(8.0), set()), (Need(0.0), set())):
+        alone = list(validate(None, address="http://localhost:8265", driver=need))
+        assert failed(alone) & {"driver of a job"} == wrong
+
+
+def test_no_secret_of_an_address_goes_into_a_job_or_a_message(monkeypatch):
+    urls = ["s3://bucket/a.mp4", "https://me:hush@x/b.mp4", "https://x/c.mp4?X-Amz-Signature=hush"]
+    asked = []
+    monkeypatch.setattr(live, "_by_job", lambda *words: asked.append(words[2]) or "no answer")
+    with pytest.raises(UnreachedError):
+        live.ask("http://localhost:8265", Question(urls=urls))
+    assert ("a.mp4" in asked[0], "hush" in asked[0]) == (True, False)
+    place = shared.Place(what="media", urls=urls)
+    for told in ({}, dict.fromkeys(urls, f"no {urls[1]}")):
+        there = Live(address="x:1", nodes=[node(urls=told)])
+        (found,) = shared.check_live([place], Question(urls=urls), there)
+        assert "hush" not in str(found)
+
+
+def test_the_job_that_asked_is_deleted_after_its_end(monkeypatch):
+    states, calls = ["RUNNING"] * 2 + ["STOPPED"], []
+
+    class Server:
+        def __init__(self, *settings):
+            pass
+
+        def info(self, name):
+            return JobInfo(name=name, status=states.pop(0))
+
+        def __getattr__(self, name):
+            return lambda *asked: calls.append((name, len(states))) or ""
+
+    monkeypatch.setattr(live, "JobServer", Server)
+    monkeypatch.setattr(live, "ANSWER_S", 0.0)
+    monkeypatch.setattr(live, "LOOK_S", 0.0)
+    with pytest.raises(UnreachedError):
+        live.ask("http://localhost:8265", Question())
+    assert calls[-1] == ("delete", 0)
 
 
 def test_what_a_node_says_of_itself_holds_no_password(monkeypatch):

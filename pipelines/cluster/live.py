@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featurizers.store import shown
 from pipelines.cluster import probe
 from pipelines.cluster.room import NodeKind, Room
 from pipelines.executors import Need
@@ -148,6 +149,8 @@ def ask(address: str, question: Question) -> Live:
     Raises:
         UnreachedError: Nobody answers there, or the token is refused.
     """
+    # What is asked stands in a job's entrypoint, and in arguments that everybody may read.
+    question = replace(question, urls=[url for url in question.urls if shown(url) == url])
     program = Path(probe.__file__).read_text(encoding="utf-8")
     by = _by_job if is_job_server(address) else _by_driver
     told = by(address, program, question.to_json())
@@ -228,6 +231,10 @@ def _by_job(address: str, program: str, asked: str) -> str:
             return server.logs(name)
         finally:
             server.stop(name)
+            # The server deletes no job that has not ended yet.
+            until = time.monotonic() + PATIENCE_S
+            while (info := server.info(name)) and info.live and time.monotonic() < until:
+                time.sleep(LOOK_S)
             server.delete(name)
     except (ServerError, InputError) as error:
         raise UnreachedError(_unreached(address, str(error))) from None

@@ -11,7 +11,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from featurizers import catalog
-from featurizers.store import is_remote
+from featurizers.store import is_remote, shown
 from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Node, Question
 from pipelines.cluster.probe import fingerprint
@@ -172,7 +172,9 @@ def check_live(places: Sequence[Place], question: Question, live: Live) -> Itera
         lacking: list[str] = []
         for node in nodes:
             lacking += [f"{path} on {node}" for path in _lacking(place, node, markers)]
-            lacking += [f"{url} on {node}: {node.urls[url]}" for url in _away(place, node)]
+            lacking += [
+                f"{shown(url)} on {node}: {shown(node.urls[url])}" for url in _away(place, node)
+            ]
         unseen = [path for path in place.paths if place.written and _there(path) not in markers]
         if lacking:
             yield _refused(place, f"not reached: {'; '.join(lacking)}")
@@ -184,6 +186,8 @@ def check_live(places: Sequence[Place], question: Question, live: Live) -> Itera
             yield finding(AREA, place.what, "warning", found, do)
         else:
             found = f"{_named(place)}, reached by {len(nodes)} node(s)"
+            if any(url not in node.urls for node in nodes for url in place.urls):
+                found = f"{_named(place)}; addresses with a password or a signature are not asked"
             yield finding(AREA, place.what, "ok", found)
 
 
@@ -247,7 +251,7 @@ _CURES: Mapping[str, str] = {
 
 
 def _named(place: Place) -> str:
-    names = [*map(str, place.paths), *map(public, place.urls)]
+    names = [*map(str, place.paths), *map(shown, place.urls)]
     return ", ".join(names) or "none"
 
 
@@ -263,15 +267,25 @@ def _disk(path: Path) -> str:
     return "" if found is None else str(found.fstype)
 
 
-def check_store(folder: Path, file: ClusterFile | None, live: Live | None) -> Finding:
+def check_store(
+    folder: Path,
+    file: ClusterFile | None,
+    live: Live | None,
+    variables: Mapping[str, str] | None = None,
+) -> Finding:
     """Whether the tracking store is one for all nodes; more than one node is taken as given.
 
     Args:
         folder: Where the store would lie if nobody said.
         file: Whose start commands may name one.
         live: Whose nodes may.
+        variables: Those that a job is given; None where none is submitted yet.
     """
     what, chosen = "tracking", os.environ.get("MLFLOW_TRACKING_URI", "")
+    if variables is not None:
+        chosen = ""  # what this process was told of a job is not
+        if given := variables.get("MLFLOW_TRACKING_URI"):
+            return _judged(given, "--env MLFLOW_TRACKING_URI", [])
     nodes = [] if live is None else [each for each in live.nodes if not each.error]
     told = {each.store for each in nodes}
     # A job is given what Ray was started with; a command in a shell has its own.
@@ -289,25 +303,26 @@ def check_store(folder: Path, file: ClusterFile | None, live: Live | None) -> Fi
     if started and all("MLFLOW_TRACKING_URI=" in text for text in started):
         found = "the head's MLflow server, which nodes and jobs are told of by their start"
         return finding(AREA, what, "ok", found)
-    return _judged(tracking_uri(folder), "MLFLOW_TRACKING_URI is not set", nodes)
+    usual = tracking_uri(folder) if variables is None else f"sqlite:///{folder}/mlflow.db"
+    return _judged(usual, "MLFLOW_TRACKING_URI is not set", nodes)
 
 
 def _judged(uri: str, where: str, nodes: Sequence[Node]) -> Finding:
-    what, shown, parts = "tracking", public(uri), urlsplit(uri)
+    what, told, parts = "tracking", public(uri), urlsplit(uri)
     do = "serve MLflow where all nodes reach it, as deploy/start.sh head does, and set the variable"
     if parts.scheme in {"", "file", "sqlite"}:
         kind = "a SQLite file" if parts.scheme == "sqlite" else "a local folder"
-        found = f"{shown} is {kind}, and there is more than one node ({where})"
+        found = f"{told} is {kind}, and there is more than one node ({where})"
         return finding(AREA, what, "failed", found, do)
     if parts.scheme not in {"http", "https"}:
-        found = f"{shown}: runs are shared, and files would lie in a folder of one machine"
+        found = f"{told}: runs are shared, and files would lie in a folder of one machine"
         return finding(AREA, what, "failed", found, do)
     if parts.hostname in LOOPBACK:
-        found = f"{shown} is another machine on each node ({where})"
+        found = f"{told} is another machine on each node ({where})"
         return finding(AREA, what, "failed", found, do)
     away = [f"{node}: {why}" for node in nodes for why in node.hosts.values() if why]
     if away:
         do = "let the server's port through, and see that it runs"
-        return finding(AREA, what, "failed", f"{shown} is not reached: {'; '.join(away)}", do)
+        return finding(AREA, what, "failed", f"{told} is not reached: {'; '.join(away)}", do)
     asked = f"; reached by {len(nodes)} nodes" if any(node.hosts for node in nodes) else ""
-    return finding(AREA, what, "ok", f"{shown}, {where}{asked}")
+    return finding(AREA, what, "ok", f"{told}, {where}{asked}")

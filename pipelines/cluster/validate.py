@@ -6,7 +6,7 @@ none yet, the file and the disks here tell. Read `validate` top to bottom.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featurizers.spec import FeatureSpec
@@ -15,6 +15,7 @@ from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Question, UnreachedError
 from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
 from pipelines.doctor import check_features
+from pipelines.executors import Need
 from pipelines.experiment import Experiment, InputError, check
 from pipelines.findings import Finding, finding
 from pipelines.jobs.needs import KINDS
@@ -25,6 +26,8 @@ def validate(
     *,
     cluster: Path | None = None,
     address: str | None = None,
+    driver: Need | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Finding]:
     """Look at everything that can be known beforehand, one finding after the other.
 
@@ -33,6 +36,8 @@ def validate(
             alone.
         cluster: The file of Ray's cluster launcher.
         address: Of a live cluster: http://HOST:8265 or HOST:6379.
+        driver: What the driver of a job is to hold; None for what `run` does.
+        variables: The environment that a job is given; None where none is submitted yet.
 
     Raises:
         InputError: There is no such cluster file, or Ray refuses it.
@@ -51,14 +56,17 @@ def validate(
     if there is not None:
         yield from live.check(there)
     if experiment is None:
+        yield from _driver(driver, file, there)
         return
     specs: list[FeatureSpec] = []
     yield from _built(experiment, specs)
     if address and there is None and file is None:
         return  # nothing is known of where it would run
-    yield from _placed(experiment, specs, file, there)
-    if file is not None or (there is not None and len(there.nodes) > 1):
+    yield from _placed(experiment, specs, file, there, driver or KINDS["run"])
+    # An idle cluster that grows is one node now, and several when it works.
+    if file is not None or (there is not None and max(len(there.nodes), there.room().most) > 1):
         yield from _shared(experiment, places, question, file, there)
+        yield shared.check_store(experiment.folder, file, there, variables)
 
 
 def _built(experiment: Experiment, specs: list[FeatureSpec]) -> Iterator[Finding]:
@@ -81,19 +89,17 @@ def _placed(
     specs: list[FeatureSpec],
     file: ClusterFile | None,
     there: Live | None,
+    driver: Need,
 ) -> Iterator[Finding]:
     """Whether each step finds a node, how long it takes, and what that costs."""
-    rooms = [file.room()] if file is not None and file.stated else []
-    # What is there now says little of a cluster that grows by its file.
-    if there is not None and (there.kinds is not None or not rooms):
-        rooms.append(there.room())
-    if file is None and there is None:
-        rooms.append(this_machine())
-    # From a shell on one of its machines the driver takes no part of the cluster.
+    rooms = _rooms(file, there)
+    # From a shell on one of its machines the driver takes no part of the cluster; on the head it
+    # takes nothing of a node that works.
     job = there.by_job if there is not None else file is not None
+    held = driver if job and (driver.cpus or driver.gpus) else None
     for room in rooms:
         steps = steps_of(experiment, specs, room)
-        yield from check_room(steps, room, KINDS["run"] if job else None)
+        yield from check_room(steps, room, held)
     yield from check_device(experiment, rooms)
     if not rooms:
         found = "what the machines have is not stated in the file"
@@ -103,6 +109,24 @@ def _placed(
     room = rooms[0]
     spells = spending.spells(experiment, specs, steps_of(experiment, specs, room), room)
     yield from spending.check(spells, room, experiment.prices, _head(file))
+
+
+def _driver(driver: Need | None, file: ClusterFile | None, there: Live | None) -> Iterator[Finding]:
+    """Whether any node, also one that may come, has room for the driver of a job."""
+    if driver is not None and (driver.cpus or driver.gpus):
+        for room in _rooms(file, there):
+            yield from check_room([], room, driver)
+
+
+def _rooms(file: ClusterFile | None, there: Live | None) -> list[Room]:
+    """What there is to run on, as far as it is known."""
+    rooms = [file.room()] if file is not None and file.stated else []
+    # What is there now says little of a cluster that grows by its file.
+    if there is not None and (there.kinds is not None or not rooms):
+        rooms.append(there.room())
+    if file is None and there is None:
+        rooms.append(this_machine())
+    return rooms
 
 
 def _head(file: ClusterFile | None) -> NodeKind | None:
@@ -124,7 +148,6 @@ def _shared(
         yield from shared.check_live(places, question, there)
     else:
         yield from shared.check_unasked(places, file)
-    yield shared.check_store(experiment.folder, file, there)
 
 
 def this_machine() -> Room:

@@ -1,5 +1,6 @@
 """What `validate` says of a submission, before anything is spent."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,13 +30,25 @@ def check_beforehand(
     Raises:
         InputError: Something would fail.
     """
-    if needs.KINDS.get(submission.command[0], needs.READS) == needs.READS:
+    usual = needs.KINDS.get(submission.command[0], needs.READS)
+    if usual == submission.need == needs.READS:
         return
     experiments: list[Experiment | None] = [None]
     if submission.shared:
         experiments = [*needed.outlines(submission.command, Path(submission.folder))] or [None]
+    given = {
+        **submission.variables,
+        **{name: os.environ.get(name, "") for name in submission.secrets},
+    }
     for experiment in experiments:
-        refuse(validate(experiment, cluster=file, address=server.url), say)
+        findings = validate(
+            experiment,
+            cluster=file,
+            address=server.url,
+            driver=submission.need,
+            variables=given,
+        )
+        refuse(findings, say)
 
 
 def refuse(findings: Iterable[Finding], say: Callable[[str], None]) -> None:
