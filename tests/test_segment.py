@@ -176,8 +176,8 @@ def test_what_cannot_be_cut_is_told_before_anything_is_heard(films, tmp_path, te
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"table": "clips.csv"}, "either table .* or folder"),
-        ({"folder": ""}, "either table .* or folder"),
+        ({"table": "clips.csv"}, "either table .* folder"),
+        ({"folder": ""}, "either table .* folder"),
         ({"segment": {"pause": 1}}, r"'source.segment.pause' \(did you mean 'pause_s'\?\)"),
         ({"segment": {"least_s": 8.0}}, r"wanted at most half of most_s without its margin: 7\.4"),
     ],

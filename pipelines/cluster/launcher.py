@@ -142,6 +142,7 @@ def _prepared(path: Path, plain: dict[str, Any]) -> Mapping[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     # Ray (2.60.0) warns of each single file that is mounted, and prints why it gives up.
+    # Held by test_a_file_that_ray_refuses_is_told_in_one_line; may go when it raises in silence.
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     said = io.StringIO()
     try:
