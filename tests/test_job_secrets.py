@@ -29,6 +29,21 @@ def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
     assert written + mask.rest() == b"my ***\nmy ***\rabc"  # three letters are in every line
 
 
+@pytest.mark.parametrize(
+    ("secret", "written"),
+    [
+        ("-----BEGIN-----\nMIIEvQIBADANBg\n-----END KEY-----", "x MIIEvQIBADANBg y"),
+        ('pa"ss\\wörd', '{"a": "pa\\"ss\\\\w\\u00f6rd"}'),
+        ("pa/ss word@1", "http://me:pa%2Fss%20word%401@host"),
+    ],
+)
+def test_a_secret_is_found_by_line_and_as_json_and_addresses_write_it(secret, written):
+    mask = sealing.Mask([secret])
+    said = (mask(written.encode()) + mask.rest()).decode()
+    assert "***" in said
+    assert not [part for part in ("MIIE", "ss", "rd") if part in said]
+
+
 def test_a_driver_and_a_worker_have_the_secret_and_the_log_has_not(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN.value)

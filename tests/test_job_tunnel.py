@@ -1,8 +1,10 @@
 """Where the job server is: told, or behind a tunnel that ssh opens; ssh is a stand-in here."""
 
+import contextlib
 import http.server
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -70,6 +72,7 @@ def cluster(tmp_path, dashboard, monkeypatch):
     program.write_text(SSH.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CALLED", str(tmp_path / "called"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
@@ -114,6 +117,38 @@ def test_a_tunnel_leads_to_the_head_that_the_launcher_knows_and_ends_with_its_us
     assert words[words.index("-i") + 1] == f"{Path.home()}/a key.pem"
     assert words[words.index("-L") + 1].endswith(f":127.0.0.1:{dashboard}")
     assert "BatchMode=yes" in words
+    # A head that was just made is known to nobody; its key is kept for this cluster alone.
+    assert "StrictHostKeyChecking=accept-new" in words
+    assert f'UserKnownHostsFile="{tmp_path}/.ssh/fuseline_known_hosts_mine"' in words
+    assert (tmp_path / ".ssh").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_tunnel_that_breaks_is_opened_again_at_the_same_port(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(tunnels, "AGAIN_S", 0.05)
+    monkeypatch.setattr(tunnels, "head_of", lambda file: "10.0.0.1")
+    with job_server(Asked("", cluster), os.environ) as server:
+        _, first = called(tmp_path)
+        os.kill(first, 9)
+        for _ in range(100):
+            with contextlib.suppress(ServerError):
+                assert server.ray_version() == "2.60.0"
+                break
+            time.sleep(0.05)
+        _, second = called(tmp_path)
+        assert second != first
+    assert gone(second)
+
+
+def test_whoever_else_listens_at_the_port_is_not_taken_for_the_tunnel(cluster, monkeypatch):
+    monkeypatch.setattr(tunnels, "head_of", lambda file: "10.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr(tunnels, "_free_port", lambda: other.getsockname()[1])
+        monkeypatch.setattr(tunnels, "OPEN_S", 5.0)
+        with (
+            pytest.raises(ServerError, match="ssh opens no tunnel"),
+            job_server(Asked("", cluster), os.environ),
+        ):
+            pass
 
 
 def test_what_ssh_says_is_told_where_no_tunnel_opens(cluster, monkeypatch):

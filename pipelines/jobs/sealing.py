@@ -9,8 +9,9 @@ unseal them as well, and could run a job that reads them.
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from pipelines.experiment import InputError
 from pipelines.jobs.submission import SEALED
@@ -18,6 +19,7 @@ from pipelines.jobs.tokens import Token, find_token
 
 SALT_BYTES = 16
 SHORTEST = 4  # a shorter value would be found in half of all lines
+SHORTEST_LINE = 8  # of a secret of several lines, such as a key
 STARS = b"***"
 
 
@@ -84,10 +86,14 @@ def _key(token: Token, salt: bytes) -> bytes:
 
 
 class Mask:
-    """Takes secrets out of what is written; holds an unfinished line back until it is finished."""
+    """Takes secrets out of what is written; holds an unfinished line back until it is finished.
+
+    Found are a value as it is, as JSON and as addresses write it, and of one of several lines each
+    line of 8 characters or more. Not found is what a program makes of it otherwise, as by base64.
+    """
 
     def __init__(self, values: Iterable[str]) -> None:
-        long = {value.encode() for value in values if len(value) >= SHORTEST}
+        long = {each.encode() for value in values for each in _forms(value)}
         self._values = sorted(long, key=len, reverse=True)
         self._rest = b""
 
@@ -106,6 +112,17 @@ class Mask:
         for value in self._values:
             content = content.replace(value, STARS)
         return content
+
+
+def _forms(value: str) -> Iterator[str]:
+    lines = value.splitlines()
+    for part in [value, *(line for line in lines if len(lines) > 1 and len(line) >= SHORTEST_LINE)]:
+        if len(part) >= SHORTEST:
+            yield part
+            yield json.dumps(part)[1:-1]
+            yield json.dumps(part, ensure_ascii=False)[1:-1]
+            yield quote(part, safe="")
+            yield quote(part)
 
 
 def _whole_lines(content: bytes) -> tuple[bytes, bytes]:

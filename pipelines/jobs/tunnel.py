@@ -12,10 +12,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -25,10 +26,13 @@ from pipelines.jobs.server import ServerError
 PORT = 8265
 OPEN_S = 30.0
 LOOK_S = 120.0
+AGAIN_S = 2.0
+HOSTS = "UserKnownHostsFile="
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._:-]*[A-Za-z0-9_])?")
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 OPTIONS = (
     "BatchMode=yes",  # nobody is there to be asked
+    "StrictHostKeyChecking=accept-new",  # a head that was just made is known to nobody
     "ExitOnForwardFailure=yes",
     "ServerAliveInterval=15",
     "ConnectTimeout=20",
@@ -45,28 +49,92 @@ def tunnel(file: Path) -> Iterator[str]:
     """
     cluster = read_cluster(file)
     port = _free_port()
+    known_hosts(cluster).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     words = ssh_words(cluster, head_of(file), key_of(cluster), port, dashboard_port(cluster))
     program = shutil.which(words[0])
     if program is None:
         raise InputError(f"{file}: a tunnel needs ssh, which is not installed; give --address")
-    with tempfile.TemporaryFile() as said:
-        ssh = subprocess.Popen(  # noqa: S603 - no shell; host and user are checked
-            [program, *words[1:]],
+    with _Carrier((program, *words[1:]), port) as carrier:
+        carrier.wait(words[-1])
+        carrier.keep()
+        yield f"http://127.0.0.1:{port}"
+
+
+class _Carrier:
+    """The process that carries connections, begun anew where it breaks."""
+
+    def __init__(self, words: Sequence[str], port: int) -> None:
+        self._words, self._port = words, port
+        self._closed = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._said = tempfile.TemporaryFile()
+        self._ssh = self._begun()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        self._ssh.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._ssh.wait(5)
+        if self._ssh.poll() is None:
+            self._ssh.kill()
+            self._ssh.wait()
+        self._said.close()
+
+    def _begun(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(  # noqa: S603 - no shell; host and user are checked
+            self._words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=self._said,
             start_new_session=True,  # Ctrl-C ends what is at work first
         )
-        try:
-            _wait(ssh, port, words[-1], said)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            ssh.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                ssh.wait(5)
-            if ssh.poll() is None:
-                ssh.kill()
-                ssh.wait()
+
+    def keep(self) -> None:
+        """Begin it anew whenever it ends, from now on."""
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._closed.wait(AGAIN_S):
+            if self._ssh.poll() is not None:
+                self._ssh = self._begun()
+
+    def wait(self, host: str) -> None:
+        """Until the tunnel is open. Raises ServerError."""
+        until = time.monotonic() + OPEN_S
+        while time.monotonic() < until and self._ssh.poll() is None:
+            # Whoever else listens there would be shown the token.
+            if _listens(self._ssh.pid, self._port):
+                return
+            time.sleep(0.05)
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"nothing happened in {OPEN_S:g} s"
+        if any("HOST IDENTIFICATION HAS CHANGED" in line for line in lines):
+            why = "the head has another key than before; if it was made anew, remove " + next(
+                word for each in self._words if (word := each.partition(HOSTS)[2])
+            )
+        raise ServerError(f"ssh opens no tunnel to {host}: {why}")
+
+
+def _listens(process: int, port: int) -> bool:
+    """Whether this process, and no other one, listens on a port of loopback."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(process).net_connections("tcp4")
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+    return False
+
+
+def known_hosts(cluster: Mapping[str, Any]) -> Path:
+    """Where the key of a cluster's head is kept, as it was at the first time."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", str(cluster.get("cluster_name", "")))
+    return Path.home() / ".ssh" / f"fuseline_known_hosts_{name}"
 
 
 def read_cluster(file: Path) -> dict[str, Any]:
@@ -101,7 +169,7 @@ def ssh_words(
         raise InputError(f"the head's address {host!r} is no address")
     if user and not USER.fullmatch(user):
         raise InputError(f"auth.ssh_user: {user!r} is no name of a user")
-    options = [*OPTIONS]
+    options = [*OPTIONS, f'{HOSTS}"{known_hosts(cluster)}"']
     if proxy := auth.get("ssh_proxy_command"):
         options.append(f"ProxyCommand={proxy}")
     words = ["ssh", "-N", "-T", *(word for each in options for word in ("-o", each))]
@@ -165,16 +233,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait(ssh: "subprocess.Popen[bytes]", port: int, host: str, said: Any) -> None:  # noqa: ANN401 - a file
-    """Until the tunnel is open. Raises ServerError."""
-    until = time.monotonic() + OPEN_S
-    while time.monotonic() < until and ssh.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
-    why = lines[-1] if lines else f"nothing happened in {OPEN_S:g} s"
-    raise ServerError(f"ssh opens no tunnel to {host}: {why}")
