@@ -14,6 +14,7 @@ from pipelines.exchange.importing import Wanted, import_files
 from pipelines.exchange.mmsa import read_mmsa
 from pipelines.experiment import InputError, load
 from pipelines.featurize import finished
+from pipelines.packaging import example_of
 from pipelines.run import check_usable
 from pipelines.sources import task_of
 from tests import published_features as made
@@ -260,6 +261,12 @@ def test_a_row_with_features_is_scored_as_in_training(trained):
     with torch.no_grad():
         said = float(predictor.model(data.test.batch([(clip.key, 1.0)]))[0, 0])
     assert answer["prediction"] == pytest.approx(said, abs=1e-6)
+
+
+def test_the_row_that_a_registered_model_shows_is_one_that_it_scores(trained):
+    *_, data, predictor = trained
+    (answer,) = predictor.predict([example_of(data.specs)])
+    assert answer["state"] == "scored"
 
 
 def test_what_trains_on_steps_of_their_own_is_what_the_experiment_file_asks_for(folder):
