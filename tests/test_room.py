@@ -8,7 +8,7 @@ import yaml
 
 from featurizers.dataset import read_clips
 from featurizers.store import StorageError
-from pipelines.cluster import spending
+from pipelines.cluster import probe, spending
 from pipelines.cluster.launcher import read
 from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
 from pipelines.executors import Need
@@ -228,3 +228,20 @@ def test_prices_want_a_currency_and_numbers(tmp_path):
         with pytest.raises(InputError, match=said):
             plan(tmp_path, prices=wrong)
     assert plan(tmp_path, prices={"currency": "EUR", "cpu": 1}).prices.by_name == {"cpu": 1.0}
+
+
+def test_the_node_types_of_an_autoscaler_are_read(monkeypatch):
+    """As Ray's autoscaler reports them to the head; without one there are none."""
+    from ray._private.state import state
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+    group = NodeGroupConfig(name="cpu", resources={"CPU": 8}, min_count=0, max_count=4)
+    told = ClusterConfig(node_group_configs=[group])
+    monkeypatch.setattr(type(state), "get_cluster_config", lambda self: told)
+    wanted = {"name": "cpu", "resources": {"CPU": 8}, "least": 0, "most": 4}
+    assert probe.groups() == [wanted]
+    group.max_count = -1
+    told = ClusterConfig(node_group_configs=[group])
+    assert probe.groups() == [{**wanted, "most": 1000}]
+    told = None
+    assert probe.groups() is None

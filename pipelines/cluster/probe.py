@@ -88,7 +88,9 @@ def silent(host: str, port: int) -> str:
 def groups() -> list[dict[str, Any]] | None:
     """The node types of the cluster's autoscaler; None where it has none, or does not say."""
     try:
-        from ray._private.state import state  # there is no public way (2.60.0)
+        # There is no public way (2.60.0).
+        # Held by test_the_node_types_of_an_autoscaler_are_read.
+        from ray._private.state import state
 
         config = state.get_cluster_config()
         told = [] if config is None else config.node_group_configs

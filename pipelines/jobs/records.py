@@ -2,7 +2,8 @@
 
 Ray's own word (2.60.0) can be wrong: a job that ended well has failed when its supervisor died
 before it was written down, one whose head was replaced is unknown, and one that was stopped has no
-exit code.
+exit code. Held by
+test_the_end_that_the_node_wrote_settles_what_ray_gets_wrong.
 """
 
 import json

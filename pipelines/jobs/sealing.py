@@ -4,6 +4,7 @@ Ray keeps the environment of a job in its control store as it was given, shows i
 jobs, and writes it into logs of the nodes (2.60.0). So values travel sealed; the nodes, which have
 the token, unseal them into the environment of the driver and of each worker. Who has the token can
 unseal them as well, and could run a job that reads them.
+Held by test_a_driver_and_a_worker_have_the_secret_and_the_log_has_not.
 """
 
 import base64

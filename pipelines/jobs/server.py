@@ -2,6 +2,7 @@
 
 Ray's own client (2.60.0) waits without end for a server that does not answer, takes a wheel for
 another one of the same file name, and tells that an id is taken by the text of an error 500.
+Held by test_two_clients_at_once_get_one_job_which_is_stopped_and_tried_again.
 """
 
 import asyncio
@@ -207,6 +208,7 @@ class JobServer:
         report = (answer.get("clusterStatus") or {}).get("autoscalerReport") or {}
         kinds = report.get("nodeTypeMapping")
         # Of nodes that nobody launches, Ray (2.60.0) makes each a kind of its own.
+        # Held by test_what_can_never_run_and_who_may_not_ask_is_told_at_once.
         return kinds is None or any(kind != f"node_{node}" for node, kind in kinds.items())
 
     def _json(self, method: str, path: str) -> Any:  # noqa: ANN401 - what JSON holds

@@ -128,10 +128,12 @@ def request(submission: Submission, number: int, origin: Origin, nonce: str) -> 
     environment: dict[str, Any] = {
         # Not `working_dir`: where two nodes are on one machine, the second one removes what the
         # first one works in, and unpacks it anew (Ray 2.60.0).
+        # Held by test_a_job_has_our_code_its_folder_its_variables_and_its_exit_code.
         "py_modules": [f"gcs://{package}" for package in packages],
         "env_vars": {
             **submission.variables,
             # Ray's own 3 s (2.60.0) are no time to save anything in; its supervisor reads this.
+            # Held by test_two_clients_at_once_get_one_job_which_is_stopped_and_tried_again.
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
         },
     }

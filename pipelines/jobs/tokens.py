@@ -23,6 +23,8 @@ class Token:
 def find_token(environment: Mapping[str, str], home: Path) -> Token:
     """The token of this machine: the first place that has one, in Ray's order (2.60.0).
 
+    Held by test_the_token_is_looked_for_where_ray_does.
+
     Raises:
         InputError: What is there is no token, as where a file holds two lines.
     """

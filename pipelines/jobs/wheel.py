@@ -4,6 +4,7 @@ Ray (2.60.0) takes a wheel for one that it has by its file name alone, and insta
 all that it requires. Where two nodes are on one machine, the second one calls pip on what the first
 one has installed, and removes that when pip fails. A wheel of plain Python is installed by
 unpacking it, so it is sent as the archive that it is, under a name of its digest.
+Held by test_a_job_has_our_code_its_folder_its_variables_and_its_exit_code.
 """
 
 import base64
