@@ -27,6 +27,8 @@ PACKAGES = ("featurizers", "training", "tracking", "pipelines")
 SOURCES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 RUNS = {"run", "Popen", "call", "check_call", "check_output"}
 SHELLS = {"system", "popen", "create_subprocess_shell", "getoutput", "getstatusoutput"}
+STARTERS = {"subprocess", "os", "asyncio"}
+SHELL_NAMES = {"sh", "bash", "dash", "zsh"}
 HOSTILE = ("$(touch pwned)", "; touch pwned", "`touch pwned`", "a b", "*", "-x", "'", '"', "$HOME")
 
 
@@ -38,13 +40,40 @@ def commands_of(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             where = node.func.value
-            if isinstance(where, ast.Name) and where.id in {"subprocess", "os", "asyncio"}:
+            if isinstance(where, ast.Name) and where.id in STARTERS:
                 yield node.func.attr, node
+
+
+def other_names(file):
+    """Names of what starts programs that `commands_of` does not see: imports by another name."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in STARTERS:
+            yield from {each.name for each in node.names} & (RUNS | SHELLS)
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names if each.name in STARTERS and each.asname)
+
+
+def is_shell(words):
+    """Whether a list of words is a shell that reads a program from its arguments."""
+    texts = [each.value for each in getattr(words, "elts", ()) if isinstance(each, ast.Constant)]
+    return "-c" in texts and bool({str(each).rpartition("/")[2] for each in texts} & SHELL_NAMES)
+
+
+def test_a_shell_by_another_name_is_seen(tmp_path):
+    file = tmp_path / "x.py"
+    for text in ("from subprocess import run", "from os import system", "import subprocess as s"):
+        file.write_text(text)
+        assert list(other_names(file)), text
+    file.write_text("import subprocess\nsubprocess.run(['/bin/sh', '-c', text])")
+    ((_, call),) = commands_of(file)
+    assert is_shell(call.args[0])
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_text_of_a_user_reaches_a_shell(file):
+    assert not list(other_names(file)), file
     for name, call in commands_of(file):
+        assert not any(map(is_shell, call.args)), f"{file}:{call.lineno}"
         assert name not in SHELLS, f"{file}:{call.lineno}"
         if name in RUNS:
             shell = [each for each in call.keywords if each.arg in {"shell", "executable", None}]

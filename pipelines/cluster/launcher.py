@@ -173,6 +173,7 @@ def check(file: ClusterFile) -> Iterator[Finding]:
     yield _dashboard(file)
     yield from _images(file)
     yield _sent(file)
+    yield from _outlives(file)
 
 
 def _unfilled(file: ClusterFile) -> Iterator[Finding]:
@@ -240,6 +241,19 @@ def _tokens(file: ClusterFile) -> Finding:
         do = f"chmod 600 {sent[0]}"
         return finding(AREA, what, "warning", f"others may read {sent[0]}", do)
     return finding(AREA, what, "ok", "asked for on every node, and sent to each")
+
+
+def _outlives(file: ClusterFile) -> Iterator[Finding]:
+    """Whether runs and models outlive a head whose disk goes with it."""
+    started = "\n".join(file.plain.get("head_start_ray_commands", ()))
+    if file.provider == "local" or not re.search(r"start\.sh\s+head", started):
+        return
+    if re.search(r"\bFUSELINE_MLFLOW_STORE(_FILE)?=", f"{started}\n{_options(file)}"):
+        yield finding(AREA, "runs", "ok", "MLflow keeps them outside of the head")
+        return
+    found = "MLflow's runs and registered models lie on the head's own disk, and go with it"
+    do = "for more than a trial give FUSELINE_MLFLOW_STORE_FILE and FUSELINE_ARTIFACTS to start.sh"
+    yield finding(AREA, "runs", "warning", found, do)
 
 
 def _dashboard(file: ClusterFile) -> Finding:
