@@ -45,7 +45,7 @@ def run_command(
         intervals = {name: card.to_json()["intervals"] for name, card in summary.cards.items()}
         told = {"clips": summary.clips, "test": metrics, "intervals": intervals}
         print(json.dumps({**told, "version": version}))
-    elif summary.registered is not None:
+    elif summary.registered is not None and not experiment.source.imported:
         name = summary.registered.name
         at = "@champion" if summary.promotion and summary.promotion.verdict.promote else ""
         ref = f"models:/{name}{at}" if at else f"models:/{name}/{summary.registered.version}"
