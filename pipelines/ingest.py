@@ -72,6 +72,11 @@ def survey(experiment: Experiment, executor: Executor, done: Callable[[int], Non
             f"{experiment.table}: nothing is left: all {len(asked)} clips were to be forgotten"
         )
     standing = read_clips(root) if has_clips(root) else []
+    if any(not clip.media for clip in standing):
+        raise InputError(
+            f"{store_at(root).where()} was imported from published features, and an ingest would "
+            f"take the place of its clips; give another `dataset`"
+        )
     taken = take_all(experiment, kept, executor, done)
     clips, how = split(taken, task, experiment.source.split_seed, standing=standing)
     room = Room(clips=experiment.shards.clips, seconds=experiment.shards.minutes * 60)

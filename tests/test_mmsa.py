@@ -12,8 +12,10 @@ from featurizers.manifest import committed, open_column
 from featurizers.spec import FeatureSpec
 from pipelines.exchange.importing import Wanted, import_files
 from pipelines.exchange.mmsa import read_mmsa
-from pipelines.experiment import InputError, load
+from pipelines.executors import InProcess
+from pipelines.experiment import InputError, load, parse
 from pipelines.featurize import finished
+from pipelines.ingest import survey
 from pipelines.packaging import example_of
 from pipelines.run import check_usable
 from pipelines.sources import task_of
@@ -406,3 +408,15 @@ def test_a_dataset_of_media_is_not_overwritten(folder, tmp_path):
     write_clips(tmp_path, clips)
     with pytest.raises(InputError, match="was ingested from media"):
         import_files(Wanted(files=[folder / "aligned_50.pkl"], to=str(tmp_path)))
+
+
+def test_an_import_is_not_overwritten_by_an_ingest(folder, tmp_path):
+    import_files(Wanted(files=[folder / "aligned_50.pkl"], to=str(tmp_path / "set")))
+    before = (tmp_path / "set/clips.parquet").read_bytes()
+    (tmp_path / "clips.csv").write_text("id,media,mood\na,a.wav,up\nb,b.wav,down\n")
+    source = {"table": "clips.csv", "label": "mood"}
+    features = {"audio": {"featurizer": "logmel"}}
+    made = parse({"dataset": "set", "source": source, "features": features}, tmp_path)
+    with pytest.raises(InputError, match="was imported from published features, and an ingest"):
+        survey(made, InProcess(), lambda count: None)
+    assert (tmp_path / "set/clips.parquet").read_bytes() == before

@@ -7,15 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featurizers.clip import Clip
+from pipelines.corpora.reading import Note
 from pipelines.executors import stop_ray
 from pipelines.experiment import InputError
 from pipelines.plans import Plan
-from pipelines.reproduce import flow
-from pipelines.reproduce.corpora import ROLES, Data, _is, _published, prepare
+from pipelines.reproduce import corpora, flow
+from pipelines.reproduce.corpora import ROLES, Data, _is, _published, name_of, prepare
+from pipelines.reproduce.differences import differences, lost
 from pipelines.reproduce.flow import Wish, _begun, reproduce
 from pipelines.reproduce.outcome import markdown, to_json
 from pipelines.reproduce.protocol import Metric, Model, Protocol, Published
-from pipelines.reproduce.protocols import IEMOCAP, MOSEI
+from pipelines.reproduce.protocols import IEMOCAP, MOSEI, MOSI, NTU
 from pipelines.run import are_alike
 from pipelines.show import Show
 from tracking.mlflow_store import client_of, read_file, tracking_uri
@@ -278,6 +281,77 @@ def test_a_folder_of_data_is_looked_at_for_published_features_first(tmp_path):
     assert _published(MOSEI, other / "mosei.pkl", tmp_path).files == [other / "mosei.pkl"]
     with pytest.raises(InputError, match="there is no such folder; --data names that of mosei"):
         prepare(MOSEI, tmp_path / "nowhere", tmp_path, Show(quiet=True))
+
+
+def test_other_published_features_have_another_dataset_and_result(tmp_path, monkeypatch):
+    asked = []
+
+    def imported(wanted, show):
+        asked.append(wanted.to)
+        return Data(source={}, features={})
+
+    monkeypatch.setattr(corpora, "_imported", imported)
+    for content in (b"one", b"other"):
+        (tmp_path / "mosi.pkl").write_bytes(content)
+        mark = prepare(MOSI, tmp_path, tmp_path, Show(quiet=True)).mark
+        assert mark == f"pickle-{hashlib.sha256(content).hexdigest()[:8]}"
+        assert asked[-1] == tmp_path / f"runs/mosi-{mark}"
+        assert name_of(MOSI, mark) == f"mosi-{mark}"
+    (tmp_path / "mosi.pkl").unlink()
+    (tmp_path / "COVAREP.csd").touch()
+    marks = []
+    for content in ("{}", "[]"):
+        (tmp_path / "folds.json").write_text(content)
+        marks.append(prepare(MOSI, tmp_path, tmp_path, Show(quiet=True)).mark)
+    assert marks[0] != marks[1]
+    assert marks[0].startswith("csd-")
+
+
+def clip(name, split, source, **given):
+    return Clip(key=name, id=name, media="", media_digest="", source=source, split=split, **given)
+
+
+def test_what_is_not_the_papers_of_features_and_split_is_told():
+    right = {"text": 300, "audio": 5, "visual": 20}
+    counts = {"train": 1284, "valid": 229, "test": 686}
+    of_train, of_test = "2iD-tVS8NPw", "tmZoasNr4rU"
+    clips = [clip("a", "train", of_train), clip("b", "test", of_test)]
+    assert list(differences(MOSI, MOSI.models, right, counts, clips)) == []
+    clips = [replace(each, source="a.mp4", group=each.source) for each in clips]
+    assert list(differences(MOSI, MOSI.models, {}, counts, clips)) == []  # the corpus itself
+    bert, fewer = {**right, "text": 768}, {**counts, "train": 1280}
+    clips = [clip("a", "test", of_train), clip("b", "test", "")]
+    said = "; ".join(differences(MOSI, MOSI.models, bert, fewer, clips))
+    assert said == (
+        "text of 768 numbers, not 300 (mult_mosi); 1280 clips of train, not 1284; 1 clips whose "
+        "ids name no recording of the folds, such as b: their split is the file's word; 1 clips "
+        "in another split than the folds have, such as a in test"
+    )
+    some = {"train": 30_000, "valid": 10_091, "test": 16_487}
+    assert list(differences(NTU, NTU.models, {}, some, [])) == []
+    assert list(differences(NTU, NTU.models, {}, {**some, "valid": 9}, [])) == [
+        "30009 clips of train+valid, not 40091"
+    ]
+    (said,) = differences(MOSEI, MOSEI.models, {}, {**some, "train": 16_322, "valid": 1871}, [])
+    assert said == "16487 clips of test, not 4659"
+
+
+def test_clips_that_are_lost_are_a_difference():
+    from types import SimpleNamespace as Made
+
+    clips = [clip(name, "train", "") for name in "abcd"]
+    states = {"a": "sample", "b": "quarantined", "c": "absent", "d": "absent"}
+    column = Made(rows={key: Made(state=state) for key, state in states.items()})
+    notes = [
+        Note(kind="missing", clip="c"),
+        Note(kind="no_span", clip="e"),
+        Note(kind="pointer", clip="e"),
+        Note(kind="missing", clip="a"),  # of which all features are there
+        Note(kind="no_transcript", clip="d"),
+    ]
+    (said,) = lost(notes, clips, [column])
+    assert said == "3 of 5 clips are lost, with all of their features or some"
+    assert list(lost(notes[3:], clips[::3], [column])) == []
 
 
 def test_the_corpus_itself_has_its_own_split_where_the_papers_is_of_its_features(tmp_path):

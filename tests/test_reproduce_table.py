@@ -68,6 +68,7 @@ def run(seed, fold, acc, mae, chosen_on="valid"):
         clips=10,
         evaluation_set=f"set{fold[0]}",
         values={"Acc-2 non0": acc, "MAE": mae},
+        made_by={"commit": "abc", "hardware": "a machine" if seed == 0 else "another"},
     )
 
 
@@ -83,7 +84,6 @@ OUTCOME = Outcome(
         run(1, "2/2", 0.7, 1.0),
         run(0, "1/2", 0.95, math.nan, "test"),
     ),
-    made_by={"commit": "abc", "hardware": "a machine"},
 )
 
 TABLE = """\
@@ -122,7 +122,7 @@ whose epoch was chosen on the test clips are optimistic, and comparable with suc
 | `mult_mosi` | 1 | 2/2 | 3 of 9 | 10 | 70.00 | 1.0000 | run12 | `mult_mosi-12` |
 | `mult_mosi`, best on test | 0 | 1/2 | 3 of 9 | 10 | 95.00 | undefined | run01 | `mult_mosi-01` |
 
-Made by commit abc, hardware a machine
+Made by commit abc, hardware a machine and another
 """
 
 

@@ -6,14 +6,14 @@ are computed, or features that were published, which are imported.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from featurizers.face_detector import YUNET
 from featurizers.spec import FeatureSpec
 from pipelines.exchange.importing import Wanted, import_files
-from pipelines.exchange.published import Imported
+from pipelines.exchange.published import Imported, sha256_of
 from pipelines.experiment import InputError
 from pipelines.feature_sets import Member, fetched
 from pipelines.reproduce.protocol import Protocol
@@ -40,6 +40,8 @@ class Data:
         pooling: What imported features are to be pooled to; empty where the recipe decides.
         notes: What is to be told beside the results.
         itself: Whether it is the corpus itself, not its published features.
+        mark: Of published features: of which kind, and the beginning of their sha256.
+        widths: Of published features: numbers a step, by stream.
     """
 
     source: Mapping[str, Any]
@@ -47,15 +49,28 @@ class Data:
     pooling: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     itself: bool = False
+    mark: str = ""
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 Prepare: TypeAlias = Callable[[Protocol, Path, Path, Show], Data]
 """Makes that of a protocol, the folder of the data, and the folder of the experiment."""
 
 
-def dataset_of(protocol: Protocol) -> str:
+def name_of(protocol: Protocol, mark: str) -> str:
+    """What dataset and result are called: those of other published features have other names."""
+    return f"{protocol.name}-{mark}" if mark else protocol.name
+
+
+def dataset_of(protocol: Protocol, mark: str = "") -> str:
     """Where the dataset goes, from the folder of the experiment."""
-    return f"runs/{protocol.name}"
+    return f"runs/{name_of(protocol, mark)}"
+
+
+def _mark(wanted: Wanted) -> str:
+    folds = () if wanted.folds is None else (wanted.folds,)
+    kind = "csd" if wanted.files[0].suffix.lower() == ".csd" else "pickle"
+    return f"{kind}-{sha256_of([*wanted.files, *folds])[:8]}"
 
 
 def prepare(protocol: Protocol, data: Path, folder: Path, show: Show) -> Data:
@@ -68,7 +83,9 @@ def prepare(protocol: Protocol, data: Path, folder: Path, show: Show) -> Data:
     if not data.exists():
         raise InputError(f"{data}: there is no such folder; --data names that of {protocol.name}")
     if wanted := _published(protocol, data, folder):
-        return _imported(wanted, show)
+        mark = _mark(wanted)
+        wanted = replace(wanted, to=folder / dataset_of(protocol, mark))
+        return replace(_imported(wanted, show), mark=mark)
     return Data(
         source={
             "folder": str(data.resolve()),
@@ -122,18 +139,20 @@ def _imported(wanted: Wanted, show: Show) -> Data:
     notes = [f"features are imported from {names}{aligned}", *made.notes]
     for note in notes:
         show.say(note)
+    roles = _by_role(made)
     return Data(
         source={"imported": True, "label": made.label},
         features={
-            role: {"featurizer": "imported", "column": fingerprint}
-            for role, fingerprint in _by_role(made).items()
+            role: {"featurizer": "imported", "column": spec.fingerprint}
+            for role, spec in roles.items()
         },
+        widths={role: spec.width for role, spec in roles.items()},
         pooling=made.pooling,
         notes=tuple(notes),
     )
 
 
-def _by_role(made: Imported) -> dict[str, str]:
+def _by_role(made: Imported) -> dict[str, FeatureSpec]:
     """The imported columns by what protocols call their streams."""
     roles: dict[str, FeatureSpec] = {}
     for role in ROLES:
@@ -142,7 +161,7 @@ def _by_role(made: Imported) -> dict[str, str]:
                 roles.setdefault(role, column.spec)
     if "text" in roles and roles["text"].width == BERT_WIDTH:
         roles.setdefault("bert", roles["text"])
-    return {role: spec.fingerprint for role, spec in roles.items()}
+    return roles
 
 
 def _is(name: str, role: str) -> bool:

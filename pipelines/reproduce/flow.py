@@ -19,7 +19,8 @@ from featurizers.store import publish
 from pipelines.corpus import read_notes
 from pipelines.experiment import Experiment, InputError, outline, parse, replaced
 from pipelines.plans import Trained, score_test
-from pipelines.reproduce.corpora import Data, Prepare, dataset_of, prepare
+from pipelines.reproduce.corpora import Data, Prepare, dataset_of, name_of, prepare
+from pipelines.reproduce.differences import differences, lost
 from pipelines.reproduce.outcome import Measured, Outcome, markdown, summed, to_json, value_of
 from pipelines.reproduce.protocol import ChosenOn, Model, Protocol, wanted
 from pipelines.results import made_by_of
@@ -92,7 +93,6 @@ def reproduce(
     task = task_of(base, clips)
     columns = featurize_all(base, show)
     runs: list[Measured] = []
-    made_by: dict[str, str] = {}
     for chosen_on in _choices(protocol):
         learned: _Learned = {}
         for model in models:
@@ -107,16 +107,19 @@ def reproduce(
                 recipe = each.plan.recipe
                 learned[model.recipe, recipe.fold, recipe.seed] = each.predictor
                 runs.append(_measured(protocol, model, chosen_on, each, clips))
-            made_by |= _made_by(trained[0])
+    counts = _counts(protocol, task.label, clips)
     outcome = Outcome(
         protocol=protocol,
-        changes=tuple(_changes(protocol, wish, data)),
-        clips=_counts(protocol, task.label, clips),
+        changes=(
+            *_changes(protocol, wish, data),
+            *differences(protocol, models, data.widths, counts, clips),
+            *lost(read_notes(base), clips, columns.values()),
+        ),
+        clips=counts,
         data=(*data.notes, *left_out, *_wrong(base)),
         runs=tuple(runs),
-        made_by=made_by,
     )
-    return outcome, _keep(base, outcome, show)
+    return outcome, _keep(base, outcome, name_of(protocol, data.mark), show)
 
 
 def _choices(protocol: Protocol) -> tuple[ChosenOn, ...]:
@@ -188,7 +191,7 @@ def _experiment(
 ) -> Experiment:
     """The experiment of one model; without one, of the features of all."""
     plain: dict[str, Any] = {
-        "dataset": dataset_of(protocol),
+        "dataset": dataset_of(protocol, data.mark),
         "source": {**data.source, "task": protocol.task},
         "features": {stream: dict(section) for stream, section in data.features.items()},
         "train": {"folds": protocol.folds},
@@ -265,6 +268,7 @@ def _measured(
         clips=card.count,
         evaluation_set=card.evaluation_set,
         values={metric.title: value_of(metric, card) for metric in protocol.metrics},
+        made_by=_made_by(trained),
     )
 
 
@@ -301,13 +305,13 @@ def _counts(protocol: Protocol, label: str, clips: Sequence[Clip]) -> dict[str, 
     return {name: splits[name] for name in ("train", "valid", "test")}
 
 
-def _keep(experiment: Experiment, outcome: Outcome, show: Show) -> Path:
+def _keep(experiment: Experiment, outcome: Outcome, name: str, show: Show) -> Path:
     """Write the tables, and keep them with a run of the tracking server.
 
     A result that differs from the protocol has a folder and a run of its own.
     """
     own = hashlib.sha256(canonical_json(list(outcome.changes))).hexdigest()[:8]
-    name = outcome.protocol.name + (f"-{own}" if outcome.changes else "")
+    name += f"-{own}" if outcome.changes else ""
     folder = experiment.work.parent / FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     publish(folder / TABLE_MD, markdown(outcome).encode())

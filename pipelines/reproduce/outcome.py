@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.reproduce.protocol import ChosenOn, Metric, Model, Protocol
@@ -29,6 +29,7 @@ class Measured:
         epochs: How many it trained.
         clips: How many were tested on, of which evaluation set.
         values: By the title of a metric, as the scorecard has it: shares are not in percent.
+        made_by: What is known of code, versions and machine, by name.
     """
 
     recipe: str
@@ -42,6 +43,7 @@ class Measured:
     clips: int
     evaluation_set: str
     values: Mapping[str, float]
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,6 @@ class Outcome:
         changes: What was asked for that is not the protocol's, as sentences.
         clips: Clips of the corpus by split, or by fold.
         data: What the data are, and what was found missing.
-        made_by: What is known of code, versions and machine, by name.
     """
 
     protocol: Protocol
@@ -60,7 +61,15 @@ class Outcome:
     clips: Mapping[str, int]
     data: tuple[str, ...]
     runs: tuple[Measured, ...]
-    made_by: Mapping[str, str]
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """What is known of code, versions and machine by name: all that the runs tell."""
+        found: dict[str, dict[str, None]] = {}
+        for run in self.runs:
+            for name, value in run.made_by.items():
+                found.setdefault(name, {})[value] = None
+        return {name: " and ".join(values) for name, values in sorted(found.items())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "notes": list(protocol.notes),
         "models": models,
         "runs": runs,
-        "made_by": dict(outcome.made_by),
+        "made_by": outcome.made_by,
     }
 
 
@@ -176,7 +185,7 @@ def markdown(outcome: Outcome) -> str:
             ["model", "seed", "fold", "epoch", "clips", *_titles(outcome), "run", "digest"],
             [_run(outcome.protocol, run) for run in outcome.runs],
         ),
-        ["Made by " + ", ".join(f"{k} {v}" for k, v in sorted(outcome.made_by.items()))],
+        ["Made by " + ", ".join(f"{k} {v}" for k, v in outcome.made_by.items())],
     ]
     return "\n\n".join("\n".join(_spaced(part)) for part in parts if part) + "\n"
 

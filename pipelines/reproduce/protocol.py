@@ -64,6 +64,7 @@ class Model:
         start: By part, the recipe of an earlier model of the protocol that it starts from, of the
             same fold and seed.
         time_base: What it asks of the steps of imported streams.
+        widths: Numbers a step of the streams that its paper has.
     """
 
     recipe: str
@@ -73,6 +74,7 @@ class Model:
     train: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
     time_base: TimeBase = "recipe"
+    widths: Mapping[str, int] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
 
@@ -96,6 +98,9 @@ class Protocol:
             the fold that is reported.
         monitor: What the best epoch is chosen by there.
         notes: What a reader of the table should know.
+        sizes: How many clips the paper's split has; a few where files of it differ. A name may be
+            several splits, as in "train+valid".
+        recordings: The split of each recording, where that is known.
         archive: Where the corpus can be fetched, for those that lie in an open one.
     """
 
@@ -115,6 +120,8 @@ class Protocol:
     best_on_test: bool = False
     monitor: str = "valid_loss"
     notes: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    recordings: Mapping[str, str] = field(default_factory=dict)
     archive: Archive | None = None
 
 

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.corpora.cmu_folds import MOSI as MOSI_FOLDS
+from pipelines.corpora.ntu import WHOLE
 from pipelines.experiment import InputError
 from pipelines.reproduce.archives import Archive
 from pipelines.reproduce.protocol import Metric, Model, Protocol, Published
@@ -34,6 +36,9 @@ _WEIGHTED = (
 )
 
 _ALIGNED = ("text", "audio", "visual")
+# GloVe, COVAREP, FACET; of MOSI as MulT's files have them.
+_WIDTHS = {"text": 300, "audio": 74, "visual": 35}
+_MOSI_WIDTHS = {"text": 300, "audio": 5, "visual": 20}
 
 # Of clips themselves: what needs no weights. The papers' features cannot be computed any more.
 _LIGHT: Mapping[str, Mapping[str, Any]] = {
@@ -61,12 +66,14 @@ MOSEI = Protocol(
     not_theirs=_NOT_THEIRS,
     seeds=5,
     notes=(_ZEROS, _WEIGHTED),
+    sizes={"train": (16_326, 16_322), "valid": (1871,), "test": (4659,)},
     models=(
         Model(
             recipe="mmlatch_mosei",
             title="MMLatch",
             streams=_ALIGNED,
             time_base="one",
+            widths=_WIDTHS,
             published=(
                 Published(
                     what="MMLatch",
@@ -82,12 +89,14 @@ MOSEI = Protocol(
             title="late fusion, MMLatch's baseline",
             streams=_ALIGNED,
             time_base="one",
+            widths=_WIDTHS,
         ),
         Model(
             recipe="mult_mosei",
             title="MulT",
             streams=_ALIGNED,
             time_base="any",
+            widths=_WIDTHS,
             published=(
                 Published(
                     what="MulT",
@@ -118,7 +127,12 @@ MOSEI = Protocol(
                 ),
             ),
         ),
-        Model(recipe="msaf_mosei", title="MSAF", streams=("visual", "audio", "bert")),
+        Model(
+            recipe="msaf_mosei",
+            title="MSAF",
+            streams=("visual", "audio", "bert"),
+            widths={"bert": 768, "audio": 74, "visual": 35},
+        ),
     ),
 )
 
@@ -133,12 +147,15 @@ MOSI = Protocol(
     not_theirs=_NOT_THEIRS,
     seeds=5,
     notes=(_ZEROS, _WEIGHTED),
+    sizes={"train": (1284,), "valid": (229,), "test": (686,)},
+    recordings=MOSI_FOLDS,
     models=(
         Model(
             recipe="mult_mosi",
             title="MulT",
             streams=_ALIGNED,
             time_base="any",
+            widths=_MOSI_WIDTHS,
             published=(
                 Published(
                     what="MulT",
@@ -194,7 +211,15 @@ IEMOCAP = Protocol(
         "Chance is high: who says the commoner answer to each question is right for most clips.",
         _WEIGHTED,
     ),
-    models=(Model(recipe="mult_iemocap", title="MulT", streams=_ALIGNED, time_base="any"),),
+    models=(
+        Model(
+            recipe="mult_iemocap",
+            title="MulT",
+            streams=_ALIGNED,
+            time_base="any",
+            widths=_WIDTHS,
+        ),
+    ),
 )
 
 _CLASSES = (Metric(title="Acc", name="accuracy"), Metric(title="UAR", name="uar"))
@@ -237,7 +262,7 @@ RAVDESS = Protocol(
                 Published(
                     what="3D ResNeXt-50",
                     values={"Acc": 62.99},
-                    source=f"{_MSAF}, Table 1, {_SVFAP}",
+                    source=f"{_MSAF}, {_SVFAP}",
                     chosen_on="test",
                 ),
             ),
@@ -252,7 +277,7 @@ RAVDESS = Protocol(
                 Published(
                     what="MSAF",
                     values={"Acc": 74.86},
-                    source=f"{_MSAF}, Table 1, {_SVFAP}",
+                    source=f"{_MSAF}, {_SVFAP}",
                     chosen_on="test",
                 ),
             ),
@@ -287,6 +312,7 @@ NTU = Protocol(
         "skeleton": {"featurizer": "skeleton", "stream": "skeleton", "persons": 2},
     },
     notes=(_ON_SUBJECTS,),
+    sizes={"train+valid": (WHOLE["training"],), "test": (WHOLE["testing"],)},
     models=(
         Model(
             recipe="i3d",
@@ -325,7 +351,7 @@ NTU = Protocol(
                 Published(
                     what="MSAF (I3D + HCN)",
                     values={"Acc": 92.24},
-                    source=f"{_MSAF}, Table 3, by its entry in the Papers with Code archive "
+                    source=f"{_MSAF}, by its entry in the Papers with Code archive "
                     "(paperswithcode2.com, paper 194132)",
                     chosen_on="test",
                 ),
