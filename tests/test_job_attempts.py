@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 
@@ -205,8 +206,12 @@ def heard(monkeypatch):
 
 def test_a_stop_before_the_command_begins_is_an_end(tmp_path, heard, monkeypatch):
     kept = []
-    monkeypatch.setattr(entrypoint, "write", lambda address, record: kept.append(record) or hear())
-    hear = lambda: heard[signal.SIGTERM](signal.SIGTERM, None)  # noqa: E731
+
+    def write(address, record):
+        kept.append(record)
+        heard[signal.SIGTERM](signal.SIGTERM, None)
+
+    monkeypatch.setattr(entrypoint, "write", write)
     program = f"open({str(tmp_path / 'begun')!r}, 'w')"
     assert entrypoint.main("x", str(tmp_path), f"{tmp_path}/x", ["python", "-c", program]) == 143
     assert (kept[-1].exit_code, kept[-1].stopped) == (143, True)
@@ -236,7 +241,6 @@ def test_the_wish_to_end_is_recorded_while_the_command_saves(tmp_path, heard):
         "(place / 'begun').touch()\n"
         "while not (place / 'x.stopping.json').exists(): time.sleep(0.02)\n"
     )
-    import threading
 
     def stop_later():
         while not (tmp_path / "begun").exists():
