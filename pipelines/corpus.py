@@ -17,6 +17,10 @@ from pipelines.sources import read_rows
 BEYOND_S = 0.25
 """A label may end so long after its media without a word: few videos end where their sound does."""
 
+MOST_UNSPLIT = 0.10
+"""The part of a corpus that may be in no official list, as some recordings of CMU-MOSEI are not;
+a list of another corpus, or of another edition, would leave out more without a word."""
+
 NOTES = "corpus-notes.csv"
 
 
@@ -25,7 +29,8 @@ def read_corpus(experiment: Experiment) -> Read:
 
     Raises:
         InputError: The corpus is not laid out as it should be.
-        FailedError: More clips are lost than `max_dropped` permits; the notes are written.
+        FailedError: More clips are lost than `max_dropped` permits, or the official split has few
+            of them; the notes are written.
     """
     source = experiment.source
     options = formats.options_of(source.format, source.options, experiment.folder, experiment.given)
@@ -39,12 +44,24 @@ def read_corpus(experiment: Experiment) -> Read:
             f"at most {share:.0%} may be; the first: {lost[0].kind}: {lost[0]}; all are in "
             f"{experiment.raw / NOTES}; get what is missing, or raise max_dropped"
         )
+    _check_split(experiment, found)
     for name, make in found.files.items():
         path, content = experiment.raw / name, make()
         if not path.is_file() or path.read_bytes() != content:
             publish(path, content)
     write_table(experiment.cut_table, found.rows)
     return found
+
+
+def _check_split(experiment: Experiment, found: Read) -> None:
+    unsplit = [note for note in found.notes if note.kind == "no_split"]
+    count, known = len({note.clip for note in unsplit}), found.clips
+    if count > max(MOST_UNSPLIT, experiment.max_dropped) * (known + count):
+        raise FailedError(
+            f"{experiment.given}: {count} of {known + count} clips of {experiment.source.format} "
+            f"are in no split; the first: {unsplit[0]}; all are in {experiment.raw / NOTES}; give "
+            f"the list of this corpus, or raise max_dropped"
+        )
 
 
 def beyond(clips: Iterable[Clip]) -> list[Note]:

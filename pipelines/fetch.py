@@ -163,16 +163,31 @@ def opened(address: str, begin: int = 0) -> Iterator[Answer]:
     if begin:
         asked.add_header("Range", f"bytes={begin}-")
     try:
-        with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:  # noqa: S310 - as above
-            yield Answer(
-                begin if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0, answer.read
-            )
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise FailedError(
-            f"{address} cannot be had: {reason}. Fetch it on a machine with a network and copy it, "
-            f"or name a mirror with --from"
-        ) from None
+        answer = urllib.request.urlopen(asked, timeout=WAIT_S)  # noqa: S310 - as above
+    except _UNREACHED as error:
+        raise _away(address, error) from None
+
+    def read(size: int) -> bytes:
+        try:
+            content: bytes = answer.read(size)
+        except _UNREACHED as error:
+            raise _away(address, error) from None
+        return content
+
+    # Whatever else goes wrong while it is read, as a disk that is full, is none of the network's.
+    with answer:
+        yield Answer(begin if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0, read)
+
+
+_UNREACHED = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
+
+
+def _away(address: str, error: Exception) -> FailedError:
+    reason = getattr(error, "reason", None) or error
+    return FailedError(
+        f"{address} cannot be had: {reason}. Fetch it on a machine with a network and copy it, "
+        f"or name a mirror with --from"
+    )
 
 
 def _content(address: str, size: int) -> bytes:

@@ -1,5 +1,6 @@
 """A corpus of an open archive is fetched in parts, goes on where it was cut, and is checked."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -191,6 +192,27 @@ def test_what_is_no_zip_file_is_told(web, tmp_path):
     web.files["Actor_1.zip"] = web.told["Actor_1.zip"] = b"no zip"
     with pytest.raises(FailedError, match="cannot be unpacked"):
         fetch(listing(ARCHIVE, web.address), tmp_path, lambda count: None)
+
+
+def test_a_member_that_cannot_be_unpacked_is_told(web, tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a.mp4", bytes(range(256)) * 40)
+    torn = bytearray(content.getvalue())
+    torn[40:60] = b"\xff" * 20
+    web.files["Actor_1.zip"] = web.told["Actor_1.zip"] = bytes(torn)
+    with pytest.raises(FailedError, match=r"Actor_1\.zip.* cannot be unpacked"):
+        fetch(listing(ARCHIVE, web.address), tmp_path, lambda count: None)
+
+
+def test_a_disk_that_is_full_is_none_of_the_network_s(web, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "_append", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        fetch(listing(ARCHIVE, web.address), tmp_path, lambda count: None)
+    assert len(web.asked) == 1
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(web, tmp_path, monkeypatch):

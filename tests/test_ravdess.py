@@ -7,6 +7,9 @@ from itertools import product
 import pytest
 
 from featurizers.dataset import read_clips
+from pipelines.corpora import formats
+from pipelines.corpora.reading import Note, Read
+from pipelines.corpus import read_corpus
 from pipelines.experiment import FailedError, InputError, parse
 from pipelines.films import load_source
 from pipelines.run import ingest_all
@@ -162,6 +165,18 @@ def test_a_corpus_that_lacks_too_much_is_refused_and_all_of_it_is_written_down(t
     with (made.raw / "corpus-notes.csv").open() as file:
         kinds = [row["kind"] for row in csv.DictReader(file)]
     assert sorted(kinds) == ["incomplete", *["missing"] * 10]
+
+
+def test_a_split_that_has_few_of_the_clips_is_refused(tmp_path, monkeypatch):
+    put(tmp_path / "films", *names(1)[:1])
+    made = experiment(tmp_path)
+    notes = [Note(kind="no_split", clip=f"c{n}", message="is in no fold") for n in (1, 1, 2)]
+    rows = [{"id": f"r{n}", "media": "a.mp4"} for n in range(17)]
+    monkeypatch.setattr(formats, "read", lambda *_: Read(rows=rows, notes=notes))
+    with pytest.raises(FailedError, match=r"2 of 19 clips of ravdess are in no split; the first: "):
+        read_corpus(made)
+    rows.append({"id": "another", "media": "a.mp4"})
+    assert len(read_corpus(made).rows) == 18
 
 
 def test_the_commands_take_a_format(tmp_path, monkeypatch, called):

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -232,7 +233,7 @@ def _unpack(file: Listed, part: Path, folder: Path) -> None:
                 with packed.open(each) as source, draft.open("wb") as content:
                     shutil.copyfileobj(source, content, PIECE)
                 draft.replace(place)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise FailedError(f"{part} cannot be unpacked: {error}") from None
     note = {"file": file.name, "size": file.size, "checksum": file.checksum}
     sizes = {each.filename: each.file_size for each in members}
