@@ -591,6 +591,8 @@ def test_every_wrapper_over_ray_cites_the_version_that_is_pinned_and_a_test():
 
 def test_every_test_that_a_comment_names_exists():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    named = {name for path in sources() for name in re.findall(r"\btest_\w+", path.read_text())}
+    # Files of corpora have such names too; those stand in quotes, or end as files do.
+    pattern = re.compile(r"(?<![\"\w])test_\w+\b(?!\.csv)")
+    named = {name for path in sources() for name in pattern.findall(path.read_text())}
     assert len(named) >= 12
     assert {name for name in named if f"def {name}(" not in tests} == set()
