@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,13 +101,16 @@ def head(folder, *, cpus=2, **more):
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         *(f"--metrics-export-port={metrics}", "--min-worker-port=0", "--max-worker-port=0"),
         *(f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"),
-        *(f"--temp-dir={folder}/ray", "--disable-usage-stats"),
+        "--disable-usage-stats",
     ]
     url = f"http://127.0.0.1:{dashboard}"
     log = folder / "head.log"
-    with started(words, environment_of(token_file, **more), log) as process:
-        _wait(dashboard, token_file.read_text(), process, log)
-        yield Head(url, f"127.0.0.1:{control}", token_file, folder / "ray", process)
+    # The names of Ray's sockets may have 107 bytes, and pytest's folders take half of them.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
+        own = environment_of(token_file, **more)
+        with started([*words, f"--temp-dir={short}"], own, log) as process:
+            _wait(dashboard, token_file.read_text(), process, log)
+            yield Head(url, f"127.0.0.1:{control}", token_file, Path(short), process)
 
 
 def _wait(port, token, process, log):
