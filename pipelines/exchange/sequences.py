@@ -7,7 +7,7 @@ it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizers.align import word_times
 from featurizers.clip import Clip, Label, Word, key_of
 from featurizers.extract import Outcome
 from featurizers.imported import imported_spec
@@ -279,8 +278,34 @@ def _with_words(clip: Clip, spoken: _Spoken) -> Clip:
     if found is None:
         return clip
     words = [Word(text=text, start=start, end=max(start, end)) for text, start, end in found]
-    inside = within(sorted(words, key=lambda word: word.start), clip.start, clip.end)
-    return replace(clip, words=inside)
+    words.sort(key=lambda word: word.start)
+    if spoken.by is None:
+        return replace(clip, words=within(words, clip.start, clip.end))
+    cut = _cut(clip, _overlapping(clip, [(word.start, word.end) for word in words]))
+    inside = [word for word in words if _shares(clip, (word.start, word.end))]
+    return replace(
+        clip,
+        words=tuple(
+            replace(word, start=start, end=end)
+            for word, (start, end) in zip(inside, cut.tolist(), strict=True)
+        ),
+    )
+
+
+def _shares(clip: Clip, span: tuple[float, float]) -> bool:
+    last = float("inf") if clip.end is None else clip.end
+    return min(span[1], last) - max(span[0], clip.start) > EPSILON_S
+
+
+def _overlapping(clip: Clip, spans: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
+    """The spans [W, 2] that share time with a clip, whole, as the SDK takes them to a segment."""
+    found = [span for span in spans if _shares(clip, span)]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _cut(clip: Clip, spans: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of each span that lies in a clip, on the clip's clock."""
+    return np.clip(spans, clip.start, clip.end) - clip.start
 
 
 # Streams
@@ -304,7 +329,7 @@ def _stream(
     }
     if by is not None:
         origin |= {"aligned_to": by.root, "aligned_sha256": sha256_of([by.path])}
-    read = _own_steps(file) if by is None else _by_word(file)
+    read = _own_steps(file) if by is None else _by_word(file, spoken)
     return Stream(
         spec=imported_spec(name, modality, dims, origin, by_word=by is not None), read=read
     )
@@ -334,25 +359,29 @@ def _own_steps(file: Sequences) -> Callable[[Clip], Outcome]:
     return read
 
 
-def _by_word(file: Sequences) -> Callable[[Clip], Outcome]:
+def _by_word(file: Sequences, spoken: _Spoken) -> Callable[[Clip], Outcome]:
     """The mean of the steps within each word; without such steps, the word is left out.
 
-    As in the SDK's `align`, a mean is of all steps alike, however much of one lies in the word.
+    As in the SDK's `align`, a mean is of all steps alike, however much of one lies in the word, and
+    of the whole word, also of one that a clip begins or ends in.
     """
 
     def read(clip: Clip) -> Outcome:
-        found = _steps(file, clip)
-        if found is None or not clip.words:
+        words = sorted((start, max(start, end)) for _, start, end in spoken.of(clip) or ())
+        spans = _overlapping(clip, words)
+        if not len(spans):
+            return Outcome(state="absent")
+        found = _steps(file, clip, (spans[:, 0].min(), spans[:, 1].max()))
+        if found is None:
             return Outcome(state="absent")
         values, times = found
-        spans = word_times(clip)
-        rows = [_within(times, span) for span in spans + clip.start]
+        rows = [_within(times, span) for span in spans]
         there = [number for number, each in enumerate(rows) if len(each)]
         if not there:
             return Outcome(state="absent")
         with np.errstate(invalid="ignore"):  # of -inf and inf
             means = np.stack([values[rows[at]].mean(axis=0, dtype=np.float64) for at in there])
-        return Outcome(state="sample", feature=Feature(means, spans[there]))
+        return Outcome(state="sample", feature=Feature(means, _cut(clip, spans)[there]))
 
     return read
 
@@ -362,15 +391,18 @@ def _within(times: NDArray[np.float64], span: NDArray[np.float64]) -> NDArray[np
     return np.flatnonzero(shared > EPSILON_S)
 
 
-def _steps(file: Sequences, clip: Clip) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
-    """The steps of a file that overlap a clip, in order of time, on the file's clock."""
+def _steps(
+    file: Sequences, clip: Clip, span: tuple[float, float] | None = None
+) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """The steps of a file that overlap a clip or another span, in order, on the file's clock."""
     entry = _entry(file, clip)
     if not file.has(entry):
         return None
     times = file.intervals(entry)
     if clip.end is None:  # the entry is the clip
         return (file.features(entry), times) if len(times) else None
-    inside = np.flatnonzero((times[:, 1] > clip.start) & (times[:, 0] < clip.end))
+    first, last = span or (clip.start, clip.end)
+    inside = np.flatnonzero((times[:, 1] > first) & (times[:, 0] < last))
     if not len(inside):
         return None
     rows = slice(int(inside[0]), int(inside[-1]) + 1)
