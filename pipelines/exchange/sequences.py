@@ -281,8 +281,8 @@ def _with_words(clip: Clip, spoken: _Spoken) -> Clip:
     words.sort(key=lambda word: word.start)
     if spoken.by is None:
         return replace(clip, words=within(words, clip.start, clip.end))
-    cut = _cut(clip, _overlapping(clip, [(word.start, word.end) for word in words]))
     inside = [word for word in words if _shares(clip, (word.start, word.end))]
+    cut = _cut(clip, np.array([(word.start, word.end) for word in inside]).reshape(-1, 2))
     return replace(
         clip,
         words=tuple(
