@@ -94,6 +94,8 @@ class ModelProcess:
     def __init__(self, uri: str, model: str, weights: Sequence[str] = ()) -> None:
         self._model = model
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        # Its copy of the model and all scratch: it is killed, and tidies nothing up itself.
+        self._scratch = tempfile.TemporaryDirectory(prefix="fuseline-model-")
         home = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
         # -P keeps the current folder, and a training/ that may lie there, off the path.
         self._process = subprocess.Popen(  # noqa: S603 - our own program text, no shell
@@ -107,6 +109,7 @@ class ModelProcess:
                 **os.environ,
                 "TOKENIZERS_PARALLELISM": "false",
                 "PYTHONPATH": os.pathsep.join(home),
+                "TMPDIR": self._scratch.name,
             }
             | listing(weights),
         )
@@ -131,6 +134,7 @@ class ModelProcess:
             with contextlib.suppress(BrokenPipeError):
                 _open(pipe).close()
         self._said.close()
+        self._scratch.cleanup()
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What `training.predict.Predictor.predict` gives. Raises as `explain`."""

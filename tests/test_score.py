@@ -279,8 +279,12 @@ def test_nothing_that_could_be_scored_is_exit_code_1(direct, tiny_model, fuselin
     assert "1 clips: 1 quarantined (unreadable 1)" in out
 
 
-def test_a_model_that_is_not_there_or_was_tampered_with_gives_no_number(tiny_model):
+def test_a_model_that_is_not_there_or_was_tampered_with_gives_no_number_and_leaves_no_copy(
+    tiny_model, tmp_path, monkeypatch
+):
     _, _, uri, _, model = tiny_model
+    monkeypatch.setattr(model_process.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with pytest.raises(InputError, match="models:/tiny/9"):
         ModelProcess(uri, "models:/tiny/9")
     weights = next(model.rglob("weights.safetensors"))
@@ -291,6 +295,7 @@ def test_a_model_that_is_not_there_or_was_tampered_with_gives_no_number(tiny_mod
             ModelProcess(uri, "models:/tiny/1")
     finally:
         weights.write_bytes(kept)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_clips_keep_their_name_and_the_whole_path(tmp_path, monkeypatch):
