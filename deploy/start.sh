@@ -53,7 +53,10 @@ urllib.request.urlopen(sys.argv[1], timeout=5)' "$1" 2> /dev/null
 
 serve_mlflow() {
   local state=${FUSELINE_STATE:-$HOME/fuseline-state}
-  mkdir -p "$state"
+  if ! mkdir -p "$state" || [[ ! -w $state ]]; then
+    echo "start.sh head: FUSELINE_STATE: $(id -un) cannot write to $state" >&2
+    exit 2
+  fi
   local files=${FUSELINE_ARTIFACTS:-$state/artifacts}
   local app=()
   if [[ -n ${FUSELINE_MLFLOW_APP:-} ]]; then app=(--app-name "$FUSELINE_MLFLOW_APP"); fi

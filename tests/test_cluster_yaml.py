@@ -195,12 +195,48 @@ def test_nodes_install_this_code_with_the_tested_versions(ours):
     assert mounted >= {"pipelines", "featurizers", "training", "tracking", "pyproject.toml"}
 
 
-def test_runs_that_would_go_with_the_head_are_told(changed):
-    def elsewhere(cluster):
-        *before, start = cluster["head_start_ray_commands"]
-        given = f"FUSELINE_MLFLOW_STORE_FILE=/home/ray/mlflow_store {start}"
-        cluster["head_start_ray_commands"] = [*before, given]
+def test_the_state_of_the_head_lies_on_its_machine_and_is_its_users(ours):
+    """`ray up` with a new image makes a new container; Docker would make the folder as root."""
+    (volume,) = ours.plain["docker"]["head_run_options"]
+    here, there = volume.removeprefix("-v ").split(":")
+    script = (ROOT / "deploy" / "start.sh").read_text()
+    assert "${FUSELINE_STATE:-$HOME/fuseline-state}" in script
+    assert there == launcher.HOME_STATE == "/home/ray/fuseline-state"
+    (made,) = ours.plain["initialization_commands"]
+    assert made == f"sudo install -d -m 700 -o 1000 -g 100 {here}"
 
-    for how, state in ((lambda cluster: None, "warning"), (elsewhere, "ok")):
-        (found,) = [each for each in launcher.check(read(changed(how))) if each.what == "runs"]
-        assert found.state == state
+
+def no_volume(cluster):
+    del cluster["docker"]["head_run_options"]
+
+
+def state_elsewhere(cluster):
+    *before, start = cluster["head_start_ray_commands"]
+    cluster["head_start_ray_commands"] = [*before, f"FUSELINE_STATE=/data/state {start}"]
+
+
+def state_below_a_volume(cluster):
+    state_elsewhere(cluster)
+    cluster["docker"]["head_run_options"] = ["--volume=/mnt/disk:/data/"]
+
+
+def store_elsewhere(cluster):
+    *before, start = cluster["head_start_ray_commands"]
+    given = f"FUSELINE_MLFLOW_STORE_FILE=/home/ray/mlflow_store {start}"
+    cluster["head_start_ray_commands"] = [*before, given]
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "said"),
+    [
+        (lambda cluster: None, "warning", "lie on the disk of the head"),
+        (no_volume, "warning", "lie in the head's container"),
+        (state_elsewhere, "warning", "lie in the head's container"),
+        (state_below_a_volume, "warning", "lie on the disk of the head"),
+        (store_elsewhere, "ok", "outside of the head"),
+    ],
+)
+def test_runs_that_would_go_with_the_head_are_told(changed, how, state, said):
+    (found,) = [each for each in launcher.check(read(changed(how))) if each.what == "runs"]
+    assert (found.state, said in found.found) == (state, True)
+    assert state == "ok" or "FUSELINE_MLFLOW_STORE_FILE" in found.do

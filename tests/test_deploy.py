@@ -221,6 +221,15 @@ def test_the_address_of_the_store_may_lie_in_a_file(stubs):
     assert "secret" not in ray
 
 
+def test_a_head_does_not_start_without_a_place_for_what_must_outlive_it(stubs):
+    """MLflow, started beside the rest, would fail unseen."""
+    (stubs.parent / "taken").touch()
+    usual = {"FUSELINE_NODE_IP": "127.0.0.9", "FUSELINE_STATE": f"{stubs.parent}/taken"}
+    done, calls = run(stubs, "head", **usual)
+    assert (done.returncode, f"cannot write to {stubs.parent}/taken" in done.stderr) == (2, True)
+    assert not calls.read_text()
+
+
 def flags(line):
     """The names of options, and those values that are no address or file."""
     found = re.findall(r"(--[\w-]+)[ =](\S+)", line)

@@ -23,9 +23,12 @@ TOKEN = "RAY_AUTH_MODE=token"  # noqa: S105 - a setting, not a secret
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH="  # noqa: S105 - a setting, not a secret
 LONGEST_IDLE_MINUTES = 60
 LONGEST_REASON = 300
+HOME_STATE = "/home/ray/fuseline-state"  # of start.sh, in Ray's images
 _OPEN = re.compile(r"--dashboard-host[= ](0\.0\.0\.0|\[?::\]?)(?=\s|$)")
 _IMAGE = re.compile(r"/ray(?:-ml)?:([\w.]+?)-py(\d)(\d+)")
 _PLACEHOLDER = "REPLACE_ME"
+_STATE = re.compile(r"\bFUSELINE_STATE=[\"']?([^\s\"']+)")
+_VOLUME = re.compile(r"(?:^|\s)(?:-v|--volume)[= ]*[^\s:]+:([^\s:]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,16 +247,32 @@ def _tokens(file: ClusterFile) -> Finding:
 
 
 def _outlives(file: ClusterFile) -> Iterator[Finding]:
-    """Whether runs and models outlive a head whose disk goes with it."""
+    """Whether runs and models outlive the head's container and its machine."""
     started = "\n".join(file.plain.get("head_start_ray_commands", ()))
-    if file.provider == "local" or not re.search(r"start\.sh\s+head", started):
+    if not re.search(r"start\.sh\s+head", started):
         return
-    if re.search(r"\bFUSELINE_MLFLOW_STORE(_FILE)?=", f"{started}\n{_options(file)}"):
+    docker = file.plain.get("docker") or {}
+    options = "\n".join([_options(file), *(docker.get("head_run_options") or ())])
+    told = f"{started}\n{options}"
+    if re.search(r"\bFUSELINE_MLFLOW_STORE(_FILE)?=", told):
         yield finding(AREA, "runs", "ok", "MLflow keeps them outside of the head")
         return
-    found = "MLflow's runs and registered models lie on the head's own disk, and go with it"
     do = "for more than a trial give FUSELINE_MLFLOW_STORE_FILE and FUSELINE_ARTIFACTS to start.sh"
-    yield finding(AREA, "runs", "warning", found, do)
+    if docker.get("container_name") and not _is_mounted(told, options):
+        found = "MLflow's runs and registered models lie in the head's container, and go with it"
+        do = f"mount a folder of the machine there by docker.head_run_options; {do}"
+        yield finding(AREA, "runs", "warning", found, do)
+    elif file.provider != "local":
+        found = "MLflow's runs and registered models lie on the disk of the head, and go with it"
+        yield finding(AREA, "runs", "warning", found, do)
+
+
+def _is_mounted(told: str, options: str) -> bool:
+    """Whether the folder of the head's state is one of its machine, by `docker run -v`."""
+    given = _STATE.search(told)
+    state = given[1].rstrip("/") if given else HOME_STATE
+    targets = [each.rstrip("/") for each in _VOLUME.findall(options)]
+    return any(state == each or state.startswith(f"{each}/") for each in targets)
 
 
 def _dashboard(file: ClusterFile) -> Finding:
