@@ -20,9 +20,11 @@ from pathlib import Path
 from featurizers.spec import canonical_json
 from pipelines.demo import make_corpus
 from pipelines.jobs import records
+from pipelines.jobs.prepare import Wish, prepare
 from pipelines.jobs.server import JobServer
-from pipelines.jobs.submit import Wish, how, prepare, submit
+from pipelines.jobs.submit import submit
 from pipelines.jobs.tokens import Token
+from pipelines.jobs.watch import how
 from tracking.provenance import git_commit, versions
 
 HOME = Path(__file__).resolve().parent.parent

@@ -11,13 +11,15 @@ import pytest
 from pipelines.executors import Need
 from pipelines.experiment import InputError
 from pipelines.jobs import entrypoint, records, sealing
-from pipelines.jobs import submit as submits
+from pipelines.jobs import watch as watches
 from pipelines.jobs.needs import Node
+from pipelines.jobs.prepare import Prepared
 from pipelines.jobs.records import Record
 from pipelines.jobs.server import JobInfo, ServerError
 from pipelines.jobs.submission import Origin, Submission, request
-from pipelines.jobs.submit import Prepared, all_jobs, retry, stop, submit, wait
+from pipelines.jobs.submit import retry, submit
 from pipelines.jobs.tokens import Token
+from pipelines.jobs.watch import all_jobs, stop, wait
 
 TOKEN = Token("a" * 64, "a test")
 BEGUN = Record(name="x", host="h", began=1.0)
@@ -78,7 +80,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(submits, "LOOK_S", 0.0)
+    monkeypatch.setattr(watches, "LOOK_S", 0.0)
     return Server()
 
 
@@ -129,7 +131,7 @@ def test_a_job_of_the_same_number_on_a_new_head_is_not_ours(server, tmp_path):
     server.add("run-a-1", record=f"{tmp_path}/run-a-1.n")
     last = server.found["run-a-1"]
     server.add("run-a-1", record=f"{tmp_path}/run-a-1.m", nonce="m")
-    assert submits._now(server, last).settled.state == "lost"
+    assert watches.now(server, last).settled.state == "lost"
 
 
 def test_attempts_are_counted_on_from_what_was_recorded(server, tmp_path):
@@ -182,7 +184,7 @@ def test_nobody_attaches_to_an_attempt_that_is_to_end(server, tmp_path):
 
 
 def test_stopping_bears_a_server_that_is_away_for_a_moment(server, monkeypatch):
-    monkeypatch.setattr(submits.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(watches.time, "sleep", lambda seconds: None)
     server.add("run-a-1")
     looks = []
 

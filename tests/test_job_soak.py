@@ -24,9 +24,11 @@ import pytest
 
 from pipelines.demo import make_corpus
 from pipelines.experiment import InputError
+from pipelines.jobs.prepare import Wish, prepare
 from pipelines.jobs.server import JobServer
-from pipelines.jobs.submit import Wish, how, prepare, retry, stop, submit
+from pipelines.jobs.submit import retry, submit
 from pipelines.jobs.tokens import Token
+from pipelines.jobs.watch import how, stop
 from tests import undisturbed
 from tests.job_cluster import end, head, mlflow_server, node
 

@@ -17,11 +17,13 @@ from pipelines.experiment import InputError
 from pipelines.findings import finding
 from pipelines.jobs import beforehand, entrypoint, folder, needed, needs, records
 from pipelines.jobs.needs import Node, check_room, need_of
+from pipelines.jobs.prepare import Wish, prepare
 from pipelines.jobs.records import Record, settle
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
 from pipelines.jobs.submission import OURS, Origin, Submission, request, variables_of
-from pipelines.jobs.submit import Wish, find, prepare, submit
+from pipelines.jobs.submit import submit
 from pipelines.jobs.tokens import Token
+from pipelines.jobs.watch import find
 from pipelines.jobs.wheel import PACKAGES, wheel
 
 TOKEN = Token("a" * 64, "a test")

@@ -9,9 +9,11 @@ from threading import Barrier, Thread
 
 import pytest
 
+from pipelines.jobs.prepare import Wish, prepare
 from pipelines.jobs.server import JobServer
-from pipelines.jobs.submit import Wish, how, prepare, stop, submit
+from pipelines.jobs.submit import submit
 from pipelines.jobs.tokens import Token
+from pipelines.jobs.watch import how, stop
 from tests.job_cluster import head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pipelines.jobs.records import Settled
     from pipelines.jobs.server import JobServer
     from pipelines.jobs.submission import Submission
-    from pipelines.jobs.submit import Attempt, Job
+    from pipelines.jobs.submit import Attempt
+    from pipelines.jobs.watch import Job
 
 PANEL = "Cluster"
 app = typer.Typer()
@@ -78,7 +79,8 @@ def submit_command(
 ) -> None:
     """Run a command on the cluster; an equal submission that is at work is attached to."""
     from pipelines.jobs.beforehand import check_beforehand
-    from pipelines.jobs.submit import Wish, prepare, submit
+    from pipelines.jobs.prepare import Wish, prepare
+    from pipelines.jobs.submit import submit
 
     wish = Wish(
         command=tuple(command),
@@ -104,7 +106,7 @@ def list_command(
     *, address: Address = "", cluster: Cluster = CLUSTER, as_json: Json = False
 ) -> None:
     """All jobs of fuseline that the cluster knows, the newest last."""
-    from pipelines.jobs.submit import all_jobs
+    from pipelines.jobs.watch import all_jobs
     from pipelines.show import Show
 
     with _server(address, cluster) as server:
@@ -127,7 +129,7 @@ def status_command(
     as_json: Json = False,
 ) -> None:
     """How a job is, by Ray and by what its node recorded."""
-    from pipelines.jobs.submit import find, recorded
+    from pipelines.jobs.watch import find, recorded
 
     if records:
         record, settled = recorded(records, name)
@@ -156,7 +158,7 @@ def logs_command(
     cluster: Cluster = CLUSTER,
 ) -> None:
     """What a job's driver has written."""
-    from pipelines.jobs.submit import find, wait
+    from pipelines.jobs.watch import find, wait
 
     with _server(address, cluster) as server:
         found = find(server, name)
@@ -171,7 +173,7 @@ def stop_command(
     name: Id, *, address: Address = "", cluster: Cluster = CLUSTER, as_json: Json = False
 ) -> None:
     """End a job: it saves first, and goes on from there when it is tried again."""
-    from pipelines.jobs.submit import stop
+    from pipelines.jobs.watch import stop
 
     with _server(address, cluster) as server:
         found = stop(server, name, _say)
@@ -200,14 +202,14 @@ def _unchecked(submission: "Submission") -> None:
 
 def _watched(server: "JobServer", attempt: "Attempt", *, wait: bool, as_json: bool) -> None:
     """Tell the id; with --wait also what the job writes, and exit with its code."""
-    from pipelines.jobs import submit
+    from pipelines.jobs.watch import wait as watch
 
     _say(f"{attempt.name} {'is at work already' if attempt.attached else 'is submitted'}")
     if not wait:
         plain = {"id": attempt.name, "attached": attempt.attached}
         print(json.dumps(plain) if as_json else attempt.name)
         return
-    ended = submit.wait(server, attempt.name, _say_raw if as_json else _write, _say)
+    ended = watch(server, attempt.name, _say_raw if as_json else _write, _say)
     if as_json:
         print(json.dumps({**_plain(ended), "attached": attempt.attached}))
     _say(_sentence(ended))

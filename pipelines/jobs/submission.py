@@ -185,3 +185,8 @@ def checked(name: str, option: str) -> str:
     if name in KEPT or name.startswith("RAY_AUTH_"):
         raise InputError(f"{option} {name}: jobs need it as it is")
     return name
+
+
+def number_of(name: str) -> int:
+    """The number of an attempt by its id."""
+    return int(name.rpartition("-")[2])

@@ -1,68 +1,29 @@
-"""Jobs: submit one and attach to one that is at work; watch it; end it; try it again.
+"""Jobs begin: an attempt of a submission, or the one that is at work is attached to.
 
 A submission is named by the digest of all that decides what it does, and its attempts are counted.
 The name of an attempt is an id of Ray's, which gives each once: of two clients that begin the same
 attempt one wins, and the other one, as after an answer that was lost, finds what it wanted.
 """
 
-import contextlib
 import json
 import re
 import secrets as randomness
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pipelines import HOME
 from pipelines.experiment import InputError
 from pipelines.jobs import folder as folders
-from pipelines.jobs import needed, needs, records, sealing
-from pipelines.jobs.records import Settled
+from pipelines.jobs import needs, records, sealing
+from pipelines.jobs.prepare import Prepared
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import (
-    STOP_WAIT_S,
-    Origin,
-    Submission,
-    checked,
-    request,
-    variables_of,
-)
-from pipelines.jobs.wheel import Archive, wheel
+from pipelines.jobs.submission import Origin, Submission, number_of, request
+from pipelines.jobs.watch import Say, find, lasting
+from pipelines.jobs.wheel import wheel
 from tracking.provenance import git_commit
 
-LOOK_S = 0.5
-LOST_S = 120.0
-PENDING_S = 10.0
-TOLD_S = 5.0
 TRIES = 8
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What the user asked for; what is None is decided by the command."""
-
-    command: tuple[str, ...]
-    working_dir: Path
-    shared: bool = False
-    cpus: float | None = None
-    gpus: float | None = None
-    memory_gb: float | None = None
-    env: Sequence[str] = ()
-    secret: Sequence[str] = ()
-    records: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A submission with what has to be sent for it."""
-
-    submission: Submission
-    packages: tuple[Archive, ...]
-    source: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,88 +32,6 @@ class Attempt:
 
     name: str
     attached: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job as Ray sees it, and how it is."""
-
-    info: JobInfo
-    settled: Settled
-
-    @property
-    def name(self) -> str:
-        """Its id."""
-        return self.info.name
-
-
-def prepare(wish: Wish, commands: Sequence[str]) -> Prepared:
-    """Check all that can be checked before anything is sent.
-
-    Args:
-        wish: What to do.
-        commands: The names of our commands.
-
-    Raises:
-        InputError: No such command; something needed stays behind, or would be lost.
-    """
-    command = _known(wish.command, commands)
-    source = wish.working_dir.resolve()
-    code = wheel()
-    packages = [code]
-    if wish.shared:
-        if not source.is_dir():
-            raise InputError(f"--working-dir {source}: no such folder")
-        place, inputs = str(source), needed.digest_of(needed.named(command, source), source)
-    else:
-        found = folders.survey(source)
-        needed.check_along(command, found)
-        packages.append(folders.packed(found))
-        place, inputs = packages[-1].name, ""
-    submission = Submission(
-        command=command,
-        wheel=code.name,
-        folder=place,
-        inputs=inputs,
-        need=needs.need_of(command, wish.cpus, wish.gpus, wish.memory_gb),
-        variables=variables_of(wish.env),
-        secrets=tuple(sorted({checked(name, "--secret") for name in wish.secret})),
-        record=_record(wish, command, source),
-    )
-    if both := set(submission.variables) & set(submission.secrets):
-        raise InputError(f"{min(both)} is given by --env and by --secret; wanted one of them")
-    return Prepared(submission=submission, packages=tuple(packages), source=source)
-
-
-def _known(command: Sequence[str], commands: Sequence[str]) -> tuple[str, ...]:
-    import difflib
-
-    words = tuple(command[1:] if command[0] == "fuseline" else command)
-    if not words or words[0] not in {*commands, "python"}:
-        found = words[0] if words else ""
-        near = difflib.get_close_matches(found, commands, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see `fuseline --help`"
-        raise InputError(
-            f"job submit -- {found}: wanted a command of fuseline, or python for a program of your "
-            f"own; {hint}"
-        )
-    if words[0] == "job":
-        raise InputError("job submit -- job: a job submits no jobs")
-    return words
-
-
-def _record(wish: Wish, command: Sequence[str], source: Path) -> str:
-    """Where the job's end is recorded: as told, else beside what the command writes."""
-    if wish.records:
-        if not wish.records.startswith("/") and "://" not in wish.records:
-            raise InputError(
-                f"--records {wish.records}: wanted an absolute path or an address like s3://, "
-                f"which all nodes reach"
-            )
-        return wish.records.rstrip("/")
-    for experiment in needed.outlines(command, source):
-        return f"{experiment.root}/logs/jobs"
-    return f"{source}/.fuseline/jobs" if wish.shared else ""
 
 
 def submit(
@@ -177,7 +56,7 @@ def submit(
     submission = prepared.submission
     for _ in range(TRIES):
         mine = attempts(server, submission)
-        if mine and (live := _lasting(server, mine[-1], say)).settled.live:
+        if mine and (live := lasting(server, mine[-1], say)).settled.live:
             return Attempt(name=live.name, attached=True)
         check_room(server, submission)
         check(submission)
@@ -194,7 +73,7 @@ def submit(
 
 def _next(submission: Submission, mine: Sequence[JobInfo]) -> int:
     """The number of the next attempt: those before it may be of a cluster that is gone."""
-    known = _number(mine[-1].name) if mine else 0
+    known = number_of(mine[-1].name) if mine else 0
     return 1 + max(known, records.attempts(submission.record, _begins(submission)))
 
 
@@ -215,192 +94,7 @@ def attempts(server: JobServer, submission: Submission) -> list[JobInfo]:
     """All attempts of a submission that the cluster knows, the first one in front."""
     first = re.escape(_begins(submission))
     mine = [each for each in server.jobs() if re.fullmatch(rf"{first}\d+", each.name)]
-    return sorted(mine, key=lambda each: _number(each.name))
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2])
-
-
-def how(
-    server: JobServer,
-    info: JobInfo,
-    alive: frozenset[str] | None = None,
-    unreached: set[str] | None = None,
-) -> Job:
-    """How a job is.
-
-    Args:
-        server: Of the cluster.
-        info: What Ray says of it.
-        alive: The ids of nodes that are there; asked for where it is None.
-        unreached: See `records.read`.
-    """
-    if alive is None:
-        alive = _alive(server) if info.status == "RUNNING" else frozenset()
-    record = records.read(info.metadata.get("record", ""), unreached)
-    return Job(info=info, settled=records.settle(info, record, alive))
-
-
-def _alive(server: JobServer) -> frozenset[str]:
-    return frozenset(node.name for node in server.nodes())
-
-
-def all_jobs(server: JobServer) -> list[Job]:
-    """All jobs of ours that the cluster knows."""
-    alive, unreached = _alive(server), set[str]()
-    return [how(server, info, alive, unreached) for info in server.jobs()]
-
-
-def find(server: JobServer, text: str) -> Job:
-    """The job of an id, or the newest attempt of what begins so.
-
-    Raises:
-        InputError: None, or several submissions.
-    """
-    jobs = server.jobs()
-    exact = [each for each in jobs if each.name == text]
-    begun = exact or [each for each in jobs if each.name.startswith(text)]
-    if not begun:
-        known = ", ".join(each.name for each in jobs[-3:]) or "none"
-        raise InputError(
-            f"{server} knows no job {text}; the newest: {known}; of one of an earlier head tells "
-            f"`fuseline job status {text} --records DATASET/logs/jobs`"
-        )
-    submissions = sorted({each.name.rpartition("-")[0] for each in begun})
-    if len(submissions) > 1:
-        raise InputError(f"{text} begins {', '.join(submissions[:5])}; wanted more of the id")
-    return how(server, max(begun, key=lambda each: _number(each.name)))
-
-
-def recorded(place: str, text: str) -> tuple[str, Settled]:
-    """The id and the end of a job by its records alone, also when its cluster is gone.
-
-    Raises:
-        InputError: Nothing is recorded there of such an id.
-    """
-    record = records.newest(place.rstrip("/"), text)
-    if record is None:
-        raise InputError(f"--records {place}: nothing is recorded there of a job {text}")
-    return record.name, records.settle(None, record, frozenset())
-
-
-def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
-    """Write what a job writes, until it has ended; returns how it ended.
-
-    A connection that breaks is made again for a while; the job goes on without. Where the head is
-    made anew meanwhile, and knows of no job, what the job's node recorded tells the end.
-    """
-    written, patience = 0, _Patience(say)
-    job = patience.ask(lambda: how(server, _info(server, name)))
-    while True:
-        job = patience.ask(partial(_started, server, job.info, say))
-        seen = 0
-        for text in server.follow(name):
-            fresh = text[max(written - seen, 0) :]
-            seen += len(text)
-            if fresh:
-                write(fresh)
-        written = max(written, seen)
-        job = patience.ask(partial(_now, server, job.info))
-        if not job.settled.live:
-            with contextlib.suppress(ServerError):  # a log goes with its node
-                if rest := server.logs(name)[written:]:
-                    write(rest)
-            return job
-        time.sleep(LOOK_S)
-
-
-def _now(server: JobServer, last: JobInfo) -> Job:
-    """How a job is; by its record alone where the cluster does not know it any more.
-
-    Raises:
-        ServerError: The server does not answer, and no end was recorded.
-    """
-    address = last.metadata.get("record", "")
-    try:
-        found = server.info(last.name)
-    except ServerError:
-        record = records.read(address)
-        if record is None or record.exit_code is None:
-            raise
-        found = None
-    # On a head made anew somebody else may have begun an attempt of the same number.
-    if found is not None and found.metadata.get("nonce") == last.metadata.get("nonce"):
-        return how(server, found)
-    return Job(info=last, settled=records.settle(None, records.read(address), frozenset()))
-
-
-def _lasting(server: JobServer, info: JobInfo, say: Say) -> Job:
-    """How a job is, after its end where it was asked to end: nobody attaches to that."""
-    job = how(server, info)
-    if job.settled.state == "stopping":
-        say(f"{job.name} was asked to end, and saves; the next attempt begins after it")
-    until = time.monotonic() + STOP_WAIT_S
-    while job.settled.state == "stopping" and time.monotonic() < until:
-        time.sleep(LOOK_S)
-        job = _now(server, job.info)
-    return job
-
-
-class _Patience:
-    """Asks again while the server does not answer, for a while."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
-    def ask(self, call: Callable[[], Job]) -> Job:
-        until, told = time.monotonic() + LOST_S, False
-        while True:
-            try:
-                return call()
-            except ServerError as error:
-                if time.monotonic() > until:
-                    raise ServerError(
-                        f"{error}; the job goes on without, and the same command attaches to it"
-                    ) from None
-                if not told:
-                    self._say(f"{error}; trying again for {LOST_S:g} s")
-                told = True
-            time.sleep(1.0)
-
-
-def _info(server: JobServer, name: str) -> JobInfo:
-    found = server.info(name)
-    if found is None:
-        raise ServerError(f"{server} does not know {name} any more: it may have been made anew")
-    return found
-
-
-def _started(server: JobServer, last: JobInfo, say: Say) -> Job:
-    """How a job is as soon as it has a node, or ended; says what it waits for."""
-    began, told = time.monotonic(), False
-    while True:
-        job = _now(server, last)
-        if job.settled.state != "waiting":
-            return job
-        if not told and time.monotonic() - began > TOLD_S:
-            say(f"{last.name} waits: {job.settled.why}")
-            told = True
-        time.sleep(LOOK_S)
-
-
-def stop(server: JobServer, text: str, say: Say) -> Job:
-    """Ask a job to end, and wait until it has saved and ended."""
-    job = find(server, text)
-    if not job.settled.live:
-        return job
-    server.stop(job.name)
-    say(f"{job.name} is to end; it saves first")
-    until, patience = time.monotonic() + PENDING_S, _Patience(say)
-    while True:
-        time.sleep(LOOK_S)
-        job = patience.ask(partial(_now, server, job.info))
-        if not job.settled.live:
-            return job
-        if job.settled.state == "waiting" and time.monotonic() > until:
-            say(f"{job.name} has not begun; it ends as soon as it would begin")
-            return job
+    return sorted(mine, key=lambda each: number_of(each.name))
 
 
 def retry(server: JobServer, text: str, say: Say = lambda line: None) -> Attempt:
@@ -409,12 +103,12 @@ def retry(server: JobServer, text: str, say: Say = lambda line: None) -> Attempt
     Raises:
         InputError: It is at work, or what was submitted can be had nowhere any more.
     """
-    job = _lasting(server, find(server, text).info, say)
+    job = lasting(server, find(server, text).info, say)
     if job.settled.live:
         raise InputError(f"{job.name} is {job.settled.state}; `fuseline job stop {job.name}` first")
     submission = Submission.from_json(json.loads(job.info.metadata["submission"]))
     mine = attempts(server, submission)
-    if mine and (live := _lasting(server, mine[-1], say)).settled.live:
+    if mine and (live := lasting(server, mine[-1], say)).settled.live:
         return Attempt(name=live.name, attached=True)
     check_room(server, submission)
     sealed = _sealed(server, job.name, submission)
