@@ -109,7 +109,7 @@ def is_remote(root: Root) -> bool:
 
 def shown(text: str) -> str:
     """A text for people, without the users, passwords and signatures that addresses in it hold."""
-    return _SECRETS.sub(r"\1***", re.sub(r"://[^/\s@]*@", "://", text))
+    return _SECRETS.sub(r"\1***", re.sub(r"://[^/\s?#]*@", "://", text))
 
 
 # Parameters by which stores know who asks; others tell which file it is.

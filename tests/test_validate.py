@@ -257,18 +257,82 @@ def test_an_idle_cluster_that_grows_is_judged_as_several_nodes_and_refuses_a_dri
         assert failed(alone) & {"driver of a job"} == wrong
 
 
-def test_no_secret_of_an_address_goes_into_a_job_or_a_message(monkeypatch):
-    urls = ["s3://bucket/a.mp4", "https://me:hush@x/b.mp4", "https://x/c.mp4?X-Amz-Signature=hush"]
-    asked = []
-    monkeypatch.setattr(live, "_by_job", lambda *words: asked.append(words[2]) or "no answer")
-    with pytest.raises(UnreachedError):
-        live.ask("http://localhost:8265", Question(urls=urls))
-    assert ("a.mp4" in asked[0], "hush" in asked[0]) == (True, False)
-    place = shared.Place(what="media", urls=urls)
-    for told in ({}, dict.fromkeys(urls, f"no {urls[1]}")):
-        there = Live(address="x:1", nodes=[node(urls=told)])
-        (found,) = shared.check_live([place], Question(urls=urls), there)
-        assert "hush" not in str(found)
+SIGNED = ("https://me:h@hush@x/b.mp4", "https://x/c.mp4?X-Amz-Signature=hush")
+FILM = "s3://bucket/a.mp4"
+
+
+def answer(**facts):
+    """What the probe prints of one node."""
+    told = {"host": "one", "address": "10.0.0.2", "resources": {"CPU": 4.0}, **facts}
+    return f"{probe.MARK}{json.dumps({'nodes': [told], 'groups': None})}\n"
+
+
+def test_addresses_with_secrets_are_asked_by_number_and_travel_sealed(monkeypatch, tmp_path):
+    sent = []
+
+    class Server:
+        token = Token("a" * 64, "a test")
+
+        def __init__(self, *settings):
+            pass
+
+        def submit(self, request):
+            sent.append(request)
+
+        def logs(self, name):
+            return answer(urls={FILM: ""}, hidden=["", "not there"])
+
+        def __getattr__(self, name):
+            return lambda *asked: None
+
+    monkeypatch.setattr(live, "JobServer", Server)
+    there = live.ask("http://localhost:8265", Question(urls=[FILM, *SIGNED]))
+    assert there.nodes[0].urls == {FILM: "", SIGNED[0]: "", SIGNED[1]: "not there"}
+    (request,) = sent
+    assert (FILM in str(request), "hush" in str(request)) == (True, False)
+    sealed = request["runtime_env"]["env_vars"]["FUSELINE_SEALED"]
+    (tmp_path / "token").write_text(f"{Server.token.value}\n")
+    there = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    assert probe.opened(sealed, there, tmp_path) == list(SIGNED)
+    assert probe.opened(sealed, {"RAY_AUTH_TOKEN": "b" * 64}, tmp_path) == []
+    assert probe.opened(sealed, {}, tmp_path) == []
+    Server.token = Token("", "nowhere")
+    live.ask("http://localhost:8265", Question(urls=[FILM, *SIGNED]))
+    assert "runtime_env" not in sent[-1]
+    assert "hush" not in str(sent[-1])
+
+
+def test_no_secret_of_an_address_is_an_argument_or_in_a_message(monkeypatch):
+    called = []
+
+    def ended(command, *settings, given, **more):
+        called.append((command, settings, given))
+        out = answer(hidden=["", "ValueError"])
+        return subprocess.CompletedProcess(command, 0, out, "")
+
+    monkeypatch.setattr(live, "ended_within", ended)
+    there = live.ask("10.0.0.1:6379", Question(urls=SIGNED))
+    ((command, settings, given),) = called
+    assert ("hush" in f"{command} {settings}", json.loads(given)) == (False, list(SIGNED))
+    place = shared.Place(what="media", urls=SIGNED)
+    (found,) = shared.check_live([place], Question(urls=SIGNED), there)
+    assert (found.state, "***" in found.found, "ValueError" in found.found) == (
+        "failed",
+        True,
+        True,
+    )
+    assert "hush" not in str(found)
+    unasked = Live(address="x:1", nodes=[node()])
+    (found,) = shared.check_live([place], Question(urls=SIGNED), unasked)
+    assert (found.state, "could not be asked" in found.found) == ("ok", True)
+    assert "hush" not in str(found)
+
+
+def test_what_goes_wrong_with_an_address_of_secrets_is_told_by_its_kind():
+    wrong = "nothing-of-the-kind://me:hush@x/b.mp4"
+    asked = {"packages": [], "files": [], "urls": [], "hosts": [], "hidden": [wrong]}
+    assert probe.look(asked)["hidden"] == ["ValueError"]
+    assert "nothing-of-the-kind" in probe.away(wrong)
 
 
 def test_the_job_that_asked_is_deleted_after_its_end(monkeypatch):
@@ -294,7 +358,8 @@ def test_the_job_that_asked_is_deleted_after_its_end(monkeypatch):
 
 def test_what_a_node_says_of_itself_holds_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:swordfish@127.0.0.1:1")
-    said = probe.look({"packages": ["ray", "no-such"], "files": ["/"], "urls": [], "hosts": []})
+    asked = {"packages": ["ray", "no-such"], "files": ["/"], "urls": [], "hosts": [], "hidden": []}
+    said = probe.look(asked)
     assert said["store"] == "http://127.0.0.1:1"
     assert said["hosts"]["127.0.0.1:1"] == "Connection refused"
     assert "swordfish" not in str(said)

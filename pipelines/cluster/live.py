@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from featurizers.store import shown
 from pipelines.cluster import probe
@@ -20,7 +21,9 @@ from pipelines.cluster.room import NodeKind, Room
 from pipelines.executors import Need
 from pipelines.experiment import FailedError, InputError
 from pipelines.findings import Finding, finding
+from pipelines.jobs.sealing import seal
 from pipelines.jobs.server import JobServer, ServerError
+from pipelines.jobs.submission import SEALED
 from pipelines.jobs.tokens import find_token
 from pipelines.licences import OURS
 from tracking.mlflow_store import public
@@ -46,8 +49,8 @@ class Question:
     urls: Sequence[str] = ()
     hosts: Sequence[tuple[str, int]] = ()
 
-    def to_json(self) -> str:
-        """As the probe wants it."""
+    def to_json(self, hidden: str) -> str:
+        """As the probe wants it; `hidden` tells how it gets the URLs that hold secrets."""
         packages = [*PACKAGES, OURS]
         return json.dumps(
             {
@@ -55,6 +58,7 @@ class Question:
                 "files": list(self.files),
                 "urls": list(self.urls),
                 "hosts": list(self.hosts),
+                "hidden": hidden,
                 "patience_s": PATIENCE_S,
             }
         )
@@ -150,17 +154,26 @@ def ask(address: str, question: Question) -> Live:
         UnreachedError: Nobody answers there, or the token is refused.
     """
     # What is asked stands in a job's entrypoint, and in arguments that everybody may read.
+    hidden = [url for url in question.urls if shown(url) != url]
     question = replace(question, urls=[url for url in question.urls if shown(url) == url])
     program = Path(probe.__file__).read_text(encoding="utf-8")
     by = _by_job if is_job_server(address) else _by_driver
-    told = by(address, program, question.to_json())
+    told = by(address, program, question, hidden)
     found = next((each for each in told.splitlines() if each.startswith(probe.MARK)), None)
     if found is None:
         raise UnreachedError(_unreached(address, (told.strip().splitlines() or ["nothing"])[-1]))
     plain = json.loads(found.removeprefix(probe.MARK))
     groups = plain["groups"]
     kinds = None if groups is None else [NodeKind(**each) for each in groups]
-    return Live(address=address, nodes=[Node(**each) for each in plain["nodes"]], kinds=kinds)
+    nodes = [_node(each, hidden) for each in plain["nodes"]]
+    return Live(address=address, nodes=nodes, kinds=kinds)
+
+
+def _node(plain: dict[str, Any], hidden: Sequence[str]) -> Node:
+    """A node by its answer, in which URLs that hold secrets have their numbers alone."""
+    answers = plain.pop("hidden", [])
+    urls = {**plain.pop("urls", {}), **dict(zip(hidden, answers, strict=False))}
+    return Node(**plain, urls=urls)
 
 
 def is_job_server(address: str) -> bool:
@@ -173,13 +186,14 @@ def _unreached(address: str, why: str) -> str:
     return f"the cluster at {public(address)} does not answer: {public(why)[:300]}; token: {told}"
 
 
-def _by_driver(address: str, program: str, asked: str) -> str:
+def _by_driver(address: str, program: str, question: Question, hidden: Sequence[str]) -> str:
     # Ray looks for modules where it is started: at the root nothing is in the way.
     ended = ended_within(
-        [sys.executable, "-c", program, asked],
+        [sys.executable, "-c", program, question.to_json("input")],
         ANSWER_S,
         {"RAY_ADDRESS": address},
         folder=Path("/"),
+        given=json.dumps(hidden),
     )
     if ended is None:
         raise UnreachedError(_unreached(address, f"nothing within {ANSWER_S:g} s"))
@@ -192,19 +206,21 @@ def ended_within(
     environment: Mapping[str, str] | None = None,
     *,
     folder: Path,
+    given: str = "",
 ) -> "subprocess.CompletedProcess[str] | None":
     """Run a program of ours in a process that is ended after some seconds; None if it was."""
     with subprocess.Popen(  # noqa: S603 - our own program text, no shell
         command,
         cwd=folder,
         env={**os.environ, **(environment or {})},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as process:
         try:
-            out, err = process.communicate(timeout=seconds)
+            out, err = process.communicate(given, timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -213,17 +229,23 @@ def ended_within(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _by_job(address: str, program: str, asked: str) -> str:
+def _by_job(address: str, program: str, question: Question, hidden: Sequence[str]) -> str:
     """Through the job server, from where Ray itself cannot be joined; the job is deleted again."""
     name = f"fuseline-validate-{secrets.token_hex(6)}"
-    request = {
-        "submission_id": name,
-        "entrypoint": shlex.join(["python", "-c", program, asked]),
-        "metadata": {"nonce": name},
-    }
     until = time.monotonic() + ANSWER_S
     try:
         server = JobServer(address, "--address", find_token(os.environ, Path.home()))
+        # Without a token nothing can be sealed: those addresses are not asked then.
+        sealed = hidden and server.token.value
+        asked = question.to_json("sealed" if sealed else "")
+        request: dict[str, Any] = {
+            "submission_id": name,
+            "entrypoint": shlex.join(["python", "-c", program, asked]),
+            "metadata": {"nonce": name},
+        }
+        if sealed:
+            values = {str(number): url for number, url in enumerate(hidden)}
+            request["runtime_env"] = {"env_vars": {SEALED: seal(values, server.token)}}
         server.submit(request)
         try:
             while (info := server.info(name)) and info.live and time.monotonic() < until:

@@ -2,8 +2,12 @@
 
 A program by itself, that is sent as text: it wants Ray and nothing of this project, which may be
 missing on the nodes, or another one. It writes nothing, and takes no CPU of the cluster.
+
+Addresses that hold a password or a signature come sealed or by the standard input, never by an
+argument; they are answered by their number, and what goes wrong with one by its kind alone.
 """
 
+import base64
 import hashlib
 import importlib.metadata
 import json
@@ -27,7 +31,7 @@ def look(asked: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         asked: "packages", names; "files", paths; "urls", of objects or prefixes; "hosts", pairs of
-            host and port.
+            host and port; "hidden", URLs that hold secrets.
     """
     # Names and passwords stay where they are.
     store = re.sub(r"://[^/\s]*@", "://", os.environ.get("MLFLOW_TRACKING_URI", ""))
@@ -38,6 +42,7 @@ def look(asked: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {name: version(name) for name in asked["packages"]},
         "files": {path: fingerprint(path) for path in asked["files"]},
         "urls": {url: away(url) for url in asked["urls"]},
+        "hidden": [away(url, hidden=True) for url in asked["hidden"]],
         "hosts": {f"{host}:{port}": silent(host, port) for host, port in [*asked["hosts"], *own]},
         "store": store,
         "token": os.environ.get("RAY_AUTH_MODE", ""),
@@ -65,15 +70,21 @@ def fingerprint(path: str) -> str | None:
         return None
 
 
-def away(url: str) -> str:
-    """Why an object is not reached; empty where it is, and "not there" for none."""
+def away(url: str, *, hidden: bool = False) -> str:
+    """Why an object is not reached; empty where it is, and "not there" for none.
+
+    Args:
+        url: Of the object.
+        hidden: Whether it holds what nobody is to see: messages of errors may repeat it.
+    """
     try:
         import fsspec
 
         system, name = fsspec.core.url_to_fs(url)
         return "" if system.exists(name) else "not there"
     except Exception as error:  # noqa: BLE001 - each store has its own
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        told = "" if hidden else " ".join(str(error).split())[:200]
+        return told or type(error).__name__
 
 
 def silent(host: str, port: int) -> str:
@@ -108,12 +119,48 @@ def groups() -> list[dict[str, Any]] | None:
     return found or None
 
 
+def opened(sealed: str, environment: Mapping[str, str], home: Path) -> list[str]:
+    """What was sealed with the cluster's token; nothing where this node cannot open it.
+
+    Args:
+        sealed: As `pipelines.jobs.sealing` does it.
+        environment: Which names the token, or a file with it.
+        home: Where that file is otherwise.
+    """
+    try:
+        from cryptography.fernet import Fernet, InvalidToken
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+    except ImportError:
+        return []
+    salt, _, content = sealed.partition(".")
+    try:
+        file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
+        token = environment.get("RAY_AUTH_TOKEN", "").strip() or file.expanduser().read_text()
+        about = b"fuseline: secrets of a job"
+        key = HKDF(SHA256(), 32, base64.urlsafe_b64decode(salt), about)
+        derived = base64.urlsafe_b64encode(key.derive(token.strip().encode()))
+        plain: dict[str, str] = json.loads(Fernet(derived).decrypt(content.encode()))
+    except (OSError, ValueError, InvalidToken):
+        return []
+    return list(plain.values())
+
+
+def hidden(how: str) -> list[str]:
+    """The URLs that hold secrets, by the way that they come: "sealed", "input", or none."""
+    if how == "sealed":
+        return opened(os.environ["FUSELINE_SEALED"], os.environ, Path.home())
+    found: list[str] = json.load(sys.stdin) if how == "input" else []
+    return found
+
+
 def main() -> None:
     """Ask all nodes at once."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = json.loads(sys.argv[1])
+    asked["hidden"] = hidden(asked["hidden"])
     ray.init(log_to_driver=False, logging_level=40)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray's
     there = {node["NodeID"]: node for node in nodes if node["Alive"]}

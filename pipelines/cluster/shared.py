@@ -187,7 +187,7 @@ def check_live(places: Sequence[Place], question: Question, live: Live) -> Itera
         else:
             found = f"{_named(place)}, reached by {len(nodes)} node(s)"
             if any(url not in node.urls for node in nodes for url in place.urls):
-                found = f"{_named(place)}; addresses with a password or a signature are not asked"
+                found = f"{_named(place)}; those with a password or a signature could not be asked"
             yield finding(AREA, place.what, "ok", found)
 
 
