@@ -221,11 +221,29 @@ def test_jobs_take_the_tracking_store_of_the_nodes_and_shells_their_own(tmp_path
     assert "10.0.0.2" in shared.check_store(tmp_path, None, by_job, given).found
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x/mlflow.db")
     assert "SQLite" in shared.check_store(tmp_path, None, bare).found
+    # Only the server that the job will log to counts, whatever else the nodes were asked for.
+    elsewhere = replace(served, hosts={"10.0.0.1:5000": "", "10.0.0.2:5000": "refused"})
+    both = replace(by_job, nodes=[elsewhere])
+    assert shared.check_store(tmp_path, None, both, {}).state == "ok"
+    found = shared.check_store(tmp_path, None, both, given)
+    assert (found.state, "refused" in found.found) == ("failed", True)
     away = replace(served, hosts={"10.0.0.1:5000": "refused"})
     found = shared.check_store(tmp_path, None, replace(by_job, nodes=[away]))
     assert (found.state, "refused" in found.found) == ("failed", True)
     several = [served, replace(served, store="")]
     assert "several" in shared.check_store(tmp_path, None, replace(by_job, nodes=several)).found
+
+
+def test_nodes_are_asked_for_the_server_that_a_job_will_log_to(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    hosts = {}
+    for name, variables in {"shell": None, "job": {}}.items():
+        with shared.marked([], shared.chosen_store(variables)) as question:
+            hosts[name] = list(question.hosts)
+    given = {"MLFLOW_TRACKING_URI": "https://me:word@runs.example.org"}
+    with shared.marked([], shared.chosen_store(given)) as question:
+        assert list(question.hosts) == [("runs.example.org", 443)]
+    assert hosts == {"shell": [("localhost", 5000)], "job": []}
 
 
 def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_path):

@@ -36,7 +36,8 @@ def look(asked: Mapping[str, Any]) -> dict[str, Any]:
     # Names and passwords stay where they are.
     store = re.sub(r"://[^/\s]*@", "://", os.environ.get("MLFLOW_TRACKING_URI", ""))
     parts = urllib.parse.urlsplit(store)
-    own = [(parts.hostname, parts.port or 80)] if parts.scheme == "http" else []
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    own = [] if usual is None else [(parts.hostname, parts.port or usual)]
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in asked["packages"]},

@@ -121,11 +121,15 @@ def _weights(experiment: Experiment) -> list[Path]:
 
 
 @contextmanager
-def marked(places: Sequence[Place]) -> Iterator[Question]:
+def marked(places: Sequence[Place], store: str = "") -> Iterator[Question]:
     """What nodes are asked; a marker lies in each folder that is to be shared for so long.
 
     A folder of that name on another disk has no such file. Where none can be laid, since the folder
     is not on this machine or may not be written, nodes are asked for the topmost folder alone.
+
+    Args:
+        places: What several nodes use.
+        store: The tracking store by `chosen_store`; each node is asked for its own besides.
     """
     name = f"{MARKER}{secrets.token_hex(6)}"
     written = [path for each in places if each.written for path in each.paths]
@@ -139,7 +143,7 @@ def marked(places: Sequence[Place]) -> Iterator[Question]:
         files = [path for each in places if not each.written for path in each.paths]
         urls = [url for each in places for url in each.urls]
         asked = dict.fromkeys(map(str, [*markers, *files, *map(_top, written)]))
-        yield Question(files=list(asked), urls=urls, hosts=_hosts())
+        yield Question(files=list(asked), urls=urls, hosts=_hosts(store))
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
@@ -156,8 +160,20 @@ def _there(path: Path) -> Path:
     return next(each for each in (place, *place.parents) if each.is_dir())
 
 
-def _hosts() -> list[tuple[str, int]]:
-    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+def chosen_store(variables: Mapping[str, str] | None) -> str:
+    """The tracking store that is named here; empty where nobody names one.
+
+    Args:
+        variables: Those that a job is given; what this process was told of, it is not. None where
+            none is submitted yet.
+    """
+    told = os.environ if variables is None else variables
+    return told.get("MLFLOW_TRACKING_URI", "")
+
+
+def _hosts(store: str) -> list[tuple[str, int]]:
+    """Where an MLflow server would listen; none for other stores."""
+    parts = urlsplit(store)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         return []
     return [(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))]
@@ -281,12 +297,10 @@ def check_store(
         live: Whose nodes may.
         variables: Those that a job is given; None where none is submitted yet.
     """
-    what, chosen = "tracking", os.environ.get("MLFLOW_TRACKING_URI", "")
-    if variables is not None:
-        chosen = ""  # what this process was told of a job is not
-        if given := variables.get("MLFLOW_TRACKING_URI"):
-            return _judged(given, "--env MLFLOW_TRACKING_URI", [])
+    what, chosen = "tracking", chosen_store(variables)
     nodes = [] if live is None else [each for each in live.nodes if not each.error]
+    if variables is not None and chosen:
+        return _judged(chosen, "--env MLFLOW_TRACKING_URI", nodes)
     told = {each.store for each in nodes}
     # A job is given what Ray was started with; a command in a shell has its own.
     if live is not None and live.by_job and told != {""}:
@@ -320,9 +334,11 @@ def _judged(uri: str, where: str, nodes: Sequence[Node]) -> Finding:
     if parts.hostname in LOOPBACK:
         found = f"{told} is another machine on each node ({where})"
         return finding(AREA, what, "failed", found, do)
-    away = [f"{node}: {why}" for node in nodes for why in node.hosts.values() if why]
+    (place,) = [f"{host}:{port}" for host, port in _hosts(uri)]
+    answers = [(node, node.hosts[place]) for node in nodes if place in node.hosts]
+    away = [f"{node}: {why}" for node, why in answers if why]
     if away:
         do = "let the server's port through, and see that it runs"
         return finding(AREA, what, "failed", f"{told} is not reached: {'; '.join(away)}", do)
-    asked = f"; reached by {len(nodes)} nodes" if any(node.hosts for node in nodes) else ""
+    asked = f"; reached by {len(answers)} nodes" if answers else ""
     return finding(AREA, what, "ok", f"{told}, {where}{asked}")

@@ -47,7 +47,8 @@ def validate(
         yield from launcher.check(file)
     places = [] if experiment is None else shared.places_of(experiment)
     there: Live | None = None
-    with shared.marked(places if address else []) as question:
+    store = shared.chosen_store(variables)
+    with shared.marked(places if address else [], store) as question:
         if address:
             try:
                 there = live.ask(address, question)
