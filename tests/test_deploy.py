@@ -252,6 +252,11 @@ def test_plain_commands_of_the_papers_are_those_of_the_script(stubs):
     wanted = {name for name, _ in flags(ours)} - {"--workers"}
     assert {name for name, _ in flags(mlflow)} == wanted | {"--backend-store-uri"}
     assert "--dashboard-host=127.0.0.1" in head
+    # Ray hands what it was started with on to jobs, also where MLflow is.
+    (exported,) = re.findall(r"^ {4}export (.*?) *#.*on both", paper, re.M)
+    given = dict(each.split("=") for each in exported.split())
+    assert given == {"RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_URI": "http://10.0.0.1:5000"}
+    assert " | token http://127.0.0.9:5000" in lines[-1]
 
 
 def test_a_worker_joins_the_head_and_logs_to_its_mlflow(stubs):
@@ -280,7 +285,9 @@ def test_a_wrong_call_is_told_in_one_line(stubs, arguments, said):
 
 # Runs what it is given here, as Slurm would on the node; nodes of the allocation are two.
 SRUN = """#!/usr/bin/env bash
+for each; do [[ $each == --* ]] || break; given+=" $each"; done
 while [[ $1 == --* ]]; do shift; done
+printf '%s\\n' "srun$given: $*" >> $CALLS
 case $1 in hostname) echo 127.0.0.7 ;; *) "$@" ;; esac
 """
 
@@ -298,13 +305,16 @@ def slurm(stubs):
     (home / ".venv").mkdir(parents=True)
     (home / "deploy").symlink_to(DEPLOY)
     (home / ".venv" / "bin").symlink_to(stubs)
-    return {"SLURM_SUBMIT_DIR": str(home), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7"}
+    about = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "6"}
+    return {"SLURM_SUBMIT_DIR": str(home), **about}
 
 
 def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stubs, slurm):
     done, calls = run(stubs, "run", "my file.yaml", script=DEPLOY / "slurm.sbatch", **slurm)
     assert done.returncode == 0, done.stderr
-    lines = lines_of(calls, 5)
+    lines = lines_of(calls, 8)
+    steps = [each for each in lines if each.startswith("srun") and "start.sh" in each]
+    assert ["--cpus-per-task=6 " in each for each in steps] == ["worker" in each for each in steps]
     (head,) = [each for each in lines if each.startswith("ray start --head")]
     (worker,) = [each for each in lines if each.startswith("ray start --address")]
     (command,) = [each for each in lines if each.startswith("fuseline")]
@@ -313,6 +323,26 @@ def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stu
     assert worker.index("--object-manager-port=8076") < worker.index("--object-manager-port=8077")
     assert command.startswith("fuseline run my\\ file.yaml | token http://127.0.0.7:5000")
     assert not list(Path(slurm["SLURM_SUBMIT_DIR"]).glob(".fuseline-*"))
+
+
+def test_two_allocations_do_not_write_one_store(stubs, slurm):
+    # Job 8 is at work, and 6 is gone.
+    (stubs / "squeue").write_text("#!/usr/bin/env bash\n[[ $2 == --jobs=8 ]] && echo 8 RUNNING\n")
+    (stubs / "squeue").chmod(0o755)
+    state = Path(slurm["SLURM_SUBMIT_DIR"]) / "fuseline-state"
+    state.mkdir()
+    held, script = state / "served-by", DEPLOY / "slurm.sbatch"
+    held.symlink_to("8")
+    done, calls = run(stubs, "run", "x", script=script, **slurm)
+    assert (done.returncode, calls.read_text()) == (2, "")
+    assert done.stderr.startswith(f"slurm.sbatch: job 8 serves MLflow from {state}: wait for")
+    assert os.readlink(held) == "8"
+    own = {**slurm, "FUSELINE_MLFLOW_STORE": "postgresql+psycopg://db/runs"}
+    assert run(stubs, "run", "x", script=script, **own)[0].returncode == 0
+    held.unlink()
+    held.symlink_to("6")
+    assert run(stubs, "run", "x", script=script, **slurm)[0].returncode == 0
+    assert not held.is_symlink()
 
 
 def test_slurm_ends_with_the_code_of_a_command_that_saves_when_it_is_told_to_end(stubs, slurm):
