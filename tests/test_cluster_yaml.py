@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def plain():
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    """Our file, filled in."""
+    text = (ROOT / "cluster.yaml").read_text()
+    disk = text.replace("REPLACE_ME /mnt", "fs-0123.efs.us-west-2.amazonaws.com:/ /mnt")
+    return yaml.safe_load(disk.replace("&image REPLACE_ME", "&image ami-0123"))
 
 
 @pytest.fixture
@@ -45,9 +48,10 @@ def by_what(findings):
 def test_our_own_cluster_file_and_that_of_google_cloud_are_as_they_should_be(changed):
     findings = list(launcher.check(read(changed())))
     assert {each.what for each in findings if each.state != "ok"} == {"runs"}  # on the head alone
-    google = launcher.check(read(ROOT / "deploy/gcp.yaml"))
-    wrong = {each.what for each in google if each.state != "ok"}
-    assert wrong == {"placeholders", "runs"}  # the project's name
+    for name in ("cluster.yaml", "deploy/gcp.yaml"):
+        as_it_is = launcher.check(read(ROOT / name))
+        wrong = {each.what for each in as_it_is if each.state != "ok"}
+        assert wrong == {"placeholders", "runs"}
 
 
 def open_dashboard(cluster):
@@ -202,7 +206,7 @@ def test_the_state_of_the_head_lies_on_its_machine_and_is_its_users(ours):
     script = (ROOT / "deploy" / "start.sh").read_text()
     assert "${FUSELINE_STATE:-$HOME/fuseline-state}" in script
     assert there == launcher.HOME_STATE == "/home/ray/fuseline-state"
-    (made,) = ours.plain["initialization_commands"]
+    *_, made = ours.plain["initialization_commands"]
     assert made == f"sudo install -d -m 700 -o 1000 -g 100 {here}"
 
 

@@ -77,6 +77,22 @@ def test_ray_accepts_the_file_of_google_cloud(gcp):
     assert prepared["provider"]["type"] == "gcp"
 
 
+def test_nodes_have_a_driver_for_the_torch_of_the_constraints(aws, gcp):
+    """PyTorch's ordinary build wants a CUDA, and each major CUDA a driver of NVIDIA."""
+    pins = (ROOT / "constraints.txt").read_text()
+    (torch,) = re.findall(r"^torch==(\d+\.\d+)", pins, re.M)
+    wanted = {"2.13": 580}[torch]  # CUDA 13.0; another torch wants a look at its requirements
+    images = [
+        kind["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+        for name, kind in gcp["available_node_types"].items()
+        if name.startswith("gpu")
+    ]
+    assert len(images) == 2
+    assert all(int(each.rpartition("-nvidia-")[2]) >= wanted for each in images)
+    # Where none is named Ray takes one of 2023.
+    assert all("ImageId" in kind["node_config"] for kind in aws["available_node_types"].values())
+
+
 def test_kuberay_has_the_node_types_of_the_launcher(aws, kuberay):
     groups = kuberay["rayClusterSpec"]["workerGroupSpecs"]
     found = {}
@@ -336,7 +352,7 @@ def test_two_allocations_do_not_write_one_store(stubs, slurm):
     done, calls = run(stubs, "run", "x", script=script, **slurm)
     assert (done.returncode, calls.read_text()) == (2, "")
     assert done.stderr.startswith(f"slurm.sbatch: job 8 serves MLflow from {state}: wait for")
-    assert os.readlink(held) == "8"
+    assert held.readlink() == Path("8")
     own = {**slurm, "FUSELINE_MLFLOW_STORE": "postgresql+psycopg://db/runs"}
     assert run(stubs, "run", "x", script=script, **own)[0].returncode == 0
     held.unlink()

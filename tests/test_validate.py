@@ -86,7 +86,16 @@ def test_object_stores_are_fine_but_runs_want_a_disk_that_all_share(changed, tmp
         "runs and checkpoints"
     }
     monkeypatch.setattr(shared, "_disk", lambda path: "nfs4")
-    assert not failed(shared.check_unasked(places, read(changed())))
+    found = by_what(shared.check_unasked(places, read(changed())))
+    assert {name for name, each in found.items() if each.state != "ok"} == {"buckets"}
+    assert "cpu, gpu-featurize, gpu-train may have no right" in found["buckets"].found
+
+    def with_profiles(cluster):
+        for kind in cluster["available_node_types"].values():
+            kind["node_config"]["IamInstanceProfile"] = {"Name": "fuseline-worker"}
+
+    granted = shared.check_unasked(places, read(changed(with_profiles)))
+    assert {each.state for each in granted} == {"ok"}
 
 
 def test_what_is_copied_to_every_node_need_not_be_shared(changed, tmp_path):
@@ -244,6 +253,36 @@ def test_nodes_are_asked_for_the_server_that_a_job_will_log_to(monkeypatch):
     with shared.marked([], shared.chosen_store(given)) as question:
         assert list(question.hosts) == [("runs.example.org", 443)]
     assert hosts == {"shell": [("localhost", 5000)], "job": []}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        ({"driver": 0, "torch": 13}, "no driver"),
+        ({"driver": 13, "torch": 0}, "without CUDA"),
+        ({"driver": 12, "torch": 13}, "takes CUDA 12, and its torch wants 13"),
+        ({"driver": 13, "torch": 13}, None),
+        ({"driver": 13, "torch": 12}, None),
+    ],
+)
+def test_gpus_that_torch_cannot_use_are_told(cuda, said):
+    with_gpu = node(resources={"CPU": 8.0, "GPU": 1.0}, cuda=cuda)
+    without = node(cuda={"driver": 0, "torch": 0})
+    found = by_what(live.check(Live(address="x:1", nodes=[with_gpu, without])))
+    assert ("GPU" in found) == (said is not None)
+    if said:
+        assert (found["GPU"].state, said in found["GPU"].found) == ("warning", True)
+
+
+def test_the_cuda_that_torch_wants_is_read_from_what_it_brings(monkeypatch):
+    for wanted, cuda in (
+        (["numpy", "nvidia-cublas-cu12==12.6.4.1; sys_platform == 'linux'"], 12),
+        (["cuda-toolkit[cublas,cudart]==13.0.3; sys_platform == 'linux'", "nvidia-cudnn-cu13"], 13),
+        (["filelock", "networkx>=2.5"], 0),
+        (None, 0),
+    ):
+        monkeypatch.setattr(probe.importlib.metadata, "requires", lambda _, wanted=wanted: wanted)
+        assert probe.cuda_of_torch() == cuda
 
 
 def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_path):

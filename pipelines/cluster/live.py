@@ -77,6 +77,7 @@ class Node:
         hosts: The same by "host:port".
         store: MLFLOW_TRACKING_URI of Ray's workers there, without name and password.
         token: RAY_AUTH_MODE of them.
+        cuda: The major CUDA that its driver takes, and that its torch wants; 0 for none.
     """
 
     host: str
@@ -90,6 +91,7 @@ class Node:
     hosts: Mapping[str, str] = field(default_factory=dict)
     store: str = ""
     token: str = ""
+    cuda: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def head(self) -> bool:
@@ -281,6 +283,24 @@ def check(live: Live) -> Iterator[Finding]:
         there = [(node, node.versions.get(name) or "none") for node in nodes]
         yield _compared(name, importlib.metadata.version(name), there)
     yield _own(nodes)
+    yield from _gpus(nodes)
+
+
+def _gpus(nodes: Sequence[Node]) -> Iterator[Finding]:
+    """Whether torch can use the GPUs of each node; others than NVIDIA's are not looked at."""
+    having = [each for each in nodes if each.resources.get("GPU", 0.0) >= 1 and each.cuda]
+    for node in having:
+        driver, wanted = node.cuda["driver"], node.cuda["torch"]
+        if not driver:
+            found, do = "no driver of NVIDIA is found", "start the node from an image that has one"
+        elif not wanted:
+            found, do = "its torch was built without CUDA", "install the ordinary build there"
+        elif driver < wanted:
+            found = f"its driver takes CUDA {driver}, and its torch wants {wanted}"
+            do = "start the node from an image with a newer driver; CUDA 13 wants 580"
+        else:
+            continue
+        yield finding("cluster", "GPU", "warning", f"{node}: {found}", do)
 
 
 def _compared(name: str, ours: str, there: Sequence[tuple[Node, str]]) -> Finding:

@@ -8,6 +8,7 @@ argument; they are answered by their number, and what goes wrong with one by its
 """
 
 import base64
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -47,6 +48,7 @@ def look(asked: Mapping[str, Any]) -> dict[str, Any]:
         "hosts": {f"{host}:{port}": silent(host, port) for host, port in [*asked["hosts"], *own]},
         "store": store,
         "token": os.environ.get("RAY_AUTH_MODE", ""),
+        "cuda": {"driver": cuda_of_driver(), "torch": cuda_of_torch()},
     }
 
 
@@ -56,6 +58,27 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def cuda_of_driver() -> int:
+    """The newest major CUDA that the driver takes; 0 for no driver."""
+    try:
+        version = ctypes.c_int(0)
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else version.value // 1000
+
+
+def cuda_of_torch() -> int:
+    """The major CUDA that torch was built for, by what it wants installed; 0 for none."""
+    try:
+        wanted = importlib.metadata.requires("torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return 0
+    # As in nvidia-cublas-cu12==12.6.4.1, nvidia-cudnn-cu13==9.20, cuda-toolkit[...]==13.0.3.
+    found = [re.match(r"(?:nvidia-\w+-cu|cuda-toolkit\S*?==)(\d+)", each) for each in wanted]
+    return max((int(each[1]) for each in found if each), default=0)
 
 
 def fingerprint(path: str) -> str | None:

@@ -238,6 +238,23 @@ def check_unasked(places: Sequence[Place], file: ClusterFile | None) -> Iterator
             yield finding(AREA, place.what, "warning", found, do)
         else:
             yield _refused(place, f"{own[0]} lies on a disk of this machine ({_disk(own[0])})")
+    if file is not None:
+        yield from _accounts(places, file)
+
+
+def _accounts(places: Sequence[Place], file: ClusterFile) -> Iterator[Finding]:
+    """Whether workers may reach buckets; Ray's launcher gives a right to the head alone."""
+    scheme, setting = _ACCOUNTS.get(file.provider, ("", ""))
+    urls = [url for place in places for url in place.urls if url.startswith(f"{scheme}://")]
+    bare = [
+        name
+        for name, kind in file.kinds.items()
+        if name != file.head and setting not in kind.get("node_config", {})
+    ]
+    if setting and urls and bare:
+        found = f"{shown(urls[0])}: {', '.join(bare)} may have no right to reach it"
+        do = f"give their node_config {setting}, as docs/operations.md shows"
+        yield finding(AREA, "buckets", "warning", found, do)
 
 
 def _is_here(path: Path, *, made: bool) -> bool:
@@ -259,6 +276,8 @@ def _refused(place: Place, found: str) -> Finding:
     return finding(AREA, place.what, state, found, do)
 
 
+# What a launcher's file calls the right to reach that cloud's buckets.
+_ACCOUNTS = {"aws": ("s3", "IamInstanceProfile"), "gcp": ("gs", "serviceAccounts")}
 _CURES: Mapping[str, str] = {
     "media": "give URLs of an object store below source.media_root, or a disk that all share",
     "dataset": "name an object store, as dataset: s3://bucket/mydata, or a disk that all share",
