@@ -68,6 +68,13 @@ def is_by_word(spec: FeatureSpec) -> bool:
     return is_imported(spec) and spec.parameters.get("steps") == _WORDS
 
 
+def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
+    """The streams whose steps are words, or what was said at once: they are read from words."""
+    return frozenset(
+        name for name, spec in specs.items() if "words" in spec.reads or is_by_word(spec)
+    )
+
+
 def origin_of(spec: FeatureSpec) -> str:
     """Whence an imported column comes, for people."""
     return str(spec.parameters.get("file", "another dataset"))

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from featurizers.clip import Clip
+from featurizers.imported import spoken_of
 from featurizers.manifest import Column
 from training import explain
 from training.batch import collate
 from training.normaliser import Normaliser
 from training.predict import load_model
 from training.recipe import Recipe
-from training.samples import is_empty, spoken_of, time_base, to_samples
+from training.samples import is_empty, time_base, to_samples
 
 Why: TypeAlias = Literal["nearest", "in the middle", "furthest off"]
 """How what is said of a chosen clip stands among what is said of all."""

@@ -11,6 +11,7 @@ from featurizers.catalog import build
 from featurizers.clip import Clip, Word
 from featurizers.dataset import write_clips
 from featurizers.extract import Outcome
+from featurizers.imported import spoken_of
 from featurizers.manifest import commit
 from featurizers.shards import job_id, write_shard
 from featurizers.spec import Dim, Feature, FeatureSpec
@@ -24,7 +25,7 @@ from training.data import (
 from training.normaliser import LIMIT, Normaliser
 from training.order import global_batches, order, order_digest, rank_view
 from training.recipe import ModelSettings, Pooling, Recipe, Task
-from training.samples import is_empty, spoken_of, to_sample
+from training.samples import is_empty, to_sample
 
 SCORE = Task(kind="regression", label="score")
 MOOD = Task(kind="classes", label="mood", classes=("sad", "glad"))

@@ -114,6 +114,10 @@ def test_featurizers_are_imported_without_torch():
     assert heavy_imports(featurizers, ["torch", "pyarrow"]) == {}
 
 
+def test_the_command_line_is_imported_without_torch():
+    assert heavy_imports(["pipelines.__main__"], [*HEAVY, "torch", "pyarrow"]) == {}
+
+
 def test_every_silenced_rule_is_named_and_has_a_reason():
     bare = []
     for path in [*python_files(), *(ROOT / "tests").glob("*.py")]:

@@ -17,14 +17,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from featurizers.spec import canonical_json
 from training.session import unclaimed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 2
 MARKER = "checkpoint.json"
@@ -126,7 +127,7 @@ class Pieces:
         self._held: dict[str, Tensor] = {}
         self._bytes = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: "Tensor") -> None:
         """Take a tensor in main memory that nobody changes or shares."""
         self._held[name] = tensor
         self._bytes += tensor.nbytes
@@ -135,13 +136,15 @@ class Pieces:
 
     def end(self) -> None:
         """Write what is held."""
+        from safetensors.torch import save_file  # the command line asks for our errors alone
+
         if self._held:
             save_file(self._held, self._folder / f"tensors-{self._written:05d}.safetensors")
         self._written += 1
         self._held, self._bytes = {}, 0
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
     """The tensors that `Pieces` wrote, one at a time."""
     for path in sorted(folder.glob("tensors-*.safetensors")):
         with safe_open(path, framework="pt") as file:

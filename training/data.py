@@ -12,6 +12,7 @@ import numpy as np
 from featurizers import dataset, manifest
 from featurizers.align import word_times
 from featurizers.clip import Clip
+from featurizers.imported import spoken_of
 from featurizers.node_cache import NodeCache
 from featurizers.spec import Feature, FeatureSpec, canonical_json
 from featurizers.store import Root, is_remote
@@ -21,7 +22,7 @@ from training.normaliser import Normaliser, measured_once
 from training.order import Buckets, Slot, order
 from training.recipe import Recipe, Target, Task
 from training.recipe import micro_batch as micro_batch  # noqa: PLC0414 - importable from here too
-from training.samples import spoken_of, stored_steps, to_samples
+from training.samples import stored_steps, to_samples
 from training.stream import whole
 
 

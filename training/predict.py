@@ -29,6 +29,7 @@ from featurizers import catalog
 from featurizers.clip import BadClipError, Clip
 from featurizers.decoder import Decoder
 from featurizers.extract import Outcome, extract_all, in_order_of_media
+from featurizers.imported import spoken_of
 from featurizers.intake import take_in
 from featurizers.spec import FeatureSpec, Featurizer, canonical_json
 from featurizers.stages import Stages
@@ -39,7 +40,7 @@ from training.models import build
 from training.normaliser import Normaliser
 from training.recipe import Recipe, Target, Task
 from training.rows import Access, Asked, WrongRowsError, checked
-from training.samples import is_empty, spoken_of, to_sample
+from training.samples import is_empty, to_sample
 
 FORMAT = 1
 NAME = "training.predict:Predictor"

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from featurizers.align import How, Pooled, cells, parts, pool, word_times
 from featurizers.clip import Clip
-from featurizers.imported import is_by_word
-from featurizers.spec import Feature, FeatureSpec
+from featurizers.spec import Feature
 from training.batch import Sample
 from training.normaliser import Normaliser
 from training.recipe import Pooling, Target
@@ -55,8 +54,8 @@ def to_samples(
         pooling: The time base, and how steps are pooled to it.
         normaliser: None only while the normaliser itself is being measured.
         targets: Of each clip, see `data.target_of`.
-        spoken: The streams whose steps are words, see `spoken_of`: between two words nothing is
-            said, so that the mean of these is by overlap alone.
+        spoken: The streams whose steps are words, see `imported.spoken_of`: between two words
+            nothing is said, so that the mean of these is by overlap alone.
         encoded: Streams that an encoder within the model reads: they keep their steps with their
             times, in their order, and the model pools what the encoder makes of them.
     """
@@ -153,13 +152,6 @@ def _own_runs(
             order = np.argsort(feature.times[:, 0], kind="stable")
             steps = feature.values[order].astype(np.float32)
             yield some, steps, np.ones(len(order), dtype=np.bool_)
-
-
-def spoken_of(specs: Mapping[str, FeatureSpec]) -> frozenset[str]:
-    """The streams whose steps are words, or what was said at once: they are read from words."""
-    return frozenset(
-        name for name, spec in specs.items() if "words" in spec.reads or is_by_word(spec)
-    )
 
 
 def is_empty(sample: Sample) -> bool:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from featurizers.align import pool, word_times
 from featurizers.clip import Clip
 from featurizers.dataset import read_clips
-from featurizers.imported import is_imported, stream_of
+from featurizers.imported import is_imported, spoken_of, stream_of
 from featurizers.manifest import Column, committed, open_column
 from featurizers.spec import Feature, FeatureSpec
 from featurizers.store import Root, store_at
 from pipelines.experiment import InputError
-from training.samples import spoken_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
