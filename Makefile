@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: check test soak gpu bench demo install clean
+QUICK := -m "not soak and not gpu and not multigpu"
+# By whole files, so that what the tests of one share is made once.
+ON_RAY := $(sort $(shell grep -l 'mark\.ray' tests/test_*.py))
+RAY_LOG := build/test-on-ray.log
+
+.PHONY: check test test-here test-on-ray soak gpu bench demo install clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -19,8 +24,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at once, since tests that start Ray wait for most of their time. What those say is shown at the end.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak and not gpu and not multigpu"
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going test-here test-on-ray; code=$$?; cat $(RAY_LOG); exit $$code
+
+test-here: $(STAMP)
+	@$(BIN)/python -m pytest $(QUICK) $(filter-out $(ON_RAY),$(sort $(wildcard tests/test_*.py)))
+
+test-on-ray: $(STAMP)
+	@mkdir -p $(dir $(RAY_LOG))
+	@$(BIN)/python -m pytest $(QUICK) $(ON_RAY) >$(RAY_LOG) 2>&1
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak

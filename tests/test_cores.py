@@ -87,6 +87,7 @@ def where(_item):
     return os.getpid(), sorted(os.sched_getaffinity(0))
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(len(HERE) < 2, reason="one core alone is never taken")
 def test_workers_on_ray_that_fill_the_machine_are_bound_to_a_core_each(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

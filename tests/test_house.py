@@ -198,6 +198,14 @@ def test_make_has_the_verbs():
     assert {"check", "test", "demo", "bench", "soak"} <= set(verbs)
 
 
+def test_a_file_that_starts_ray_has_the_mark_by_which_make_runs_it_beside_the_others():
+    started, marked = re.compile(r"\b(OnRay|start_ray|ray\.init)\("), re.compile(r"mark\.ray")
+    texts = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    on_ray = [name for name, text in texts.items() if started.search(text)]
+    assert len(on_ray) > 5
+    assert [name for name in on_ray if not marked.search(texts[name])] == []
+
+
 def test_every_make_verb_in_the_papers_exists():
     verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     spoken = {
