@@ -137,8 +137,10 @@ class Show:
     def scores(self, title: str, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
         """Test metrics of some models with their 95 % intervals, and why one is undefined.
 
-        The longer of the two lists goes down.
+        The longer of the two lists goes down. Below stands what a model may know of the clips.
         """
+        from tracking.gate import leaks
+
         found = [[_score(card, metric) for metric in metrics] for card in cards.values()]
         wide = len(metrics) > len(cards)
         rows = [list(each) for each in zip(*found, strict=True)] if wide else found
@@ -154,6 +156,8 @@ class Show:
             for metric in metrics:
                 if metric in card.undefined:
                     self.say(f"{name}: {metric} is undefined: {card.undefined[metric]}")
+            if card.leaks or card.unknown_starts:
+                self.say(f"{name}: {leaks(card).text}")
 
     def missing(self, cards: "Mapping[str, Scorecard]", metrics: Sequence[str]) -> None:
         """What missing streams cost: of the clips that lack some, and with each taken away."""

@@ -84,6 +84,14 @@ def test_metrics_are_shown_with_their_intervals_and_what_is_undefined_with_its_r
     assert any(re.search(r"mae .* 0\.250 \(0\.251 to 0\.348\)", line) for line in lines)
     assert any(re.search(r"corr .* nan +│", line) for line in lines)
     assert lines[-1] == "two: corr is undefined: the truth is the same number for every clip"
+    shown.console.file = io.StringIO()
+    known = {"leaks": ("source film 7 (in run r, which it starts from)",)}
+    start = {"unknown_starts": ("head from kinetics.pth",)}
+    shown.scores("test", {"one": card(0.5, **known), "two": card(0.5, **start)}, ["mae"])
+    one, two = shown.console.file.getvalue().splitlines()[-2:]
+    assert one == "one: shared with training: source film 7 (in run r, which it starts from)"
+    assert two.startswith("two: no speaker or source is shared with training; ")
+    assert two.endswith("on clips that nobody knows: head from kinetics.pth")
 
 
 def test_what_a_missing_stream_costs_is_shown_for_each_model():

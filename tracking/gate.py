@@ -78,7 +78,7 @@ def judge(candidate: Scorecard, champion: Scorecard | None, rules: Sequence[AnyR
     reasons = [
         _parity(candidate),
         _reproducible(candidate),
-        _leaks(candidate),
+        leaks(candidate),
         _duplicates(candidate),
     ]
     for rule in rules:
@@ -237,7 +237,8 @@ def _parity(candidate: Scorecard) -> Reason:
     return Reason("parity", candidate.parity, text)
 
 
-def _leaks(candidate: Scorecard) -> Reason:
+def leaks(candidate: Scorecard) -> Reason:
+    """Whether its clips are new to it: what is shared with training, or not known to be."""
     if not candidate.leaks:
         unknown = "" if candidate.by_group else "; speakers are not known"
         if candidate.unknown_starts:
