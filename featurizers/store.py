@@ -406,7 +406,7 @@ class ObjectStore:
         try:
             return patiently(call)
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and what in _READ:
+            if isinstance(error, FileNotFoundError) and what in _READ and not passes(error):
                 raise
             if isinstance(error, OSError) or passes(error):
                 raise _unwritten(self.where(name), what, error, "read or written") from None

@@ -3,17 +3,20 @@
 import difflib
 import hashlib
 import http.client
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from featurizers.face_detector import YUNET
 from featurizers.landmarks import LANDMARKER
 from featurizers.store import publish
+from featurizers.transient import passes, patiently, pause_s, reason
 from pipelines.experiment import FailedError, InputError
 
 WAIT_S = 60.0
@@ -133,6 +136,10 @@ def fetch(model: ModelFile, folder: Path, address: str = "") -> Path:
     return path
 
 
+class BusyError(FailedError):
+    """A server answers, and has no time; more of the same question would not help it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a server sends.
@@ -148,11 +155,19 @@ class Answer:
 
 
 @contextmanager
-def opened(address: str, begin: int = 0) -> Iterator[Answer]:
+def opened(address: str, begin: int = 0, *, wait_s: float = WAIT_S) -> Iterator[Answer]:
     """Ask for a file of the web, from some byte on.
+
+    A server that is busy is asked again, as `featurizers.transient.patiently` does.
+
+    Args:
+        address: Of the file.
+        begin: Which byte.
+        wait_s: How long the server may be silent.
 
     Raises:
         InputError: The address is none of the web.
+        BusyError: The server has not been able to answer.
         FailedError: It cannot be had, also while it is read.
     """
     if urlsplit(address).scheme not in {"http", "https"}:
@@ -162,8 +177,12 @@ def opened(address: str, begin: int = 0) -> Iterator[Answer]:
     asked = urllib.request.Request(address)  # noqa: S310 - http(s) only, looked at above
     if begin:
         asked.add_header("Range", f"bytes={begin}-")
+
+    def ask() -> Any:  # noqa: ANN401 - the library names no type
+        return urllib.request.urlopen(asked, timeout=wait_s)  # noqa: S310 - as above
+
     try:
-        answer = urllib.request.urlopen(asked, timeout=WAIT_S)  # noqa: S310 - as above
+        answer = patiently(ask, what=urlsplit(address).hostname or address)
     except _UNREACHED as error:
         raise _away(address, error) from None
 
@@ -183,9 +202,16 @@ _UNREACHED = (urllib.error.URLError, http.client.HTTPException, OSError, ValueEr
 
 
 def _away(address: str, error: Exception) -> FailedError:
-    reason = getattr(error, "reason", None) or error
+    if isinstance(error, urllib.error.HTTPError) and passes(error):
+        asked_s = pause_s(error)
+        later = f"in {math.ceil(asked_s / 60)} minutes" if asked_s else "later"
+        return BusyError(
+            f"{address} cannot be had now: {reason(error)}. Run the same command again {later}, "
+            f"or name a mirror with --from"
+        )
+    why = getattr(error, "reason", None) or error
     return FailedError(
-        f"{address} cannot be had: {reason}. Fetch it on a machine with a network and copy it, "
+        f"{address} cannot be had: {why}. Fetch it on a machine with a network and copy it, "
         f"or name a mirror with --from"
     )
 

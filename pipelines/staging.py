@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from featurizers.node_cache import removed
 from featurizers.store import StorageError, read_input
-from featurizers.transient import patiently
+from featurizers.transient import passes, patiently, reason
 
 _FETCHING = ".fetch."
 # An address that was quoted this often hides something.
@@ -54,13 +54,18 @@ class Stage:
     def _fetched(self, url: str) -> Path | None:
         import fsspec
 
+        server = urlsplit(url).hostname or "a server"
         try:
             system, name = fsspec.core.url_to_fs(url)
-            facts = patiently(lambda: system.info(name))
-        except FileNotFoundError:
-            return None
-        except (ImportError, ValueError, OSError) as error:
-            raise StorageError(f"{url} cannot be fetched: {error}") from None
+            facts = patiently(lambda: system.info(name), what=server)
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and not passes(error):
+                return None
+            if not _is_of_storage(error):
+                raise
+            raise StorageError(
+                f"{url} cannot be fetched: {reason(error)}", transient=passes(error)
+            ) from None
         # Size and etag in the name: a file that changed under its URL is fetched anew.
         identity = f"{url}|{facts.get('size')}|{facts.get('ETag') or facts.get('mtime') or ''}"
         suffix = Path(name).suffix[:10]
@@ -76,9 +81,13 @@ class Stage:
             )
         try:
             self._make_room(size)
-            patiently(lambda: self._copy(system, name, target))
-        except OSError as error:
-            raise StorageError(f"{url} could not be copied to {target}: {error}") from None
+            patiently(lambda: self._copy(system, name, target), what=server)
+        except Exception as error:
+            if not _is_of_storage(error):
+                raise
+            raise StorageError(
+                f"{url} could not be copied to {target}: {reason(error)}", transient=passes(error)
+            ) from None
         return target
 
     def _copy(self, system: object, name: str, target: Path) -> None:
@@ -125,6 +134,12 @@ class Stage:
                 break
             if removed(path):
                 used -= bytes_
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether an error is the disk's, the network's or a server's answer, and no bug."""
+    known = isinstance(error, ImportError | ValueError | OSError)
+    return known or passes(error) or isinstance(getattr(error, "status", None), int)
 
 
 def clear(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import threading
 from dataclasses import replace
 from functools import partial
 
@@ -13,13 +12,9 @@ from pipelines import fetch as fetching
 from pipelines.__main__ import _called, app
 from pipelines.experiment import FailedError, InputError
 from pipelines.fetch import KNOWN, fetch, find, is_there
+from tests.web_server import Silent, serving
 
 CONTENT = bytes(range(256)) * 600
-
-
-class Quiet(http.server.ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """A client that hangs up is no news here."""
 
 
 @pytest.fixture
@@ -28,10 +23,7 @@ def served(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder, asked = tmp_path_factory.mktemp("web"), []
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format, *args):  # noqa: A002 - named by the library
-            pass
-
+    class Handler(Silent, http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
             if self.path == "/moved":
@@ -46,12 +38,8 @@ def served(tmp_path_factory, monkeypatch):
             else:
                 super().do_GET()
 
-    with Quiet(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
+    with serving(partial(Handler, directory=str(folder))) as address:
+        yield folder, address, asked
 
 
 @pytest.fixture
