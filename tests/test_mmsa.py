@@ -213,6 +213,20 @@ def test_a_clip_of_it_can_be_forgotten(folder, called, tmp_path):
     assert any("to be forgotten" in note for note in found.notes)
 
 
+def test_an_import_that_is_run_again_tells_what_the_first_one_found(folder, called, tmp_path):
+    root = tmp_path / "set"
+    wanted = Wanted(files=[folder / "unaligned_50.pkl"], to=str(root))
+    first = import_files(wanted)
+    before = {path: path.stat().st_mtime_ns for path in root.glob("columns/*/*.tar")}
+    assert "audio: 1 -inf, 1 NaN, 1 inf in 2 clips; 0 stands in their place" in first.notes
+    assert import_files(wanted).notes == first.notes
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert called("forget", root, "trainfilm0$_$1")[0] == 0
+    key = next(clip.key for clip in read_clips(folder / "unaligned") if clip.id == "trainfilm0$_$1")
+    assert not any(key.encode() in path.read_bytes() for path in root.glob("logs/**/*.*"))
+    assert "audio: 1 -inf in 1 clips; 0 stands in their place" in import_files(wanted).notes
+
+
 @pytest.fixture(scope="module", params=["unaligned", "aligned"])
 def trained(folder, request, tmp_path_factory):
     """The form, its columns and data, and a predictor that was trained on them for a few steps."""

@@ -1,9 +1,11 @@
 """Published features to a dataset: clips, a plan, and a committed column for each stream."""
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import Clip
-from featurizers.dataset import forgotten_digest, has_clips, read_clips, read_forgotten, write_clips
+from featurizers.dataset import (
+    LOGS,
+    forgotten_digest,
+    has_clips,
+    read_clips,
+    read_forgotten,
+    write_clips,
+)
 from featurizers.extract import Outcome
 from featurizers.intake import digest
 from featurizers.manifest import Column, open_column
 from featurizers.shards import Record, column_folder, job_id, read_record, write_shard
 from featurizers.spec import Feature, FeatureSpec, check_feature
-from featurizers.store import Root, store_at
+from featurizers.store import Root, Store, store_at
 from pipelines.experiment import InputError
 from pipelines.featurize import commit_all
 from pipelines.ingest import read_plan, write_plan
@@ -34,12 +43,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(slots=True)
 class NotFinite:
-    """How many numbers of a stream were NaN or infinite, and in how many clips."""
+    """How many numbers of a stream were NaN or infinite, by the keys of the clips that had some."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    clips: int = 0
+    counts: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def mend(self, values: NDArray[Any]) -> NDArray[np.float32]:
+    def mend(self, key: str, values: NDArray[Any]) -> NDArray[np.float32]:
         """Values of one clip as float32, 0 where they are not finite.
 
         COVAREP's -inf is the logarithm of silence; MulT, MSAF and MMSA read it as 0, too.
@@ -49,23 +57,37 @@ class NotFinite:
         bad = ~np.isfinite(found)
         if bad.any():
             nan, low = np.isnan(found), np.isneginf(found)
-            self.counts += Counter(
-                {
-                    "NaN": int(nan.sum()),
-                    "-inf": int(low.sum()),
-                    "inf": int((bad & ~nan & ~low).sum()),
-                }
-            )
-            self.clips += 1
+            self.counts[key] = {
+                "NaN": int(nan.sum()),
+                "-inf": int(low.sum()),
+                "inf": int((bad & ~nan & ~low).sum()),
+            }
             found[bad] = 0.0
         return found
 
     def sentence(self, stream: str) -> str:
         """What was mended, for people; empty when there was nothing."""
-        if not self.clips:
+        if not self.counts:
             return ""
-        told = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
-        return f"{stream}: {told} in {self.clips} clips; 0 stands in their place"
+        whole = sum(map(Counter, self.counts.values()), Counter[str]())
+        told = ", ".join(f"{count} {name}" for name, count in sorted(whole.items()))
+        return f"{stream}: {told} in {len(self.counts)} clips; 0 stands in their place"
+
+    def keep(self, store: Store, name: str, clips: Sequence[Clip]) -> None:
+        """Write what some clips had, for an import that finds them finished; nothing of none."""
+        some = {clip.key: self.counts[clip.key] for clip in clips if clip.key in self.counts}
+        if some:
+            # A clip a line, by its key: `forget` takes those lines out.
+            lines = [json.dumps({key: each}) for key, each in sorted(some.items())]
+            store.replace(name, "\n".join([*lines, ""]).encode())
+
+    def recall(self, store: Store, name: str, clips: Sequence[Clip]) -> None:
+        """Read what was kept of some clips; lines that cannot be read are passed over."""
+        with suppress(FileNotFoundError):
+            for line in store.read(name).splitlines():
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    self.counts |= {c.key: told[c.key] for c in clips if c.key in told}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +97,7 @@ class Stream:
     Attributes:
         read: The feature of a clip, finite; None where it has none. Raises BadClipError where what
             is there is no feature.
-        mended: What had to be replaced in what was read so far.
+        mended: What had to be replaced, now or when a shard was written that is finished.
     """
 
     spec: FeatureSpec
@@ -217,8 +239,13 @@ def _written(
     for shard, members in sorted(shards.items()):
         job = job_id(spec, members)
         record = read_record(store, folder, shard, job, sizes)
-        if record is None:
+        kept = f"{LOGS}/mended-{spec.fingerprint}/{shard:05d}.jsonl"
+        if record is not None:
+            stream.mended.recall(store, kept, members)
+        else:
             outcomes = [_outcome(stream, clip) for clip in members]
+            # Before the shard: where that is, nobody reads its clips again.
+            stream.mended.keep(store, kept, members)
             record = write_shard(store, shard, job, spec, clips=members, outcomes=outcomes)
         done(len(members))
         yield record
@@ -228,7 +255,7 @@ def _outcome(stream: Stream, clip: Clip) -> Outcome:
     found = stream.read(clip)
     if found.feature is None:
         return found
-    values = stream.mended.mend(found.feature.values)
+    values = stream.mended.mend(clip.key, found.feature.values)
     mended = replace(found, feature=Feature(values, found.feature.times))
     check_feature(stream.spec, mended.feature or found.feature)
     return mended
