@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import re
-import threading
 import zipfile
 from dataclasses import replace
 
@@ -14,8 +13,9 @@ import pytest
 
 from pipelines.experiment import FailedError, InputError
 from pipelines.reproduce import archives
-from pipelines.reproduce.archives import Archive, bytes_left, fetch, left, listing
+from pipelines.reproduce.archives import Archive, bytes_left, digested, fetch, left, listing
 from pipelines.reproduce.protocols import PROTOCOLS
+from tests.web_server import Silent, serving
 
 ARCHIVE = Archive(
     what="a corpus",
@@ -46,17 +46,20 @@ class Web:
         self.told = dict(self.files)
         self.asked, self.cut, self.ranges = [], None, True
         self.address = ""
+        self.own = None  # what the archive itself has, of which this is a mirror
 
-    def record(self):
+    def record(self, told=None):
         listed = [
             {"key": name, "size": len(bytes_), "checksum": f"md5:{md5(bytes_)}"}
-            for name, bytes_ in self.told.items()
+            for name, bytes_ in (told or self.told).items()
         ]
         return json.dumps({"files": [*listed, {"key": "readme.txt", "size": 1, "checksum": "x"}]})
 
     def answer(self, path, begin):
         if path == "/api/records/7":
             return 200, self.record().encode()
+        if path == "/own/api/records/7" and self.own is not None:
+            return 200, self.record(self.own).encode()
         name = re.fullmatch(r"/api/records/7/files/(.+)/content", path)
         if name is None or name[1] not in self.files:
             return 404, b""
@@ -74,10 +77,7 @@ def web(monkeypatch):
     monkeypatch.setattr(archives, "PAUSE_S", 0.0)
     found = Web()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, format, *args):  # noqa: A002 - named by the library
-            pass
-
+    class Handler(Silent, http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))
             begin = int(asked[1])
@@ -90,13 +90,8 @@ def web(monkeypatch):
             short = found.cut is not None and self.path.endswith("content")
             self.wfile.write(content[: found.cut] if short else content)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        found.address = f"http://127.0.0.1:{server.server_port}"
+    with serving(Handler) as found.address:
         yield found
-        server.shutdown()
-        thread.join()
 
 
 def there(folder):
@@ -172,7 +167,7 @@ def test_a_killed_fetch_goes_on_from_its_bytes_and_unpacks_only_what_is_missing(
 def test_another_file_is_told_and_nothing_of_it_unpacked(web, tmp_path):
     files = listing(ARCHIVE, web.address)
     web.files["Actor_1.zip"] = bytes(len(web.files["Actor_1.zip"]))
-    with pytest.raises(FailedError, match=r"gave md5 .* and the archive lists .* nothing of it"):
+    with pytest.raises(FailedError, match=r"gave md5 .* is listed; nothing of it"):
         fetch(files, tmp_path, lambda count: None)
     assert there(tmp_path) == {}
     assert list(tmp_path.rglob("*.part")) == []
@@ -186,6 +181,39 @@ def test_a_member_that_would_lie_elsewhere_is_refused(web, tmp_path, name):
         fetch(listing(ARCHIVE, web.address), folder, lambda count: None)
     assert list(tmp_path.iterdir()) == [folder]
     assert there(folder) == {}
+
+
+def test_a_mirror_s_files_are_held_against_the_archive_s_own_record(web, tmp_path):
+    archive = replace(ARCHIVE, address=f"{web.address}/own")
+    files, whose = digested(archive, web.address)
+    assert files == listing(archive, web.address)
+    assert whose.startswith("the mirror's own; nothing independent holds them, for ")
+    assert "/own/api/records/7 cannot be had: Not Found" in whose
+    web.own = dict(web.files)
+    held, whose = digested(archive, web.address)
+    assert (held, whose) == (
+        files,
+        f"the archive's own record at {archive.address}, not the mirror",
+    )
+    # Of equal size: told at once where the mirror says so, and from the bytes where it lies.
+    web.files["Actor_2.zip"] = bytes(len(web.files["Actor_2.zip"]))
+    with pytest.raises(FailedError, match=r"gave md5 .* is listed"):
+        fetch(held, tmp_path, lambda count: None)
+    assert there(tmp_path).keys() == {"Actor_1/a.mp4", "Actor_1/b.mp4"}
+    web.told = dict(web.files)
+    with pytest.raises(FailedError, match=r"Actor_2\.zip/content is another file than .*/own has"):
+        digested(archive, web.address)
+    web.own = {**web.files, "Actor_2.zip": b"more" * 500}
+    with pytest.raises(FailedError, match="choose another mirror"):
+        digested(archive, web.address)
+
+
+def test_a_mirror_s_own_kind_of_digest_gives_way_to_the_archive_s(web):
+    archive = replace(ARCHIVE, address=f"{web.address}/own")
+    web.own, record = dict(web.files), web.record
+    web.record = lambda told=None: record(told).replace("md5:", "md5:" if told else "sha256:")
+    held, _ = digested(archive, web.address)
+    assert [each.checksum for each in held] == [f"md5:{md5(x)}" for x in web.files.values()]
 
 
 def test_what_is_no_zip_file_is_told(web, tmp_path):
@@ -257,7 +285,8 @@ def test_the_command_tells_size_and_licence_first_and_fetches_with_yes_alone(
 ):
     from pipelines.reproduce import flow, protocols
 
-    monkeypatch.setitem(protocols.PROTOCOLS, "ravdess", replace(protocols.RAVDESS, archive=ARCHIVE))
+    archive = replace(ARCHIVE, address=f"{web.address}/own")
+    monkeypatch.setitem(protocols.PROTOCOLS, "ravdess", replace(protocols.RAVDESS, archive=archive))
     went_on = []
 
     def go_on(*given):
@@ -269,8 +298,8 @@ def test_the_command_tells_size_and_licence_first_and_fetches_with_yes_alone(
     asked = ("reproduce", "ravdess", "--data", folder, "--download", "--from", web.address)
     code, out, _ = called(*asked)
     assert code == 0
-    for shown in ("2 files", f"{size} bytes", "CC BY", web.address, "give --yes"):
-        assert shown in out
+    told = ("2 files", f"{size} bytes", "CC BY", web.address, "give --yes", "nothing independent")
+    assert [each for each in told if each not in " ".join(out.split())] == []
     assert json.loads(called(*asked, "--json")[1]) == {"missing_bytes": size}
     assert (web.asked, went_on, folder.exists()) == ([], [], False)
     code, out, _ = called(*asked, "--yes")

@@ -1,7 +1,9 @@
 """Corpora that lie in open archives: listed with their sizes first, then fetched and unpacked.
 
 A file that was cut short is gone on with where it stands. It is held against the digest that the
-archive tells of it before anything is unpacked, and what was unpacked is not fetched again.
+archive tells of it before anything is unpacked, and what was unpacked is not fetched again. Of a
+mirror the bytes are taken and not the word: its files are held against the archive's own record,
+where that can be reached.
 """
 
 import hashlib
@@ -12,13 +14,13 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from featurizers.spec import canonical_json
 from featurizers.store import publish
 from pipelines.experiment import FailedError
-from pipelines.fetch import Answer, opened
+from pipelines.fetch import WAIT_S, Answer, BusyError, opened
 from pipelines.show import Show
 
 PIECE = 1 << 20
@@ -26,6 +28,7 @@ KEPT = ".archive"
 """A folder beside what was unpacked: unfinished files, and a note of each that is finished."""
 
 LISTING_BYTES = 1 << 24
+OWN_RECORD_S = 10.0  # whoever names a mirror may have a network that leads nowhere else
 TRIES = 5  # without a byte more
 PAUSE_S = 2.0
 
@@ -61,12 +64,49 @@ class Listed:
     checksum: str
 
 
-def listing(archive: Archive, mirror: str = "") -> list[Listed]:
+def digested(archive: Archive, mirror: str) -> tuple[list[Listed], str]:
+    """The wanted files of an archive, by name, and whose word their digests are.
+
+    Args:
+        archive: Which.
+        mirror: Where the files are taken from; empty for the archive itself.
+
+    Raises:
+        InputError: The mirror is no address of the web.
+        FailedError: As `listing`; or the mirror lists other files than the archive.
+    """
+    if not mirror:
+        return listing(archive), "the archive's own record"
+    files = listing(archive, mirror)
+    try:
+        own = {each.name: each for each in listing(archive, wait_s=OWN_RECORD_S)}
+    except FailedError as error:
+        return files, f"the mirror's own; nothing independent holds them, for {error}"
+    for each in files:
+        if _is_other(each, own.get(each.name)):
+            raise FailedError(
+                f"{each.address} is another file than {archive.address} has in record "
+                f"{archive.record}: {each.size} bytes with {each.checksum}; choose another mirror"
+            )
+    held = [replace(each, checksum=own[each.name].checksum) for each in files]
+    return held, f"the archive's own record at {archive.address}, not the mirror"
+
+
+def _is_other(theirs: Listed, own: Listed | None) -> bool:
+    """Whether a mirror lists another file than the archive; other kinds of digests may be equal."""
+    if own is None or theirs.size != own.size:
+        return True
+    kinds = {each.checksum.partition(":")[0] for each in (theirs, own)}
+    return len(kinds) == 1 and theirs.checksum != own.checksum
+
+
+def listing(archive: Archive, mirror: str = "", *, wait_s: float = WAIT_S) -> list[Listed]:
     """The wanted files of an archive, as it lists them now, by name.
 
     Args:
         archive: Which.
         mirror: Another address with the same interface; empty for the archive's own.
+        wait_s: How long the server may be silent.
 
     Raises:
         InputError: The mirror is no address of the web.
@@ -74,7 +114,7 @@ def listing(archive: Archive, mirror: str = "") -> list[Listed]:
     """
     record = f"{mirror or archive.address}/api/records/{archive.record}"
     content = bytearray()
-    with opened(record) as answer:
+    with opened(record, wait_s=wait_s) as answer:
         while piece := answer.read(PIECE):
             content += piece
             if len(content) > LISTING_BYTES:
@@ -114,10 +154,11 @@ def fetch_corpus(archive: Archive, folder: Path, mirror: str, *, yes: bool, show
         InputError: The mirror is no address of the web.
         FailedError: As `listing` and `fetch`.
     """
-    files = listing(archive, mirror)
+    files, whose = digested(archive, mirror)
     size, missing = sum(each.size for each in files), bytes_left(files, folder)
     show.say(f"{archive.what}: {len(files)} files, {_gigabytes(size)}")
     show.say(f"address  {mirror or archive.address}/records/{archive.record}")
+    show.say(f"digests  {whose}")
     show.say(f"licence  {archive.licence}")
     show.say(f"to       {folder}, where {_gigabytes(missing)} of it are not there yet")
     if left(files, folder) and not yes:
@@ -184,6 +225,8 @@ def _complete(file: Listed, part: Path, done: Callable[[int], None]) -> None:
         try:
             with opened(file.address, size) as answer:
                 _append(answer, part, file.size, done)
+        except BusyError:
+            raise
         except FailedError:
             if fruitless + 1 >= TRIES:
                 raise
@@ -216,7 +259,7 @@ def _check(file: Listed, part: Path) -> None:
     if found.hexdigest() != wanted:
         part.unlink()
         raise FailedError(
-            f"{file.address} gave {kind} {found.hexdigest()}, and the archive lists {wanted}; "
+            f"{file.address} gave {kind} {found.hexdigest()}, and {wanted} is listed; "
             f"nothing of it was kept, run again"
         )
 
