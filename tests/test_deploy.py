@@ -116,6 +116,56 @@ def test_kuberay_has_the_node_types_of_the_launcher(aws, kuberay):
     assert idle == aws["idle_timeout_minutes"] * 60
 
 
+def test_rays_autoscaler_reads_from_kuberay_what_it_reads_from_the_launcher(aws, kuberay):
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr as derived,
+    )
+
+    cluster = {"metadata": {"name": "x", "namespace": "y"}, "spec": kuberay["rayClusterSpec"]}
+    read = derived(cluster)
+    assert read["idle_timeout_minutes"] == aws["idle_timeout_minutes"]
+    kinds = read["available_node_types"]
+    assert kinds.pop(read["head_node_type"])["resources"]["CPU"] == 0
+    stated = {n: k for n, k in aws["available_node_types"].items() if n != aws["head_node_type"]}
+    assert set(kinds) == set(stated)
+    for name, kind in kinds.items():
+        kind["resources"].pop("memory")  # a launcher's file does not state it
+        kind.pop("node_config")
+        assert kind == {key: value for key, value in stated[name].items() if key in kind}, name
+        assert ("idle_timeout_s" in kind) == ("idle_timeout_s" in stated[name])
+
+
+def test_pods_share_a_disk_run_as_the_images_user_and_may_not_become_root(aws, kuberay):
+    """Trainings need a folder that all ranks reach; the image's user may become root by sudo."""
+    cluster = kuberay["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    (folder,) = {
+        (mount["name"], mount["mountPath"])
+        for group in groups
+        for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]
+    }
+    assert kuberay["entrypoint"] == f"fuseline run {folder[1]}/experiment.yaml"
+    assert f"-v {folder[1]}:{folder[1]}" in aws["docker"]["run_options"]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert [volume["name"] for volume in pod["volumes"]] == [folder[0]]
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"] == cluster["autoscalerOptions"]["securityContext"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+    # A driver scores clips, and the head does no work.
+    assert kuberay["entrypointNumCpus"] == 1
+
+
+def test_no_way_leaves_a_core_dump(aws, gcp, kuberay):
+    assert "\nulimit -c 0\n" in START.read_text()
+    for cluster in (aws, gcp):
+        assert "--ulimit core=0" in cluster["docker"]["run_options"]
+    cluster = kuberay["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["spec"]["containers"][0]["args"] == ["ulimit -c 0"]
+
+
 def test_every_way_has_the_token_and_the_tested_ray(aws, gcp, kuberay):
     assert kuberay["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert kuberay["rayClusterSpec"]["rayVersion"] == version("ray")
@@ -150,6 +200,15 @@ def test_the_image_has_the_packages_and_what_the_wheel_is_made_of(aws):
     copied = re.findall(r"/home/ray/fuseline/(\w+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
     mounted = {Path(remote).name for remote in aws["file_mounts"] if "fuseline" in remote}
     assert set(copied) == {each for each in mounted if (ROOT / each).is_dir()}
+
+
+def test_a_change_of_the_code_leaves_the_images_layer_of_dependencies_as_it_is():
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
+    before, _, after = text.partition('"/home/ray/fuseline[s3,server]"\n')
+    assert re.findall(r"^COPY \S+ (.*) \S+$", before, re.M) == ["pyproject.toml constraints.txt"]
+    (install,) = re.findall(r"^RUN (.*)$", after, re.M)
+    assert "--no-deps" in install
+    assert "COPY" not in after.partition(install)[2]
 
 
 @pytest.mark.parametrize("name", ["start.sh", "slurm.sbatch"])
