@@ -1,22 +1,16 @@
 """The whole pipeline as a job of several nodes, and what is done to it: a table, by make soak.
 
-A head without cores that serves MLflow, and nodes with resources of their own, each a `ray start`
-of its own, with token authentication. The experiment goes to a champion in each case; its shards,
-global batches and weights are those of a run on one machine. Beside `-s` the table is appended to
-FUSELINE_JOB_TABLE, where that is set.
+A head without cores that serves MLflow, and nodes with resources of their own (`machines`), with
+token authentication. The experiment goes to a champion in each case; its shards, global batches
+and weights are those of a run on one machine.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Barrier, Thread
 
 import psutil
@@ -29,8 +23,8 @@ from pipelines.jobs.server import JobServer
 from pipelines.jobs.submit import retry, submit
 from pipelines.jobs.tokens import Token
 from pipelines.jobs.watch import how, stop
-from tests import undisturbed
-from tests.job_cluster import end, head, mlflow_server, node
+from tests import job_table, machines, undisturbed
+from tests.machines import until
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.media, pytest.mark.timeout(7200)]
 
@@ -54,91 +48,34 @@ promote: {{rules: [{{metric: mae, better: lower, floor: 10}}]}}
 """
 
 
-@dataclass
-class Cluster:
-    """A head with its MLflow, and nodes by name."""
-
-    folder: Path
-    corpus: Path
-    mlflow: str
-    head: object
-    server: JobServer
-    held: contextlib.ExitStack
-    nodes: dict = field(default_factory=dict)
-
-    def add(self, name, cpus=2):
-        log = self.folder / f"{name}.log"
-        told = {"MLFLOW_TRACKING_URI": self.mlflow}
-        self.nodes[name] = self.held.enter_context(
-            node(self.head, name, cpus=cpus, log=log, **told)
-        )
-        until(lambda: self.id_of(name))
-
-    def id_of(self, name):
-        (found,) = [n.name for n in self.server.nodes() if name in n.resources] or [""]
-        return found
-
-    def kill(self, name):
-        end(self.nodes.pop(name), signal.SIGKILL)
-
-    def spare(self, driver):
-        """The name of a node that is not the driver's."""
-        return next(name for name in self.nodes if self.id_of(name) != driver)
-
-    def holder(self, driver):
-        return next(name for name in self.nodes if self.id_of(name) == driver)
-
-
-@pytest.fixture(scope="module")
-def rows():
-    found = []
-    yield found
-    table = "\n".join(f"| {' | '.join(row)} |" for row in found)
-    sys.stdout.write(f"\n{table}\n")
-    if file := os.environ.get("FUSELINE_JOB_TABLE"):
-        with Path(file).open("a") as written:
-            written.write(f"{table}\n")
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    corpus = folder / "corpus"
-    make_corpus(corpus, clips=CLIPS)
-    with contextlib.ExitStack() as held:
-        mlflow = held.enter_context(mlflow_server(folder))
-        started = held.enter_context(head(folder, cpus=0, MLFLOW_TRACKING_URI=mlflow))
-        server = JobServer(started.url, "the soak", Token(started.token, "the soak"))
-        whole = Cluster(folder, corpus, mlflow, started, server, held)
-        whole.add("first")
-        whole.add("second")
-        yield whole
+    make_corpus(folder / "corpus", clips=CLIPS)
+    with machines.cluster(folder) as made:
+        made.add("first")
+        made.add("second")
+        yield made
 
 
-def anew(cluster):
-    """A head in the place of one that was killed with all that was on it, and nodes."""
-    folder = cluster.folder / "anew"
-    folder.mkdir()
-    told = {"MLFLOW_TRACKING_URI": cluster.mlflow}
-    cluster.head = cluster.held.enter_context(head(folder, cpus=0, **told))
-    token = Token(cluster.head.token, "the soak")
-    cluster.server = JobServer(cluster.head.url, "the soak", token)
-    for name in ("fifth", "sixth"):
-        cluster.add(name)
+@pytest.fixture(scope="module")
+def rows(cluster):
+    with job_table.rows(f"{cluster.where}; {CLIPS} clips") as found:
+        yield found
 
 
 @dataclass
 class Case:
     """An experiment of its own, and the attempts at it."""
 
-    cluster: Cluster
+    cluster: machines.Cluster
     name: str
     began: float = field(default_factory=time.monotonic)
     attempts: list = field(default_factory=list)
 
     def __post_init__(self):
         self.folder.mkdir()
-        text = EXPERIMENT.format(corpus=self.cluster.corpus, name=self.name)
+        text = EXPERIMENT.format(corpus=self.cluster.folder / "corpus", name=self.name)
         (self.folder / "experiment.yaml").write_text(text)
 
     @property
@@ -209,24 +146,11 @@ def asked(mlflow, query):
         return json.load(answer)
 
 
-def until(true, seconds=300):
-    limit = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < limit
-        time.sleep(0.2)
-    return found
-
-
 @pytest.fixture(scope="module")
 def alone(cluster):
     """The same on one machine, without a cluster: what the others are held against."""
     case = Case(cluster, "alone")
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": cluster.mlflow, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_ADDRESS", None)
-    words = [sys.executable, "-P", "-m", "pipelines", "run", "experiment.yaml", "--json"]
-    done = subprocess.run(
-        words, cwd=case.folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = cluster.alone([*machines.FUSELINE, "run", "experiment.yaml", "--json"], case.folder)
     assert done.returncode == 0, done.stderr
     return case, time.monotonic() - case.began
 
@@ -235,8 +159,6 @@ def alone(cluster):
 def smooth(cluster, alone, rows):
     """The same as a job, undisturbed: how long it takes."""
     _, seconds = alone
-    rows.append(("case", "what happened", "seconds", "time lost"))
-    rows.append(("---", "---", "---", "---"))
     rows.append(("on one machine, no cluster", "champion", f"{seconds:.0f}", "-"))
     case = Case(cluster, "smooth")
     case.submit()
@@ -275,6 +197,24 @@ def test_a_node_is_killed_and_another_one_added(cluster, alone, smooth, rows, ph
     assert case.ended().state == "succeeded", case.log()[-3000:]
     hold(case, alone)
     tell(rows, case, "a node killed, another added; the job went on", smooth)
+
+
+@pytest.mark.parametrize("phase", ["featurizing", "training"])
+def test_a_node_is_cut_off_and_another_one_added(cluster, alone, smooth, rows, phase):
+    """Nothing on it ends: it is not reached any more, and does not reach the others."""
+    if not hasattr(cluster, "cut"):
+        pytest.skip(cluster.where)
+    case = Case(cluster, f"node-cut-off-{phase}")
+    case.submit()
+    getattr(case, phase)()
+    lost = cluster.spare(case.job().info.node)
+    cluster.cut(lost)
+    cluster.add(f"instead-{phase}")
+    assert case.ended().state == "succeeded", case.log()[-3000:]
+    hold(case, alone)
+    tell(rows, case, "a node cut off, another added; the job went on", smooth)
+    # It knows by itself that it is of no use any more.
+    until(lambda: "raylet" not in [each.name() for each in cluster.processes(lost)])
 
 
 @pytest.mark.parametrize("phase", ["featurizing", "training"])
@@ -365,11 +305,13 @@ def test_the_head_is_killed_and_made_anew(cluster, alone, smooth, rows):
     case = Case(cluster, "head-killed")
     case.submit()
     case.training()
-    end(cluster.head.process, signal.SIGKILL)
+    cluster.kill_head()
     for name in list(cluster.nodes):
         cluster.kill(name)
     until(lambda: not any(case.drivers()), WAIT_S)
-    anew(cluster)
+    cluster.start()
+    for name in ("fifth", "sixth"):
+        cluster.add(name)
     assert not case.submit().attached
     assert case.attempts[1] == case.attempts[0].removesuffix("1") + "2"  # by the records
     assert case.ended().state == "succeeded", case.log()[-3000:]
