@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 QUICK := -m "not soak and not gpu and not multigpu"
 # By whole files, so that what the tests of one share is made once.
-ON_RAY := $(sort $(shell grep -l 'mark\.ray' tests/test_*.py))
+ON_RAY := $(sort $(shell grep -rl --include='test_*.py' 'mark\.ray' tests))
 RAY_LOG := build/test-on-ray.log
 
 .PHONY: check test test-here test-on-ray soak gpu bench demo install clean
@@ -29,7 +29,7 @@ test: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going test-here test-on-ray; code=$$?; cat $(RAY_LOG); exit $$code
 
 test-here: $(STAMP)
-	@$(BIN)/python -m pytest $(QUICK) $(filter-out $(ON_RAY),$(sort $(wildcard tests/test_*.py)))
+	@$(BIN)/python -m pytest $(QUICK) $(addprefix --ignore=,$(ON_RAY))
 
 test-on-ray: $(STAMP)
 	@mkdir -p $(dir $(RAY_LOG))
