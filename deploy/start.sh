@@ -83,8 +83,14 @@ case $kind in
       exit 2
     fi
     export MLFLOW_TRACKING_URI=http://$head:5000
-    ray start --address="$head:6379" --node-ip-address="${own:-$(leads_to "$head")}" \
-      --object-manager-port=8076 "${more[@]}"
+    own=${own:-$(leads_to "$head")}
+    ports=(--object-manager-port=8076)
+    # Beside the head other ports. Where that of Ray's agent, 52365, is taken, the node starts all the same, without one: the log
+    # of no driver there could be had.
+    if [[ $own == "$head" || $head == 127.* ]]; then
+      ports=(--object-manager-port=8077 --dashboard-agent-listen-port=52366)
+    fi
+    ray start --address="$head:6379" --node-ip-address="$own" "${ports[@]}" "${more[@]}"
     ;;
   *)
     echo "start.sh: head or worker, not '$kind'" >&2

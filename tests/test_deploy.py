@@ -305,6 +305,16 @@ def test_a_head_does_not_start_without_a_place_for_what_must_outlive_it(stubs):
     assert not calls.read_text()
 
 
+def test_a_worker_beside_the_head_has_ports_of_its_own(stubs):
+    """Ray's agent, which hands out logs, would not begin on a port that is taken, and not tell."""
+    for own, second in (("10.9.0.1", True), ("10.9.0.2", False)):
+        run(stubs, "worker", FUSELINE_NODE_IP=own, RAY_HEAD_IP="10.9.0.1")
+        *_, line = (stubs.parent / "calls").read_text().splitlines()
+        found = re.findall(r"--([\w-]+)-port=(\d+)", line)
+        ports = [("object-manager", "8077"), ("dashboard-agent-listen", "52366")]
+        assert found == (ports if second else [("object-manager", "8076")])
+
+
 def flags(line):
     """The names of options, and those values that are no address or file."""
     found = re.findall(r"(--[\w-]+)[ =](\S+)", line)
@@ -318,7 +328,7 @@ def test_plain_commands_of_the_papers_are_those_of_the_script(stubs):
     head, mlflow, worker = sorted(typed, key=lambda line: ("--address" in line, line[0] == "m"))
     usual = {"FUSELINE_NODE_IP": "127.0.0.9", "RAY_HEAD_IP": "127.0.0.9"}
     run(stubs, "head", FUSELINE_RAY_FLAGS="--num-cpus=0 --num-gpus=0", **usual)
-    _, calls = run(stubs, "worker", **usual)
+    _, calls = run(stubs, "worker", FUSELINE_NODE_IP="10.9.0.2", RAY_HEAD_IP="10.9.0.1")
     lines = lines_of(calls, 3)
     for mine, start in ((head, "ray start --head"), (worker, "ray start --address")):
         (ours,) = [each for each in lines if each.startswith(start)]
@@ -395,7 +405,7 @@ def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stu
     (command,) = [each for each in lines if each.startswith("fuseline")]
     assert "--num-cpus=0 --num-gpus=0 --labels=role=head" in head
     assert worker.startswith("ray start --address=127.0.0.7:6379")
-    assert worker.index("--object-manager-port=8076") < worker.index("--object-manager-port=8077")
+    assert "--object-manager-port=8077 --dashboard-agent-listen-port=52366" in worker
     assert command.startswith("fuseline run my\\ file.yaml | token http://127.0.0.7:5000")
     assert not list(Path(slurm["SLURM_SUBMIT_DIR"]).glob(".fuseline-*"))
 
