@@ -35,9 +35,8 @@ ip link set lo up
 mount -t tmpfs tmpfs /dev/shm
 mount --bind "$names" /etc/hosts
 while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
-trap '' CHLD
 echo up
-exec sleep infinity
+exec env --ignore-signal=CHLD sleep infinity
 """
 
 

@@ -55,6 +55,8 @@ def test_hosts_reach_each_other_until_one_is_cut_off_or_killed(tmp_path):
         two.run(["touch", f"{namespaces.RAYS}/mine"])
         assert (tmp_path / "two/tmp-ray/mine").exists()
         assert not Path(namespaces.RAYS, "mine").exists()
+        one.run(["sh", "-c", "sleep 0.01 & "])  # loses its parent, and is reaped
+        until(lambda: one.run(["ps", "ax"], capture_output=True).stdout.count(b"sleep") == 1)
         two.kill()
         assert server.wait(5) in {-signal.SIGKILL, 128 + signal.SIGKILL}
         again = net.host("two", address=two.address)
