@@ -1,5 +1,7 @@
 """Attempts that are asked to end, that outlive their head, or whose records are out of reach."""
 
+import asyncio
+import os
 import signal
 import subprocess
 import threading
@@ -8,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.commands import jobs as commands
 from pipelines.executors import Need
 from pipelines.experiment import InputError
 from pipelines.jobs import entrypoint, records, sealing
@@ -15,11 +18,12 @@ from pipelines.jobs import watch as watches
 from pipelines.jobs.needs import Node
 from pipelines.jobs.prepare import Prepared
 from pipelines.jobs.records import Record
-from pipelines.jobs.server import JobInfo, ServerError
+from pipelines.jobs.server import JobInfo, JobServer, ServerError
 from pipelines.jobs.submission import Origin, Submission, request
 from pipelines.jobs.submit import retry, submit
 from pipelines.jobs.tokens import Token
 from pipelines.jobs.watch import all_jobs, stop, wait
+from pipelines.stopping import listen
 
 TOKEN = Token("a" * 64, "a test")
 BEGUN = Record(name="x", host="h", began=1.0)
@@ -33,6 +37,7 @@ class Server:
 
     def __init__(self):
         self.found, self.text, self.sent, self.away = {}, "", "", 0
+        self.there = [Node("n", {"CPU": 4.0, "memory": 8e9})]
         self.at_look = lambda: None
 
     def add(self, name, status="RUNNING", **metadata):
@@ -50,7 +55,7 @@ class Server:
         return self.found.get(name)
 
     def nodes(self):
-        return [Node("n", {"CPU": 4.0, "memory": 8e9})]
+        return self.there
 
     def may_grow(self):
         return False
@@ -67,6 +72,9 @@ class Server:
 
     def stop(self, name):
         return True
+
+    def remember_stop(self, info):
+        pass
 
     def follow(self, name):
         yield self.text[:6]
@@ -153,6 +161,65 @@ def test_what_came_after_the_connection_closed_is_written_once(server):
     server.add("run-a-1", "SUCCEEDED")
     wait(server, "run-a-1", written.append, written.append)
     assert "".join(written) == server.text
+
+
+def test_a_node_that_is_gone_without_a_word_ends_the_waiting(server):
+    """The head keeps its connection to such a node for ever, and says nothing."""
+    server.add("run-a-1")
+
+    def follow(name):
+        yield "first\n"
+        yield ""
+        server.there = []
+        yield ""
+        raise AssertionError
+
+    def logs(name):
+        raise ServerError("has no log")
+
+    server.follow, server.logs, written, said = follow, logs, [], []
+    job = wait(server, "run-a-1", written.append, said.append)
+    assert (job.settled.state, written) == ("lost", ["first\n"])
+    assert said == ["the end of the log of run-a-1 cannot be had: has no log"]
+
+
+def test_a_server_may_be_away_also_after_a_long_wait_for_a_node(server, monkeypatch):
+    monkeypatch.setattr(watches, "LOST_S", 0.2)
+    monkeypatch.setattr(watches.time, "sleep", lambda seconds: None)
+    server.add("run-a-1", "PENDING")
+    until, looks = time.monotonic() + 0.3, []
+
+    def look():
+        server.away = False
+        if time.monotonic() > until:
+            looks.append(1)
+            server.away = len(looks) == 1
+            changed(server, "run-a-1", "SUCCEEDED")
+
+    server.at_look = look
+    job = wait(server, "run-a-1", lambda text: None, lambda line: None)
+    assert job.settled.state == "succeeded"
+
+
+def test_ctrl_c_while_following_leaves_the_job_and_says_so(monkeypatch, capsys):
+    server = JobServer("http://127.0.0.1:1", "a test", TOKEN)
+    ended = []
+
+    async def follow(name):
+        try:
+            yield "first\n"
+            await asyncio.sleep(30)
+        finally:
+            ended.append(name)
+
+    monkeypatch.setattr(server, "_follow", follow)
+    with listen(), pytest.raises(KeyboardInterrupt), commands._goes_on("run-a-1"):  # noqa: PT012
+        for _ in server.follow("run-a-1"):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert ended == ["run-a-1"]
+    said = capsys.readouterr().err
+    assert "run-a-1 goes on without" in said
+    assert "`fuseline job stop run-a-1` ends it" in said
 
 
 # --- an attempt that is to end

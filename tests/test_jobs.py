@@ -1,5 +1,6 @@
 """Jobs without a cluster: what goes along, what is one submission, what its end is, secrets."""
 
+import contextlib
 import http.server
 import json
 import shutil
@@ -12,16 +13,25 @@ from io import BytesIO
 import pytest
 
 from pipelines import HOME
+from pipelines.commands import jobs as commands
 from pipelines.executors import Need
 from pipelines.experiment import InputError
 from pipelines.findings import finding
-from pipelines.jobs import beforehand, entrypoint, folder, needed, needs, records
+from pipelines.jobs import beforehand, entrypoint, folder, needed, needs, records, watch
 from pipelines.jobs.needs import Node, check_room, need_of
 from pipelines.jobs.prepare import Wish, prepare
 from pipelines.jobs.records import Record, settle
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import OURS, Origin, Submission, request, variables_of
-from pipelines.jobs.submit import submit
+from pipelines.jobs.submission import (
+    INSIDE,
+    OURS,
+    Origin,
+    Submission,
+    meant,
+    request,
+    variables_of,
+)
+from pipelines.jobs.submit import retry, submit
 from pipelines.jobs.tokens import Token
 from pipelines.jobs.watch import find
 from pipelines.jobs.wheel import PACKAGES, wheel
@@ -126,6 +136,39 @@ def test_a_folder_that_is_too_large_is_refused_before_it_is_read(project, monkey
         folder.survey(project)
 
 
+def test_nothing_of_the_folder_is_imported_before_the_standard_library(project):
+    """Ray puts what is in a package before all else, in driver, workers and its own supervisor."""
+    (project / "calendar.py").write_text("raise SystemExit('mine')")
+    content = folder.packed(folder.survey(project)).content
+    with zipfile.ZipFile(BytesIO(content)) as opened:
+        tops = {name.partition("/")[0] for name in opened.namelist()}
+    assert tops == {INSIDE}
+    assert not INSIDE.isidentifier()
+
+
+def test_what_is_no_file_stays_behind_and_links_are_followed(project, tmp_path_factory):
+    import os
+    import socket
+
+    outside = tmp_path_factory.mktemp("outside") / "weights.bin"
+    outside.write_text("w")
+    (project / "weights.bin").symlink_to(outside)
+    (project / "lost.bin").symlink_to(project / "nothing")
+    os.mkfifo(project / "pipe")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(project):
+        made.bind("socket")
+    (project / "notes" / ".gitignore").write_text("!old.txt\n")
+    (project / "deep" / "er").mkdir(parents=True)
+    (project / ".gitignore").write_text("notes/\n*.log\n")
+    (project / "deep" / ".gitignore").write_text("!kept.log\n")
+    for name in ("er/kept.log", "er/lost.log"):
+        (project / "deep" / name).touch()
+    found = set(folder.survey(project).files)
+    assert found >= {"weights.bin", "deep/er/kept.log"}
+    assert not found & {"lost.bin", "pipe", "socket", "deep/er/lost.log", "notes/deep/old.txt"}
+    assert folder.packed(folder.survey(project))
+
+
 def test_a_link_to_a_folder_above_is_not_followed_for_ever(project):
     (project / "films" / "up").symlink_to(project)
     (project / "more").symlink_to(project / "films")
@@ -208,7 +251,11 @@ def test_files_that_stay_where_they_are_count_by_their_bytes(project):
     first = prepare(wish, COMMANDS).submission.digest
     assert prepare(wish, COMMANDS).submission.digest == first
     (project / "clips.csv").write_text("id,media,mood\na,films/a.mp4,2\n")
-    assert prepare(wish, COMMANDS).submission.digest != first
+    second = prepare(wish, COMMANDS).submission.digest
+    assert second != first
+    with (project / "films" / "a.mp4").open("r+b") as film:  # 1 TB, of which nobody reads a byte
+        film.truncate(1 << 40)
+    assert prepare(wish, COMMANDS).submission.digest not in {first, second}
 
 
 def test_no_word_of_the_user_is_read_by_a_shell():
@@ -227,12 +274,52 @@ def test_no_word_of_the_user_is_read_by_a_shell():
 def test_variables_are_names_and_values_and_not_those_that_jobs_need():
     assert variables_of(["A=1", "B=a=b"]) == {"A": "1", "B": "a=b"}
     assert variables_of(["TOKENIZERS_PARALLELISM=false"]) == {"TOKENIZERS_PARALLELISM": "false"}
-    for wrong in ("A", "1A=1", "PYTHONPATH=x", "RAY_ADDRESS=x", "RAY_AUTH_MODE=disabled"):
+    assert variables_of(["RAY_TRAIN_V2_ENABLED=1", "KEYBOARD=de"])
+    names = "PYTHONPATH RAY_ADDRESS RAY_AUTH_MODE RAY_health_check_period_ms PATH HOME PYTHONHOME"
+    for wrong in ("A", "1A=1", *(f"{name}=x" for name in names.split()), "CUDA_VISIBLE_DEVICES=0"):
         with pytest.raises(InputError):
             variables_of([wrong])
-    for secret in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+    names = "HF_TOKEN AWS_SECRET_ACCESS_KEY PGPASSWORD OPENAI_API_KEY MYSQL_PWD SSH_PASSPHRASE"
+    for secret in names.split():
         with pytest.raises(InputError, match=f"use --secret {secret}"):
             variables_of([f"{secret}=x"])
+    with pytest.raises(InputError, match="--env A is given twice"):
+        variables_of(["A=1", "A=2"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"env": ["MLFLOW_TRACKING_URI=http://me:hush@h:5000"]}, "--secret MLFLOW_TRACKING_URI"),
+        ({"command": ("score", "https://x/a.mp4?X-Amz-Signature=hush")}, "into a file"),
+        ({"command": ("score", "--set=dataset=s3://me:hush@b/x")}, "into a file"),
+        ({"records": "s3://me:hush@bucket/jobs"}, "--records"),
+        ({"command": ("score", "a\udcff.mp4")}, "is no UTF-8"),
+        ({"env": ["A=\udcff"]}, "is no UTF-8"),
+        ({"cpus": float("nan")}, "--cpus nan: wanted a number"),
+        ({"memory_gb": float("inf")}, "--memory inf: wanted a number"),
+        ({"gpus": 1.5}, "--gpus 1.5"),
+    ],
+)
+def test_what_anybody_may_see_holds_no_secret_and_can_be_sent(project, given, said):
+    with pytest.raises(InputError) as error:
+        prepare(Wish(**{"command": ("score",), "working_dir": project, **given}), ["score"])
+    assert said in str(error.value)
+    assert "hush" not in str(error.value)
+
+
+def test_a_secret_that_the_shell_put_into_the_command_is_refused(losing, server, project):
+    for given in ({"command": ("demo", "--folder=/x/swordfish")}, {"env": ["A=a swordfish"]}):
+        usual = {"command": ("demo", "--folder=/x"), "working_dir": project, "secret": ["S"]}
+        with pytest.raises(InputError, match="--secret S: its value stands in the command"):
+            submit(server, prepare(Wish(**{**usual, **given}), COMMANDS), {"S": "swordfish"})
+    assert not losing.jobs
+
+
+def test_a_name_that_cannot_be_sent_is_told(project):
+    (project / "a\udcff.txt").touch()
+    with pytest.raises(InputError, match="is no UTF-8"):
+        folder.survey(project)
 
 
 # --- room
@@ -296,6 +383,8 @@ STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143
         (info("STOPPED"), replace(STOPPED, exit_code=1), "failed", 1),
         (info("RUNNING"), replace(BEGUN, stopped=True), "stopping", None),
         (info("RUNNING", node="gone"), replace(BEGUN, stopped=True), "lost", None),
+        (info("RUNNING", to_end=True), BEGUN, "stopping", None),
+        (info("PENDING", to_end=True), None, "stopping", None),
         (None, ENDED, "succeeded", 0),
         (None, STOPPED, "stopped", 143),
         (None, BEGUN, "lost", None),
@@ -322,7 +411,14 @@ def test_how_a_job_of_a_cluster_that_is_gone_ended_is_told_by_its_records(tmp_pa
     code, out, _ = called("job", "status", "run-abc", "--records", tmp_path)
     assert (code, out) == (0, "run-abc-2: failed, exit code 3\n")
     code, out, _ = called("job", "status", "run-abc-1", "--records", tmp_path, "--json")
-    assert (code, json.loads(out)["state"]) == (0, "lost")
+    assert (code, json.loads(out)["state"]) == (0, "begun")  # it may well be at work
+    records.write(f"{tmp_path}/run-abc-12.n", replace(ENDED, name="run-abc-12", began=0.5))
+    code, out, _ = called("job", "status", "run-abc", "--records", tmp_path)
+    assert (code, out) == (0, "run-abc-12: succeeded, exit code 0\n")  # its node's clock is late
+    assert called("job", "status", "run-abc-1", "--records", tmp_path)[1].startswith("run-abc-1:")
+    records.write(f"{tmp_path}/run-abd-1.n", BEGUN)
+    code, _, err = called("job", "status", "run-ab", "--records", tmp_path)
+    assert (code, "run-ab begins run-abc, run-abd" in err) == (2, True)
     code, _, err = called("job", "status", "run-xyz", "--records", tmp_path)
     assert code == 2
     assert "nothing is recorded there of a job run-xyz" in err
@@ -342,6 +438,16 @@ def test_the_entrypoint_ends_as_its_command_does_and_writes_it_down(
     )
     kept = records.read(f"{tmp_path}/x-1.n")
     assert (kept.exit_code, kept.stopped, kept.name) == (code, False, "x-1")
+
+
+def test_bytes_that_are_no_text_do_not_hide_the_log(tmp_path, capfdbinary, monkeypatch):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    program = (
+        "import os, time; os.write(1, b'caf\\xe9 f\\xc3'); time.sleep(0.3)\n"
+        "os.write(2, b'\\xbc\\xc3')"  # a letter in two pieces, half a letter at the end
+    )
+    assert entrypoint.main("x-1", str(tmp_path), "-", ["python", "-c", program]) == 0
+    assert capfdbinary.readouterr().out == "caf\\xe9 fü\\xc3".encode()
 
 
 def test_a_storage_that_fails_is_told_and_the_command_done(tmp_path, capfd, monkeypatch):
@@ -391,6 +497,9 @@ class Losing(http.server.BaseHTTPRequestHandler):
         self._say(200, {})
 
     def do_POST(self):
+        if self.path.endswith("/stop"):  # which changes nothing that can be seen
+            self._say(200, {"stopped": True})
+            return
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = asked["submission_id"]
         if name in self.server.jobs:
@@ -448,6 +557,58 @@ def test_after_its_end_the_next_attempt_begins(losing, server, project):
     assert find(server, first.name).name == first.name
     with pytest.raises(InputError, match="knows no job zzz"):
         find(server, "zzz")
+
+
+def test_a_job_that_waits_is_stopped_and_the_next_attempt_begins(
+    losing, server, project, monkeypatch
+):
+    monkeypatch.setattr(watch, "PENDING_S", 0.0)
+    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+    prepared, said = (
+        prepare(Wish(command=("run", "experiment.yaml"), working_dir=project), COMMANDS),
+        [],
+    )
+    first = submit(server, prepared, {}).name
+    losing.jobs[first]["status"] = "PENDING"
+    assert submit(server, prepared, {}).attached
+    assert watch.stop(server, first, said.append).settled.state == "stopping"
+    assert said[-1] == f"{first} has not begun; it ends as soon as it would begin"
+    second = submit(server, prepared, {})
+    assert (second.attached, second.name[-2:]) == (False, "-2")
+    losing.jobs[second.name]["status"] = "PENDING"
+    watch.stop(server, second.name, said.append)
+    third = retry(server, second.name)
+    assert (third.attached, third.name[-2:]) == (False, "-3")
+    assert [each.name for each in watch.all_jobs(server)] == [first, second.name, third.name]
+    assert server.info(second.name).to_end
+    assert not server.info(third.name).to_end
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("run-abc-1", "run-abc-1"),
+        ("run-abc", "run-abc-12"),
+        ("run-abc-", "run-abc-12"),
+        ("train", "train-abc-2"),
+        ("run-abc-2", None),  # there is a 12, which is another one
+        ("run-abc-1-", None),
+        ("zzz", None),
+    ],
+)
+def test_an_id_means_itself_or_the_newest_attempt_of_what_begins_so(text, name):
+    known = ["run-abc-1", "run-abc-9", "run-abc-12", "train-abc-2", "run-xyz-1"]
+    assert meant(known, text) == name
+    with pytest.raises(InputError, match="run begins run-abc, run-xyz"):
+        meant(known, "run")
+    for nothing in ("", "-"):  # as of a variable of the shell that is not set
+        with pytest.raises(InputError, match="no id of a job is given"):
+            meant(known[:1], nothing)
+
+
+def test_a_command_is_listed_on_one_line_without_what_a_terminal_would_obey():
+    line = commands._line(["run", "a b.yaml", "--set", "x=\x1b[2J\n", "déjà"])
+    assert line == "run 'a b.yaml' --set 'x=\\x1b[2J\\n' 'déjà'"
 
 
 def test_a_server_that_is_not_there_is_told_with_where_its_address_is_from():

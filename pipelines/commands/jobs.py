@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -163,7 +164,9 @@ def logs_command(
     with _server(address, cluster) as server:
         found = find(server, name)
         if follow:
-            wait(server, found.name, _write, _say)
+            with _goes_on(found.name):
+                found = wait(server, found.name, _write, _say)
+            _say(_sentence(found))
         else:
             _write(server.logs(found.name))
 
@@ -176,7 +179,11 @@ def stop_command(
     from pipelines.jobs.watch import stop
 
     with _server(address, cluster) as server:
-        found = stop(server, name, _say)
+        try:
+            found = stop(server, name, _say)
+        except KeyboardInterrupt:
+            _say(f"{name} is to end all the same, if it was asked; `fuseline job status {name}`")
+            raise
     print(json.dumps(_plain(found)) if as_json else _sentence(found))
 
 
@@ -209,12 +216,26 @@ def _watched(server: "JobServer", attempt: "Attempt", *, wait: bool, as_json: bo
         plain = {"id": attempt.name, "attached": attempt.attached}
         print(json.dumps(plain) if as_json else attempt.name)
         return
-    ended = watch(server, attempt.name, _say_raw if as_json else _write, _say)
+    with _goes_on(attempt.name):
+        ended = watch(server, attempt.name, _say_raw if as_json else _write, _say)
     if as_json:
         print(json.dumps({**_plain(ended), "attached": attempt.attached}))
     _say(_sentence(ended))
     code = ended.settled.exit_code
     raise typer.Exit(1 if code is None else code)
+
+
+@contextlib.contextmanager
+def _goes_on(name: str) -> Iterator[None]:
+    """Tell that Ctrl-C ended the looking on alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(
+            f"{name} goes on without; `fuseline job logs -f {name}` shows more of it, "
+            f"`fuseline job stop {name}` ends it"
+        )
+        raise
 
 
 @contextlib.contextmanager
@@ -259,7 +280,7 @@ def _plain(each: "Job") -> dict[str, Any]:
         "command": submission["command"],
         "attempt": int(info.metadata["attempt"]),
         "submitted": _when(info.began_ms),
-        "seconds": round((info.ended_ms - info.began_ms) / 1000, 1) if info.ended_ms else None,
+        "seconds": round(info.took_s, 1) if info.ended_ms else None,
         "ray_status": info.status,
         "cpus": submission["cpus"],
         "gpus": submission["gpus"],
@@ -279,13 +300,19 @@ def _row(each: "Job") -> dict[str, object]:
         "exit code": "" if plain["exit_code"] is None else plain["exit_code"],
         "submitted": plain["submitted"],
         "took": "" if seconds is None else f"{seconds:.0f} s",
-        "command": " ".join(plain["command"]),
+        "command": _line(plain["command"]),
     }
 
 
 def _sentence(each: "Job") -> str:
-    took = (each.info.ended_ms - each.info.began_ms) / 1000
-    return _told(each.name, each.settled, f"after {took:.0f} s" if each.info.ended_ms else "")
+    info = each.info
+    return _told(each.name, each.settled, f"after {info.took_s:.0f} s" if info.ended_ms else "")
+
+
+def _line(command: Sequence[str]) -> str:
+    """A command as a shell takes it, on one line, without what a terminal would obey."""
+    told = shlex.join(command)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
 
 
 def _told(name: str, settled: "Settled", more: str = "") -> str:

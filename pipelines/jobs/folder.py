@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipelines.experiment import InputError
+from pipelines.jobs.submission import INSIDE, check_open
 from pipelines.jobs.wheel import Archive, archive
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def survey(folder: Path) -> Survey:
         raise InputError(f"--working-dir {folder}: no such folder")
     found = Survey(folder)
     for name, path in _walk(folder, "", (_never(),), found, frozenset({folder.resolve()})):
+        check_open(name, "--working-dir", "name it in .rayignore")
         found.files[name] = path.stat().st_size
         if len(found.files) > MOST_FILES:
             ones = dict.fromkeys(found.files, 1)
@@ -95,7 +97,7 @@ def packed(found: Survey) -> Archive:
     """
     total = sum(found.files.values())
     if total < MOST_BYTES:
-        paths = {name: found.folder / name for name in found.files}
+        paths = {f"{INSIDE}/{name}": found.folder / name for name in found.files}
         executable = frozenset(name for name, path in paths.items() if os.access(path, os.X_OK))
         content = archive({name: path.read_bytes() for name, path in paths.items()}, executable)
         total = len(content)

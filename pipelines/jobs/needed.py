@@ -36,6 +36,8 @@ COLUMNS_ALONE = frozenset(
 def named(command: Sequence[str], folder: Path) -> dict[str, str]:
     """Files and folders below a folder that a command names, itself or by its experiment file.
 
+    What a table of media names is told by `media`.
+
     Returns:
         Who names each, by its path relative to the folder.
 
@@ -48,7 +50,25 @@ def named(command: Sequence[str], folder: Path) -> dict[str, str]:
         if name := _inside(folder, folder, value):
             found.setdefault(name, "the command names it")
     for file in experiments(command, folder):
-        found |= {k: v for k, v in _of_experiment(command, folder, file).items() if k not in found}
+        for place, value in _texts(read(file)):
+            if place != "dataset" and (name := _inside(folder, file.parent, value)):
+                found.setdefault(name, f"{file.name} names it as {place}")
+    return found
+
+
+def media(command: Sequence[str], folder: Path) -> dict[str, str]:
+    """Files below a folder that the table of a command's experiment names, as by `named`."""
+    found: dict[str, str] = {}
+    for experiment in outlines(command, folder) if command[0] in MEDIA else ():
+        if not (experiment.source.table and experiment.given.is_file()):
+            continue
+        for number, row in enumerate(read_rows(experiment.given), start=1):
+            for column, value in row.items():
+                if column in FILES or (column.startswith(STREAM) and column.count(":") == 1):
+                    path = str(value).partition("#")[0]
+                    if name := _inside(folder, experiment.given.parent, path):
+                        who = f"row {number} of {experiment.given.name}, {column}"
+                        found.setdefault(name, who)
     return found
 
 
@@ -76,7 +96,7 @@ def check_along(command: Sequence[str], found: Survey) -> None:
                 f"{word} lies in the working directory, which has another path on the nodes: write "
                 f"{relative}, or give --shared where all nodes reach {folder} by this path"
             )
-    for name, who in named(command, folder).items():
+    for name, who in {**media(command, folder), **named(command, folder)}.items():
         if rule := found.why_not(name):
             raise InputError(
                 f"{name} is needed ({who}) and would not go along, because of {rule}; mend that "
@@ -117,32 +137,25 @@ def _options(command: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "--folder", "runs/demo"
 
 
-def digest_of(names: Iterable[str], folder: Path) -> str:
-    """sha256 in hex of the named files, which stay where they are; folders by their names alone."""
+def digest_of(names: Iterable[str], films: Iterable[str], folder: Path) -> str:
+    """sha256 in hex of what is named and stays where it is.
+
+    Args:
+        names: Of files that count by their bytes, and folders, by their names alone.
+        films: Of media, which may be hundreds of gigabytes: by size and time of change.
+        folder: In which all of them lie.
+    """
     digest = hashlib.sha256()
     for name in sorted(names):
         path = folder / name
-        content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
+        digest.update(f"{name}\0".encode())
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name in sorted(films):
+        about = (folder / name).stat()
+        digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def _of_experiment(command: Sequence[str], folder: Path, file: Path) -> dict[str, str]:
-    experiment = _outline(command, file)
-    found: dict[str, str] = {}
-    for place, value in _texts(read(file)):
-        if place != "dataset" and (name := _inside(folder, file.parent, value)):
-            found.setdefault(name, f"{file.name} names it as {place}")
-    if command[0] in MEDIA and experiment.source.table and experiment.given.is_file():
-        for number, row in enumerate(read_rows(experiment.given), start=1):
-            for column, value in row.items():
-                if column in FILES or (column.startswith(STREAM) and column.count(":") == 1):
-                    path = str(value).partition("#")[0]
-                    if name := _inside(folder, experiment.given.parent, path):
-                        who = f"row {number} of {experiment.given.name}, {column}"
-                        found.setdefault(name, who)
-    return found
 
 
 def _outline(command: Sequence[str], file: Path) -> Experiment:

@@ -1,5 +1,6 @@
 """What the driver of each command holds of its node, and whether any node has that."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,16 @@ KINDS: Mapping[str, Need] = {
 def need_of(
     command: Sequence[str], cpus: float | None, gpus: float | None, memory_gb: float | None
 ) -> Need:
-    """What the driver of a command is given: what was asked for, else by the command's kind."""
+    """What the driver of a command is given: what was asked for, else by the command's kind.
+
+    Raises:
+        InputError: No such number.
+    """
+    for option, count in (("--cpus", cpus), ("--gpus", gpus), ("--memory", memory_gb)):
+        if count is not None and not (math.isfinite(count) and count >= 0):
+            raise InputError(f"{option} {count}: wanted a number of 0 or more")
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise InputError(f"--gpus {gpus:g}: Ray shares one GPU; of several it gives whole ones")
     usual = KINDS.get(command[0], READS)
     return Need(
         cpus=usual.cpus if cpus is None else cpus,

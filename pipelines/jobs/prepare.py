@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.experiment import InputError
 from pipelines.jobs import folder as folders
 from pipelines.jobs import needed, needs
-from pipelines.jobs.submission import Submission, checked, variables_of
+from pipelines.jobs.submission import Submission, check_open, checked, variables_of
 from pipelines.jobs.wheel import Archive, wheel
 
 
@@ -47,17 +47,25 @@ def prepare(wish: Wish, commands: Sequence[str]) -> Prepared:
     """
     command = _known(wish.command, commands)
     source = wish.working_dir.resolve()
+    for word in command:
+        check_open(word, "job submit --", "write it into a file that the command reads")
+    check_open(str(source), "--working-dir", "give another folder")
     code = wheel()
     packages = [code]
     if wish.shared:
         if not source.is_dir():
             raise InputError(f"--working-dir {source}: no such folder")
-        place, inputs = str(source), needed.digest_of(needed.named(command, source), source)
+        place = str(source)
+        inputs = needed.digest_of(
+            needed.named(command, source), needed.media(command, source), source
+        )
     else:
         found = folders.survey(source)
         needed.check_along(command, found)
         packages.append(folders.packed(found))
         place, inputs = packages[-1].name, ""
+    record = _record(wish, command, source)
+    check_open(record, "--records", "keys of a store are found where its own tools look for them")
     submission = Submission(
         command=command,
         wheel=code.name,
@@ -66,7 +74,7 @@ def prepare(wish: Wish, commands: Sequence[str]) -> Prepared:
         need=needs.need_of(command, wish.cpus, wish.gpus, wish.memory_gb),
         variables=variables_of(wish.env),
         secrets=tuple(sorted({checked(name, "--secret") for name in wish.secret})),
-        record=_record(wish, command, source),
+        record=record,
     )
     if both := set(submission.variables) & set(submission.secrets):
         raise InputError(f"{min(both)} is given by --env and by --secret; wanted one of them")

@@ -15,12 +15,14 @@ from typing import Any, Literal, TypeAlias
 from featurizers.spec import canonical_json
 from featurizers.store import store_at
 from pipelines.jobs.server import JobInfo, RayStatus
+from pipelines.jobs.submission import meant
 
 FORMAT = 1
+_ID = re.compile(r".+-\d+")
 SIGTERM_CODE = 143
 
 State: TypeAlias = Literal[
-    "waiting", "running", "stopping", "succeeded", "failed", "stopped", "lost"
+    "waiting", "running", "stopping", "succeeded", "failed", "stopped", "lost", "begun"
 ]
 
 
@@ -95,14 +97,21 @@ def read(address: str, unreached: set[str] | None = None) -> Record | None:
     return None
 
 
-def newest(folder: str, name: str) -> Record | None:
-    """What was recorded last of a job, or of the attempts of what begins so; None for nothing.
+def newest(folder: str, text: str) -> Record | None:
+    """What was recorded of a job, or of the newest attempt of what begins so; None for nothing.
+
+    Of attempts the number tells which is the newest, since clocks of nodes differ; of several heads
+    that each began an attempt of one number, the clock.
 
     Raises:
         StorageError: The place cannot be read.
+        InputError: See `submission.meant`.
     """
-    stems = {file.rsplit(".", 2)[0] for file in store_at(folder).sizes() if file.startswith(name)}
-    found = [record for stem in sorted(stems) if (record := read(f"{folder}/{stem}"))]
+    stems = {file.rsplit(".", 2)[0] for file in store_at(folder).sizes() if file.count(".") > 2}
+    named = {stem: stem.partition(".")[0] for stem in stems}
+    name = meant((each for each in named.values() if _ID.fullmatch(each)), text)
+    mine = sorted(stem for stem in stems if named[stem] == name)
+    found = [record for stem in mine if (record := read(f"{folder}/{stem}"))]
     return max(found, key=lambda record: record.began, default=None)
 
 
@@ -157,9 +166,19 @@ def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -
         return Settled(state="lost", why=why)
     if info.status == "RUNNING" and info.node and info.node not in alive:
         return Settled(state="lost", why="the node of its driver is gone")
-    if info.status == "RUNNING" and record is not None and record.stopped:
+    if info.status == "PENDING" and info.to_end:
+        return Settled(state="stopping", why="it was asked to end, which it does when it begins")
+    if info.status == "RUNNING" and (info.to_end or (record is not None and record.stopped)):
         return Settled(state="stopping", why="it was asked to end, and saves")
     return _by_ray(info)
+
+
+def by_record_alone(record: Record) -> Settled:
+    """How a job is where no cluster was asked."""
+    if record.exit_code is not None:
+        return _by_record(None, record)
+    why = "no end is recorded; whether it lives, the cluster tells: ask without --records"
+    return Settled(state="begun", why=why)
 
 
 def _by_ray(info: JobInfo) -> Settled:

@@ -34,6 +34,17 @@ def secrets_of(names: Iterable[str], environment: Mapping[str, str]) -> dict[str
     return found
 
 
+def check_unseen(values: Mapping[str, str], texts: Iterable[str]) -> None:
+    """Raise InputError where the value of a secret stands in a text that anybody may see."""
+    told = [*texts]
+    for name, value in values.items():
+        if len(value) >= SHORTEST and any(value in text for text in told):
+            raise InputError(
+                f"--secret {name}: its value stands in the command or in a variable as well, which "
+                f"anybody may see; let the program take {name} from its environment"
+            )
+
+
 def seal(values: Mapping[str, str], token: Token) -> str:
     """Values that only who has the token can read, as text.
 
@@ -100,6 +111,8 @@ class Mask:
 
     def __call__(self, content: bytes) -> bytes:
         """What may be written of it now."""
+        if not self._values:
+            return content
         whole, rest = _whole_lines(self._rest + content)
         self._rest = rest
         return self._masked(whole)

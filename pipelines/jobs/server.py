@@ -10,18 +10,19 @@ import contextlib
 import http.client
 import json
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 from urllib.parse import quote, urlsplit
 
 from pipelines.experiment import FailedError, InputError
 from pipelines.jobs.needs import Node
-from pipelines.jobs.submission import OURS, SEALED
+from pipelines.jobs.submission import FORMAT, OURS, SEALED
 from pipelines.jobs.tokens import Token
 from pipelines.jobs.wheel import Archive
 
 ANSWER_S = 30.0
 UPLOAD_S = 600.0
+QUIET_S = 15.0
 
 RayStatus: TypeAlias = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
@@ -39,6 +40,7 @@ class JobInfo:
         began_ms: When it was submitted, in milliseconds since 1970.
         ended_ms: When Ray saw its end; 0 before.
         exit_code: Of the driver; None where Ray does not know.
+        to_end: Whether somebody asked it to end, by `JobServer.stop`.
     """
 
     name: str
@@ -49,6 +51,17 @@ class JobInfo:
     began_ms: int = 0
     ended_ms: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    to_end: bool = False
+
+    @property
+    def took_s(self) -> float:
+        """From submission to end, in seconds; the clocks of two nodes may make it less than 0."""
+        return max(self.ended_ms - self.began_ms, 0) / 1000
+
+    @property
+    def mark(self) -> str:
+        """The id of the job by which the wish that this one ends is remembered."""
+        return f"stop-{self.name}-{self.metadata.get('nonce', '')}"
 
     @property
     def live(self) -> bool:
@@ -98,7 +111,13 @@ class JobServer:
     def info(self, name: str) -> JobInfo | None:
         """What Ray says of a job; None where it does not know it."""
         status, body = self._ask("GET", f"/api/jobs/{quote(name, safe='')}", accept=(404,))
-        return None if status == 404 else _info(self._plain(body))
+        if status == 404:
+            return None
+        found = _info(self._plain(body))
+        if not (found.live and _ours(found)):
+            return found
+        status, _ = self._ask("GET", f"/api/jobs/{quote(found.mark, safe='')}", accept=(404,))
+        return replace(found, to_end=status == 200)
 
     def sealed(self, name: str) -> str:
         """A job's secrets as they were sent: sealed."""
@@ -109,7 +128,8 @@ class JobServer:
     def jobs(self) -> list[JobInfo]:
         """All jobs of ours, those that began first in front."""
         found = [_info(each) for each in self._json("GET", "/api/jobs/") if each["submission_id"]]
-        ours = [each for each in found if OURS in each.metadata]
+        names = {each.name for each in found}
+        ours = [replace(each, to_end=each.mark in names) for each in found if _ours(each)]
         return sorted(ours, key=lambda each: (each.began_ms, each.name))
 
     def submit(self, request: dict[str, Any]) -> bool:
@@ -135,6 +155,16 @@ class JobServer:
         plain = self._json("POST", f"/api/jobs/{quote(name, safe='')}/stop")
         return bool(plain.get("stopped"))
 
+    def remember_stop(self, info: JobInfo) -> None:
+        """Let every client know that a job was asked to end, also before it begins.
+
+        Ray (2.60.0) passes a stop on to the job's supervisor, and keeps nothing of it. So a job of
+        its own is the mark, which does nothing: what else a server keeps, it keeps for minutes.
+        Held by test_a_job_that_waits_is_stopped_and_the_next_attempt_begins.
+        """
+        request = {"submission_id": info.mark, "entrypoint": "true"}
+        self._ask("POST", "/api/jobs/", json.dumps(request).encode(), accept=(400, 500))
+
     def delete(self, name: str) -> None:
         """Let the cluster forget a job that has ended, and its log; one at work is left alone."""
         self._ask("DELETE", f"/api/jobs/{quote(name, safe='')}", accept=(404, 500))
@@ -147,7 +177,11 @@ class JobServer:
         return str(self._plain(body).get("logs") or "")
 
     def follow(self, name: str) -> Iterator[str]:
-        """The log from its beginning, as it comes, until the job ends or the connection does."""
+        """The log from its beginning, as it comes, until the job ends or the connection does.
+
+        Where nothing came for a while it is an empty text: the head holds a connection to a node
+        that is gone without a word for one that has nothing to say.
+        """
         loop = asyncio.new_event_loop()
         lines = self._follow(name)
         try:
@@ -157,6 +191,11 @@ class JobServer:
                 except StopAsyncIteration:
                     return
         finally:
+            waiting = asyncio.all_tasks(loop)  # what Ctrl-C interrupted
+            for each in waiting:
+                each.cancel()
+            if waiting:
+                loop.run_until_complete(asyncio.wait(waiting))
             loop.run_until_complete(lines.aclose())
             loop.close()
 
@@ -169,9 +208,14 @@ class JobServer:
                 aiohttp.ClientSession(headers=self.headers) as session,
                 session.ws_connect(url, heartbeat=ANSWER_S, max_msg_size=0) as connection,
             ):
-                async for message in connection:
-                    if message.type is aiohttp.WSMsgType.TEXT:
-                        yield str(message.data)
+                while not connection.closed:
+                    try:
+                        message = await connection.receive(timeout=QUIET_S)
+                    except TimeoutError:
+                        yield ""
+                    else:
+                        if message.type is aiohttp.WSMsgType.TEXT:
+                            yield str(message.data)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return  # who follows asks how the job is, and comes back
 
@@ -271,6 +315,10 @@ def _info(plain: dict[str, Any]) -> JobInfo:
         ended_ms=plain.get("end_time") or 0,
         metadata=plain.get("metadata") or {},
     )
+
+
+def _ours(info: JobInfo) -> bool:
+    return info.metadata.get(OURS) == FORMAT
 
 
 def _shells(code: int) -> int:

@@ -4,16 +4,18 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from featurizers.spec import canonical_json
+from featurizers.store import shown
 from pipelines.executors import Need
 from pipelines.experiment import InputError
 
 OURS = "fuseline"
 """The key of a job's metadata by which ours are known, with the format's number."""
+FORMAT = "1"
 STOP_WAIT_S = 3600
 """How long Ray waits for a job that is to stop; ours end by themselves, within train.hang_s."""
 SEALED = "FUSELINE_SEALED"
@@ -21,9 +23,16 @@ SEALED = "FUSELINE_SEALED"
 COMMIT = "FUSELINE_COMMIT"
 """That of the commit of our code, which a wheel does not have."""
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-KEPT = frozenset({"PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", SEALED, COMMIT})
-"""Variables that jobs need as they are."""
-_TELLING = ("PASSWORD", "PASSWD", "SECRET", "TOKEN")
+INSIDE = "fuseline-work"
+"""The folder that holds the working directory in its package. What lies at the top of a package is
+imported before the standard library; of a folder with a hyphen nothing is."""
+KEPT = frozenset(
+    {"CUDA_VISIBLE_DEVICES", "HOME", "PATH", "PYTHONHOME", "PYTHONPATH", SEALED, COMMIT}
+)
+"""Variables that jobs need as they are: by some Ray finds Python and the token, and gives GPUs."""
+RAY_LIBRARIES = ("RAY_AIR_", "RAY_DATA_", "RAY_TRAIN_", "RAY_TUNE_")
+"""Settings of Ray's that jobs may change; others are of the cluster."""
+_TELLING = ("APIKEY", "PASSPHRASE", "PASSWD", "PASSWORD", "PWD", "SECRET", "TOKEN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +157,7 @@ def request(submission: Submission, number: int, origin: Origin, nonce: str) -> 
         "submission_id": name,
         "runtime_env": environment,
         "metadata": {
-            OURS: "1",
+            OURS: FORMAT,
             "submission": json.dumps(submission.to_json(), sort_keys=True),
             "attempt": str(number),
             "source": origin.source,
@@ -169,11 +178,15 @@ def variables_of(given: Sequence[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not equals:
             raise InputError(f"--env {each}: wanted NAME=VALUE; a secret is given by --secret NAME")
-        if any(word.endswith(_TELLING) for word in name.upper().split("_")):
+        words = name.upper().split("_")
+        if words[-1] == "KEY" or any(word.endswith(_TELLING) for word in words):
             raise InputError(
                 f"--env {name}: anybody may see its value, and by its name it is a secret: use "
                 f"--secret {name}, which takes it from your environment"
             )
+        check_open(value, f"--env {name}", f"use --secret {name}")
+        if name in found:
+            raise InputError(f"--env {name} is given twice")
         found[checked(name, "--env")] = value
     return dict(sorted(found.items()))
 
@@ -182,11 +195,49 @@ def checked(name: str, option: str) -> str:
     """The name of an environment variable that jobs may be given. Raises InputError."""
     if not NAME.fullmatch(name):
         raise InputError(f"{option} {name}: no name of an environment variable")
-    if name in KEPT or name.startswith("RAY_AUTH_"):
+    if name in KEPT or (name.startswith("RAY_") and not name.startswith(RAY_LIBRARIES)):
         raise InputError(f"{option} {name}: jobs need it as it is")
     return name
+
+
+def check_open(text: str, option: str, do: str) -> None:
+    """Raise InputError where a text may not be seen by all, or cannot be sent at all.
+
+    Args:
+        text: Which stands in the job's metadata and in its log.
+        option: By which it was given.
+        do: What to do instead.
+    """
+    if shown(text) != text:
+        raise InputError(
+            f"{option}: {shown(text)} holds a password or a signature, and anybody may see it: {do}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{option}: {text!a} is no UTF-8; wanted a name that is") from None
 
 
 def number_of(name: str) -> int:
     """The number of an attempt by its id."""
     return int(name.rpartition("-")[2])
+
+
+def meant(names: Iterable[str], text: str) -> str | None:
+    """The id that a text means: that one, else the newest attempt of what begins so.
+
+    Raises:
+        InputError: Nothing is given, or several submissions begin so.
+    """
+    known = set(names)
+    if text in known:
+        return text
+    begins = text.rstrip("-")
+    if not begins:
+        raise InputError("no id of a job is given; `fuseline job list` shows them")
+    submissions = sorted({each.rpartition("-")[0] for each in known})
+    begun = [each for each in submissions if each.startswith(begins)]
+    if len(begun) > 1:
+        raise InputError(f"{text} begins {', '.join(begun[:5])}; wanted more of the id")
+    mine = [each for each in known if [each.rpartition("-")[0]] == begun]
+    return max(mine, key=number_of, default=None)

@@ -56,11 +56,13 @@ def submit(
     submission = prepared.submission
     for _ in range(TRIES):
         mine = attempts(server, submission)
-        if mine and (live := lasting(server, mine[-1], say)).settled.live:
+        if mine and (live := lasting(server, mine[-1], say)).attachable:
             return Attempt(name=live.name, attached=True)
         check_room(server, submission)
         check(submission)
         values = sealing.secrets_of(submission.secrets, environment)
+        told = (*submission.command, *submission.variables.values(), submission.record)
+        sealing.check_unseen(values, told)
         sealed = sealing.seal(values, server.token) if values else ""
         for package in prepared.packages:
             server.put(package)
@@ -104,11 +106,11 @@ def retry(server: JobServer, text: str, say: Say = lambda line: None) -> Attempt
         InputError: It is at work, or what was submitted can be had nowhere any more.
     """
     job = lasting(server, find(server, text).info, say)
-    if job.settled.live:
+    if job.attachable:
         raise InputError(f"{job.name} is {job.settled.state}; `fuseline job stop {job.name}` first")
     submission = Submission.from_json(json.loads(job.info.metadata["submission"]))
     mine = attempts(server, submission)
-    if mine and (live := lasting(server, mine[-1], say)).settled.live:
+    if mine and (live := lasting(server, mine[-1], say)).attachable:
         return Attempt(name=live.name, attached=True)
     check_room(server, submission)
     sealed = _sealed(server, job.name, submission)

@@ -14,7 +14,7 @@ from pipelines.experiment import InputError
 from pipelines.jobs import records
 from pipelines.jobs.records import Settled
 from pipelines.jobs.server import JobInfo, JobServer, ServerError
-from pipelines.jobs.submission import STOP_WAIT_S, number_of
+from pipelines.jobs.submission import STOP_WAIT_S, meant
 
 LOOK_S = 0.5
 LOST_S = 120.0
@@ -35,6 +35,11 @@ class Job:
     def name(self) -> str:
         """Its id."""
         return self.info.name
+
+    @property
+    def attachable(self) -> bool:
+        """Whether it is under way, and nobody asked it to end."""
+        return self.settled.state in {"waiting", "running"}
 
 
 def how(
@@ -73,19 +78,15 @@ def find(server: JobServer, text: str) -> Job:
     Raises:
         InputError: None, or several submissions.
     """
-    jobs = server.jobs()
-    exact = [each for each in jobs if each.name == text]
-    begun = exact or [each for each in jobs if each.name.startswith(text)]
-    if not begun:
-        known = ", ".join(each.name for each in jobs[-3:]) or "none"
+    jobs = {each.name: each for each in server.jobs()}
+    name = meant(jobs, text)
+    if name is None:
+        known = ", ".join([*jobs][-3:]) or "none"
         raise InputError(
             f"{server} knows no job {text}; the newest: {known}; of one of an earlier head tells "
             f"`fuseline job status {text} --records DATASET/logs/jobs`"
         )
-    submissions = sorted({each.name.rpartition("-")[0] for each in begun})
-    if len(submissions) > 1:
-        raise InputError(f"{text} begins {', '.join(submissions[:5])}; wanted more of the id")
-    return how(server, max(begun, key=lambda each: number_of(each.name)))
+    return how(server, jobs[name])
 
 
 def recorded(place: str, text: str) -> tuple[str, Settled]:
@@ -97,7 +98,7 @@ def recorded(place: str, text: str) -> tuple[str, Settled]:
     record = records.newest(place.rstrip("/"), text)
     if record is None:
         raise InputError(f"--records {place}: nothing is recorded there of a job {text}")
-    return record.name, records.settle(None, record, frozenset())
+    return record.name, records.by_record_alone(record)
 
 
 def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
@@ -109,19 +110,23 @@ def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
     written, patience = 0, _Patience(say)
     job = patience.ask(lambda: how(server, _info(server, name)))
     while True:
-        job = patience.ask(partial(_started, server, job.info, say))
+        job = _started(server, job.info, patience, say)
         seen = 0
         for text in server.follow(name):
             fresh = text[max(written - seen, 0) :]
             seen += len(text)
             if fresh:
                 write(fresh)
+            elif not text and not patience.ask(partial(now, server, job.info)).settled.live:
+                break
         written = max(written, seen)
         job = patience.ask(partial(now, server, job.info))
         if not job.settled.live:
-            with contextlib.suppress(ServerError):  # a log goes with its node
+            try:
                 if rest := server.logs(name)[written:]:
                     write(rest)
+            except ServerError as error:  # a log goes with its node
+                say(f"{'the end of ' * bool(written)}the log of {name} cannot be had: {error}")
             return job
         time.sleep(LOOK_S)
 
@@ -147,12 +152,19 @@ def now(server: JobServer, last: JobInfo) -> Job:
 
 
 def lasting(server: JobServer, info: JobInfo, say: Say) -> Job:
-    """How a job is, after its end where it was asked to end: nobody attaches to that."""
-    job = how(server, info)
-    if job.settled.state == "stopping":
+    """How a job is, after its end where it was asked to end: nobody attaches to that.
+
+    One that was asked before it began does nothing when it begins: it is not waited for.
+
+    Raises:
+        ServerError: It does not end.
+    """
+    job, until = how(server, info), time.monotonic() + STOP_WAIT_S
+    if job.settled.state == "stopping" and job.info.status != "PENDING":
         say(f"{job.name} was asked to end, and saves; the next attempt begins after it")
-    until = time.monotonic() + STOP_WAIT_S
-    while job.settled.state == "stopping" and time.monotonic() < until:
+    while job.settled.state == "stopping" and job.info.status != "PENDING":
+        if time.monotonic() > until:
+            raise ServerError(f"{job.name} was asked to end, and has not after {STOP_WAIT_S} s")
         time.sleep(LOOK_S)
         job = now(server, job.info)
     return job
@@ -187,12 +199,12 @@ def _info(server: JobServer, name: str) -> JobInfo:
     return found
 
 
-def _started(server: JobServer, last: JobInfo, say: Say) -> Job:
+def _started(server: JobServer, last: JobInfo, patience: _Patience, say: Say) -> Job:
     """How a job is as soon as it has a node, or ended; says what it waits for."""
     began, told = time.monotonic(), False
     while True:
-        job = now(server, last)
-        if job.settled.state != "waiting":
+        job = patience.ask(partial(now, server, last))
+        if not job.settled.live or job.info.status != "PENDING":
             return job
         if not told and time.monotonic() - began > TOLD_S:
             say(f"{last.name} waits: {job.settled.why}")
@@ -206,6 +218,8 @@ def stop(server: JobServer, text: str, say: Say) -> Job:
     if not job.settled.live:
         return job
     server.stop(job.name)
+    with contextlib.suppress(ServerError):  # it ends all the same
+        server.remember_stop(job.info)
     say(f"{job.name} is to end; it saves first")
     until, patience = time.monotonic() + PENDING_S, _Patience(say)
     while True:
@@ -213,6 +227,6 @@ def stop(server: JobServer, text: str, say: Say) -> Job:
         job = patience.ask(partial(now, server, job.info))
         if not job.settled.live:
             return job
-        if job.settled.state == "waiting" and time.monotonic() > until:
+        if job.info.status == "PENDING" and time.monotonic() > until:
             say(f"{job.name} has not begun; it ends as soon as it would begin")
             return job
