@@ -16,6 +16,8 @@
 set -euo pipefail
 
 export RAY_AUTH_MODE=token
+# A job may wait a week for a node; by Ray's own setting it fails after a quarter of an hour.
+export RAY_JOB_START_TIMEOUT_SECONDS=${RAY_JOB_START_TIMEOUT_SECONDS:-604800}
 ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 # A core dump of a decoder would hold somebody's face.
 ulimit -c 0

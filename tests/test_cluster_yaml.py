@@ -142,6 +142,7 @@ def test_a_token_that_is_not_there_or_that_others_may_read_is_told(changed, tmp_
         (None, "No such file"),
         ("a: [", "not YAML"),
         ("kind: RayJob\n", "of Kubernetes"),
+        ("7\n", "there is no provider"),
         ("provider: {type: local}\ncluster_name: x\n", "Ray refuses it"),
         (
             "provider: {type: aws, region: us-west-2}\ncluster_name: x\nmax_wokers: 2\n",

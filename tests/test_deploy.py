@@ -18,6 +18,7 @@ START = DEPLOY / "start.sh"
 STUB = """#!/usr/bin/env bash
 line=$(basename "$0")$(printf ' %q' "$@")
 told="${RAY_AUTH_MODE:-} ${MLFLOW_TRACKING_URI:-} ${MLFLOW_BACKEND_STORE_URI:-}"
+[[ $RAY_JOB_START_TIMEOUT_SECONDS == 604800 || $line != ray* ]] || told="a job does not wait"
 echo "$line | $told ${FUSELINE_MLFLOW_STORE:-}" >> "$CALLS"
 """
 
@@ -196,6 +197,13 @@ def test_nodes_have_what_their_stores_need(aws, gcp):
     assert all(f"\n{name}==" in pins for name in ("s3fs", "boto3", "psycopg", "ray", "torch"))
 
 
+def test_a_job_may_wait_for_a_node_wherever_ray_is_started(kuberay):
+    head = kuberay["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    told = {each["name"]: each["value"] for each in head["env"]}
+    assert told["RAY_JOB_START_TIMEOUT_SECONDS"] == "604800"
+    assert "RAY_JOB_START_TIMEOUT_SECONDS:-604800" in START.read_text()
+
+
 def test_the_image_has_the_packages_and_what_the_wheel_is_made_of(aws):
     copied = re.findall(r"/home/ray/fuseline/(\w+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
     mounted = {Path(remote).name for remote in aws["file_mounts"] if "fuseline" in remote}
@@ -340,7 +348,9 @@ def test_plain_commands_of_the_papers_are_those_of_the_script(stubs):
     # Ray hands what it was started with on to jobs, also where MLflow is.
     (exported,) = re.findall(r"^ {4}export (.*?) *#.*on both", paper, re.M)
     given = dict(each.split("=") for each in exported.split())
-    assert given == {"RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_URI": "http://10.0.0.1:5000"}
+    waits = {"RAY_JOB_START_TIMEOUT_SECONDS": "604800"}
+    usual = {"RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_URI": "http://10.0.0.1:5000"}
+    assert given == {**usual, **waits}
     assert " | token http://127.0.0.9:5000" in lines[-1]
 
 

@@ -21,6 +21,8 @@ def test_secrets_come_out_as_they_went_in_for_who_has_the_token():
         sealing.seal({"A": "x"}, Token("", "nowhere"))
     with pytest.raises(InputError, match="there is no A in your environment"):
         sealing.secrets_of(["A"], {"B": "x"})
+    with pytest.raises(InputError, match="less than 4 characters"):
+        sealing.secrets_of(["A"], {"A": "abc"})
 
 
 def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
@@ -35,6 +37,8 @@ def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
         ("-----BEGIN-----\nMIIEvQIBADANBg\n-----END KEY-----", "x MIIEvQIBADANBg y"),
         ('pa"ss\\wörd', '{"a": "pa\\"ss\\\\w\\u00f6rd"}'),
         ("pa/ss word@1", "http://me:pa%2Fss%20word%401@host"),
+        ("pa/ss word+1", "?key=pa%2Fss+word%2B1"),
+        ("pa'ss\"word", "ValueError('pa\\'ss\"word')"),
     ],
 )
 def test_a_secret_is_found_by_line_and_as_json_and_addresses_write_it(secret, written):

@@ -380,6 +380,7 @@ STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143
         (info("STOPPED"), STOPPED, "stopped", 143),
         (info("STOPPED"), ENDED, "succeeded", 0),
         (info("STOPPED"), BEGUN, "stopped", 143),
+        (info("STOPPED"), replace(BEGUN, stopped=True), "stopped", 143),
         (info("STOPPED"), replace(STOPPED, exit_code=1), "failed", 1),
         (info("RUNNING"), replace(BEGUN, stopped=True), "stopping", None),
         (info("RUNNING", node="gone"), replace(BEGUN, stopped=True), "lost", None),
@@ -393,6 +394,24 @@ STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143
 def test_what_the_node_wrote_comes_before_what_ray_says(ray, record, state, code):
     settled = settle(ray, record, frozenset({"n"}))
     assert (settled.state, settled.exit_code) == (state, code)
+
+
+def test_whether_a_stopped_job_has_saved_is_told():
+    killed = settle(info("STOPPED"), replace(BEGUN, stopped=True), frozenset())
+    assert "may have been killed before it saved" in killed.why
+    assert settle(info("STOPPED"), STOPPED, frozenset()).why == ""
+
+
+def test_an_end_of_a_later_version_is_read():
+    assert Record.from_json({**ENDED.to_json(), "format": 2, "cores": 4}) == ENDED
+
+
+def test_a_command_that_is_too_long_for_a_process_is_refused():
+    origin = Origin(source="/here", commit="")
+    assert request(submission(command=("run", "x" * 50_000)), 1, origin, "n")
+    for long in ({"command": ("run", "ö" * 60_000)}, {"variables": {"A": "x" * 60_000}}):
+        with pytest.raises(InputError, match=r"a job can be told 120000.*into a file"):
+            request(submission(**long), 1, origin, "n")
 
 
 def test_an_end_is_read_where_there_is_one_else_the_beginning(tmp_path):
@@ -448,6 +467,15 @@ def test_bytes_that_are_no_text_do_not_hide_the_log(tmp_path, capfdbinary, monke
     )
     assert entrypoint.main("x-1", str(tmp_path), "-", ["python", "-c", program]) == 0
     assert capfdbinary.readouterr().out == "caf\\xe9 fü\\xc3".encode()
+
+
+def test_a_full_disk_under_the_log_ends_no_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    program = "import sys\nfor _ in range(9999): print('x' * 99)\nsys.exit(5)"
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - which always is
+        monkeypatch.setattr(entrypoint.sys, "stdout", full)
+        ended = entrypoint.main("x", str(tmp_path), f"{tmp_path}/x", ["python", "-c", program])
+    assert (ended, records.read(f"{tmp_path}/x").exit_code) == (5, 5)
 
 
 def test_a_storage_that_fails_is_told_and_the_command_done(tmp_path, capfd, monkeypatch):

@@ -285,6 +285,32 @@ def test_the_cuda_that_torch_wants_is_read_from_what_it_brings(monkeypatch):
         assert probe.cuda_of_torch() == cuda
 
 
+def test_what_goes_along_is_not_asked_for_and_runs_are_not_left_in_the_copy(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    film = tmp_path / "work" / "0.mp4"
+    film.parent.mkdir()
+    film.touch()
+    (film.parent / "clips.csv").write_text("id,media,mood\na,0.mp4,1\n")
+    experiment = plan(film.parent, dataset=str(tmp_path / "data"))
+    copy = shared.Copy(film.parent, logs=True)
+    assert "media" in by_name(shared.places_of(experiment))
+    places = by_name(shared.places_of(experiment, copy))
+    assert set(places) == {"dataset"}
+    url = "http://localhost:8265"
+    alone = Live(address=url, nodes=[node()])
+    monkeypatch.setattr(live, "ask", lambda address, question: alone)
+
+    def failing(copy, **given):
+        usual = {"address": url, "driver": Need(), "variables": given}
+        found = by_what(validate(experiment, copy=copy, **usual))
+        return {name: each.found for name, each in found.items() if each.state == "failed"}
+
+    assert "go with it" in failing(copy)["tracking"]  # also on one node
+    assert "tracking" not in failing(None)
+    assert "tracking" not in failing(copy, MLFLOW_TRACKING_URI="http://10.0.0.1:5000")
+    assert "tracking" not in failing(shared.Copy(film.parent, logs=False))
+
+
 def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_path):
     kinds = [
         NodeKind(name="head", resources={"CPU": 0.0}, most=1),

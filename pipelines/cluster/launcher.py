@@ -134,7 +134,8 @@ def read(path: Path) -> ClusterFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("provider"), dict):
-        more = " (of Kubernetes, ask a live cluster by --address)" * ("kind" in (plain or {}))
+        kubernetes = isinstance(plain, dict) and "kind" in plain
+        more = " (of Kubernetes, ask a live cluster by --address)" * kubernetes
         raise InputError(
             f"{path}: there is no provider; --cluster wants the file of `ray up`{more}"
         )

@@ -4,7 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -53,8 +53,51 @@ class Place:
     along: bool = False
 
 
-def places_of(experiment: Experiment) -> list[Place]:
-    """All that workers and ranks use besides code; needs no featurizer to be built."""
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A working directory that goes along with a job.
+
+    Attributes:
+        folder: Where it lies here.
+        logs: Whether the job writes to the tracking store.
+    """
+
+    folder: Path
+    logs: bool
+
+
+def is_named(live: Live | None, variables: Mapping[str, str] | None) -> bool:
+    """Whether a job or its nodes are told of a tracking store."""
+    return bool(chosen_store(variables)) or any(each.store for each in (live.nodes if live else ()))
+
+
+def lost_with_copy() -> Finding:
+    """What becomes of runs that nobody told where to go, where a job works in a copy."""
+    found = "runs and models would lie in the job's copy of the folder, and go with it"
+    do = "serve MLflow as deploy/start.sh head does, or give --env MLFLOW_TRACKING_URI=http://..."
+    return finding(AREA, "tracking", "failed", f"MLFLOW_TRACKING_URI is not set: {found}", do)
+
+
+def places_of(experiment: Experiment, copy: Copy | None = None) -> list[Place]:
+    """All that workers and ranks use besides code; needs no featurizer to be built.
+
+    Args:
+        experiment: The settings.
+        copy: What goes along, and is left out.
+    """
+    found = _places(experiment)
+    if copy is None:
+        return found
+    folder = copy.folder.resolve()
+
+    def stays(path: Path) -> bool:
+        return not path.resolve().is_relative_to(folder)
+
+    others = [replace(place, paths=[*filter(stays, place.paths)]) for place in found]
+    return [place for place in others if place.paths or place.urls]
+
+
+def _places(experiment: Experiment) -> list[Place]:
     found = [_media(experiment)] if experiment.workers.featurize else []
     root = experiment.root
     found.append(

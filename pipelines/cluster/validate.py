@@ -14,6 +14,7 @@ from pipelines.cluster import launcher, live, shared, spending
 from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Question, UnreachedError
 from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
+from pipelines.cluster.shared import Copy
 from pipelines.doctor import check_features
 from pipelines.executors import Need
 from pipelines.experiment import Experiment, InputError, check
@@ -28,6 +29,7 @@ def validate(
     address: str | None = None,
     driver: Need | None = None,
     variables: Mapping[str, str] | None = None,
+    copy: Copy | None = None,
 ) -> Iterator[Finding]:
     """Look at everything that can be known beforehand, one finding after the other.
 
@@ -38,6 +40,7 @@ def validate(
         address: Of a live cluster: http://HOST:8265 or HOST:6379.
         driver: What the driver of a job is to hold; None for what `run` does.
         variables: The environment that a job is given; None where none is submitted yet.
+        copy: The working directory that goes along with a job; None where all nodes reach it.
 
     Raises:
         InputError: There is no such cluster file, or Ray refuses it.
@@ -45,7 +48,7 @@ def validate(
     file = None if cluster is None else launcher.read(cluster)
     if file is not None:
         yield from launcher.check(file)
-    places = [] if experiment is None else shared.places_of(experiment)
+    places = [] if experiment is None else shared.places_of(experiment, copy)
     there: Live | None = None
     store = shared.chosen_store(variables)
     with shared.marked(places if address else [], store) as question:
@@ -64,9 +67,30 @@ def validate(
     if address and there is None and file is None:
         return  # nothing is known of where it would run
     yield from _placed(experiment, specs, file, there, driver or KINDS["run"])
-    # An idle cluster that grows is one node now, and several when it works.
-    if file is not None or (there is not None and max(len(there.nodes), there.room().most) > 1):
+    if _several(file, there):
         yield from _shared(experiment, places, question, file, there)
+    yield from _store(experiment, file, there, variables, copy)
+
+
+def _several(file: ClusterFile | None, there: Live | None) -> bool:
+    """Whether there is, or will be, more than one node: an idle cluster that grows is one now."""
+    live = 0 if there is None else max(len(there.nodes), there.room().most)
+    return file is not None or live > 1
+
+
+def _store(
+    experiment: Experiment,
+    file: ClusterFile | None,
+    there: Live | None,
+    variables: Mapping[str, str] | None,
+    copy: Copy | None,
+) -> Iterator[Finding]:
+    """Whether runs go where all nodes reach them, and where they stay."""
+    if copy is not None and not copy.logs:
+        return
+    if copy is not None and not shared.is_named(there, variables):
+        yield shared.lost_with_copy()
+    elif _several(file, there):
         yield shared.check_store(experiment.folder, file, there, variables)
 
 

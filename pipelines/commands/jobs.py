@@ -97,7 +97,8 @@ def submit_command(
     prepared = prepare(wish, _commands())
     with _server(address, cluster) as server:
         file = cluster if server.tunnelled else None
-        check = partial(check_beforehand, server, file=file, say=_say) if validate else _unchecked
+        ask = partial(check_beforehand, server, source=prepared.source, file=file, say=_say)
+        check = ask if validate else _unchecked
         attempt = submit(server, prepared, os.environ, check, _say)
         _watched(server, attempt, wait=wait, as_json=as_json)
 

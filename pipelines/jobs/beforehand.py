@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from pipelines.cluster.shared import Copy
 from pipelines.cluster.validate import validate
 from pipelines.experiment import Experiment, InputError
 from pipelines.findings import Finding
@@ -12,18 +13,26 @@ from pipelines.jobs.server import JobServer
 from pipelines.jobs.submission import Submission
 from pipelines.licences import OURS
 
+LOGS = frozenset({"compare", "evaluate", "promote", "reproduce", "run", "sweep", "train"})
+"""Commands that write to the tracking store."""
+
 
 def check_beforehand(
-    server: JobServer, submission: Submission, file: Path | None, say: Callable[[str], None]
+    server: JobServer,
+    submission: Submission,
+    source: Path,
+    file: Path | None,
+    say: Callable[[str], None],
 ) -> None:
     """Ask the nodes of a cluster whether the command would run there.
 
-    Of an experiment in a copy of the working directory nothing is asked, since its files are on no
-    node yet; what would be missing was looked for when it was packed.
+    Nodes are not asked for what goes along with a copy of the working directory; what would be
+    missing of it was looked for when it was packed.
 
     Args:
         server: Of the cluster.
         submission: What is to run.
+        source: The working directory, here.
         file: The launcher's file, where a tunnel was opened by it.
         say: Told each warning and failure.
 
@@ -33,20 +42,20 @@ def check_beforehand(
     usual = needs.KINDS.get(submission.command[0], needs.READS)
     if usual == submission.need == needs.READS:
         return
-    experiments: list[Experiment | None] = [None]
-    if submission.shared:
-        experiments = [*needed.outlines(submission.command, Path(submission.folder))] or [None]
+    experiments: list[Experiment | None] = [*needed.outlines(submission.command, source)]
+    copy = None if submission.shared else Copy(source, logs=submission.command[0] in LOGS)
     given = {
         **submission.variables,
         **{name: os.environ.get(name, "") for name in submission.secrets},
     }
-    for experiment in experiments:
+    for experiment in experiments or [None]:
         findings = validate(
             experiment,
             cluster=file,
             address=server.url,
             driver=submission.need,
             variables=given,
+            copy=copy,
         )
         refuse(findings, say)
 

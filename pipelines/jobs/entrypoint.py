@@ -5,6 +5,7 @@ reach, or the name of a package beside our own; RECORD is - where there is none.
 """
 
 import codecs
+import contextlib
 import ctypes
 import os
 import select
@@ -144,19 +145,24 @@ def _pass_on(written: IO[bytes], child: "subprocess.Popen[bytes]", mask: Mask) -
     in a file's name of another encoding, Ray (2.60.0) shows nothing: such bytes are written in hex.
     Held by test_bytes_that_are_no_text_do_not_hide_the_log.
     """
-    out, last = sys.stdout.buffer, float("inf")
+    last = float("inf")
     text = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     while time.monotonic() < last:
         if select.select([written], [], [], 0.2)[0]:
             content = os.read(written.fileno(), 1 << 16)
             if not content:
                 break
-            out.write(text.decode(mask(content)).encode())
-            out.flush()
+            _write(text.decode(mask(content)).encode())
         if last == float("inf") and child.poll() is not None:
             last = time.monotonic() + LAST_WORDS_S
-    out.write(text.decode(mask.rest(), final=True).encode())
-    out.flush()
+    _write(text.decode(mask.rest(), final=True).encode())
+
+
+def _write(content: bytes) -> None:
+    """Write into the job's log; a disk that is full under it ends no job."""
+    with contextlib.suppress(OSError):
+        while content:
+            content = content[os.write(sys.stdout.fileno(), content) :]
 
 
 def _keep(address: str, record: Record) -> None:
@@ -170,8 +176,9 @@ def _keep(address: str, record: Record) -> None:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"fuseline: {' '.join(line.split())}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"fuseline: {' '.join(line.split())}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

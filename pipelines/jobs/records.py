@@ -9,7 +9,7 @@ test_the_end_that_the_node_wrote_settles_what_ray_gets_wrong.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from featurizers.spec import canonical_json
@@ -59,7 +59,8 @@ class Record:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Record":
         """The reverse of `to_json`."""
-        return cls(**{key: value for key, value in plain.items() if key != "format"})
+        names = {each.name for each in fields(cls)}  # a later version may add some
+        return cls(**{key: value for key, value in plain.items() if key in names})
 
 
 def write(address: str, record: Record) -> None:
@@ -166,11 +167,22 @@ def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -
         return Settled(state="lost", why=why)
     if info.status == "RUNNING" and info.node and info.node not in alive:
         return Settled(state="lost", why="the node of its driver is gone")
-    if info.status == "PENDING" and info.to_end:
-        return Settled(state="stopping", why="it was asked to end, which it does when it begins")
-    if info.status == "RUNNING" and (info.to_end or (record is not None and record.stopped)):
-        return Settled(state="stopping", why="it was asked to end, and saves")
+    recorded = record is not None and record.stopped
+    if recorded or (info.to_end and info.live):
+        return _TO_END.get(info.status) or _by_ray(info)
     return _by_ray(info)
+
+
+_TO_END: Mapping[RayStatus, Settled] = {
+    "PENDING": Settled(state="stopping", why="it was asked to end, which it does when it begins"),
+    "RUNNING": Settled(state="stopping", why="it was asked to end, and saves"),
+    "STOPPED": Settled(
+        state="stopped",
+        exit_code=SIGTERM_CODE,
+        why="it was asked to end, and wrote none down: it may have been killed before it saved",
+    ),
+}
+"""Jobs that were asked to end, and whose end their node has not written."""
 
 
 def by_record_alone(record: Record) -> Settled:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from pipelines.experiment import InputError
 from pipelines.jobs.submission import SEALED
@@ -30,6 +30,11 @@ def secrets_of(names: Iterable[str], environment: Mapping[str, str]) -> dict[str
     for name in names:
         if not environment.get(name):
             raise InputError(f"--secret {name}: there is no {name} in your environment")
+        if len(environment[name]) < SHORTEST:
+            raise InputError(
+                f"--secret {name}: its value has less than {SHORTEST} characters, too few to be "
+                f"found in what the job writes"
+            )
         found[name] = environment[name]
     return found
 
@@ -100,8 +105,9 @@ def _key(token: Token, salt: bytes) -> bytes:
 class Mask:
     """Takes secrets out of what is written; holds an unfinished line back until it is finished.
 
-    Found are a value as it is, as JSON and as addresses write it, and of one of several lines each
-    line of 8 characters or more. Not found is what a program makes of it otherwise, as by base64.
+    Found are a value as it is, as JSON, Python and addresses write it, and of one of several lines
+    each line of 8 characters or more. Not found is what a program makes of it otherwise, as by
+    base64.
     """
 
     def __init__(self, values: Iterable[str]) -> None:
@@ -135,6 +141,8 @@ def _forms(value: str) -> Iterator[str]:
             yield part
             yield json.dumps(part)[1:-1]
             yield json.dumps(part, ensure_ascii=False)[1:-1]
+            yield repr(part)[1:-1]
+            yield quote_plus(part)
             yield quote(part, safe="")
             yield quote(part)
 

@@ -18,6 +18,8 @@ OURS = "fuseline"
 FORMAT = "1"
 STOP_WAIT_S = 3600
 """How long Ray waits for a job that is to stop; ours end by themselves, within train.hang_s."""
+MOST_TOLD = 120_000
+"""Bytes of the command with all that goes with it; Linux lets one argument have 131072."""
 SEALED = "FUSELINE_SEALED"
 """The environment variable of sealed secrets."""
 COMMIT = "FUSELINE_COMMIT"
@@ -129,6 +131,9 @@ def request(submission: Submission, number: int, origin: Origin, nonce: str) -> 
         number: Of the attempt.
         origin: Where it is from.
         nonce: What tells this start from another of the same id, on a cluster made anew.
+
+    Raises:
+        InputError: It is more than a process can be told.
     """
     name = submission.attempt(number)
     record = submission.record and f"{submission.record}/{name}.{nonce}"
@@ -151,20 +156,30 @@ def request(submission: Submission, number: int, origin: Origin, nonce: str) -> 
     if origin.sealed:
         environment["env_vars"][SEALED] = origin.sealed
         environment["worker_process_setup_hook"] = "pipelines.jobs.sealing.unseal_here"
+    # `exec`: a shell in between would get the signals that are for the command.
+    entrypoint = f"exec {shlex.join([*entry, record or '-', *submission.command])}"
+    metadata = {
+        OURS: FORMAT,
+        "submission": json.dumps(submission.to_json(), sort_keys=True),
+        "attempt": str(number),
+        "source": origin.source,
+        "commit": origin.commit,
+        "record": record,
+        "nonce": nonce,
+    }
+    # One is an argument of a shell, the other one a variable of the driver (Ray 2.60.0).
+    # Held by test_a_command_that_is_too_long_for_a_process_is_refused.
+    told = max(len(entrypoint.encode()), len(json.dumps([environment, metadata])))
+    if told > MOST_TOLD:
+        raise InputError(
+            f"the command, its variables and its secrets come to {told} bytes, and a job can be "
+            f"told {MOST_TOLD}: write them into a file of the working directory"
+        )
     return {
-        # `exec`: a shell in between would get the signals that are for the command.
-        "entrypoint": f"exec {shlex.join([*entry, record or '-', *submission.command])}",
+        "entrypoint": entrypoint,
         "submission_id": name,
         "runtime_env": environment,
-        "metadata": {
-            OURS: FORMAT,
-            "submission": json.dumps(submission.to_json(), sort_keys=True),
-            "attempt": str(number),
-            "source": origin.source,
-            "commit": origin.commit,
-            "record": record,
-            "nonce": nonce,
-        },
+        "metadata": metadata,
         "entrypoint_num_cpus": submission.need.cpus,
         "entrypoint_num_gpus": submission.need.gpus,
         "entrypoint_memory": submission.need.memory_bytes,
