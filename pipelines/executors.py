@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines import HOME, stopping
 from pipelines.experiment import FailedError
@@ -15,7 +15,9 @@ from pipelines.experiment import FailedError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+HEAD = "node:__internal_head__"  # which Ray counts as a resource of the head
 PATIENCE_S = 1800.0
+COORDINATED_S = 60.0
 FIRST_LOOK = 256  # items whose needs are known before the first worker is asked for
 
 
@@ -237,6 +239,36 @@ def start_ray(cpus: int) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+
+
+def coordinate_on_head() -> None:
+    """Have Ray Train's coordinator made on the head, where this process is on another node.
+
+    Ray Train (2.60.0) makes it on the node of the first driver that trains, for good, and for all
+    drivers to come: that node is never idle again, and no autoscaler gives it back.
+    Held by test_a_node_on_which_a_driver_trained_is_idle_again.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray's
+    heads = [each["NodeID"] for each in nodes if each["Alive"] and HEAD in each["Resources"]]
+    if not heads or ray.get_runtime_context().get_node_id() in heads:
+        return
+    there = NodeAffinitySchedulingStrategy(heads[0], soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(_coordinate)
+    # Without it, training goes as well, and the node stays.
+    with contextlib.suppress(RayError):
+        ray.get(task.options(scheduling_strategy=there).remote(), timeout=COORDINATED_S)
+
+
+def _coordinate() -> None:
+    import ray
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+    its: Any = default_autoscaling_coordinator  # it has no types
+    ray.get(its.get_or_create_autoscaling_coordinator().__ray_ready__.remote())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from featurizers.clip import Clip
 from pipelines.claim import taken_over
 from pipelines.devices import NO_GPU, affordable, gpus, on_gpus
 from pipelines.elastic import MAX_PREEMPTIONS, Budget, More, Say, Size, no_room, numbers
-from pipelines.executors import resources, start_ray, stop_ray
+from pipelines.executors import coordinate_on_head, resources, start_ray, stop_ray
 from pipelines.follow import Follow, Told, Within
 from pipelines.limits import ENDING_S, MINUTE_S, Care, Limits, TrainingFailedError
 from pipelines.origins import keep_origins
@@ -129,6 +129,7 @@ def fit(
     """
     least = min((workers, *fewer))
     start_ray(least)
+    coordinate_on_head()
     gpu_each = on_gpus(care.device)
     limits = Limits(group, wanted(least, gpu_each), care, found=there_is, say=say)
     size = Size([*fewer, workers], {"GPU" if gpu_each else "CPU": 1.0}, say)

@@ -12,7 +12,15 @@ import pytest
 
 from pipelines import crew, elastic
 from pipelines.elastic import Size, room_for
-from pipelines.executors import Need, NoRoomError, OnRay, start_ray, stop_ray
+from pipelines.executors import (
+    HEAD,
+    Need,
+    NoRoomError,
+    OnRay,
+    coordinate_on_head,
+    start_ray,
+    stop_ray,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -200,6 +208,33 @@ def test_room_for_more_ranks_is_asked_for_and_given_back(cluster, monkeypatch):
     while not room_for(each):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_node_on_which_a_driver_trained_is_idle_again(cluster):
+    """Ray Train's coordinator stays where it is made, and keeps that node."""
+    import ray
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as its
+
+    cluster.add_node(num_cpus=1)
+    start_ray(1)
+
+    def trains():
+        coordinate_on_head()
+        held = its.get_or_create_autoscaling_coordinator()  # as Ray Train does
+        ray.get(held.__ray_ready__.remote())
+        return ray.get_runtime_context().get_node_id()
+
+    node = ray.get(ray.remote(num_cpus=1)(trains).remote(), timeout=60)
+    (head,) = [each["NodeID"] for each in ray.nodes() if HEAD in each["Resources"]]
+    name = "AutoscalingCoordinator"
+    held = ray.get_actor(name, namespace=name)
+    (its_node,) = [
+        each["Address"]["NodeID"]
+        for key, each in ray._private.state.actors().items()
+        if key == held._actor_id.hex()
+    ]
+    ray.kill(held)
+    assert its_node == head != node
 
 
 STRANGER = """

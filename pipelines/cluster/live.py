@@ -18,7 +18,7 @@ from typing import Any
 from featurizers.store import shown
 from pipelines.cluster import probe
 from pipelines.cluster.room import NodeKind, Room
-from pipelines.executors import Need
+from pipelines.executors import HEAD, Need
 from pipelines.experiment import FailedError, InputError
 from pipelines.findings import Finding, finding
 from pipelines.jobs.sealing import seal
@@ -31,7 +31,6 @@ from tracking.mlflow_store import public
 AREA = "versions"
 PACKAGES = ("ray", "torch", "deepspeed", "mlflow", "numpy", "pyarrow", "webdataset", "transformers")
 TOKEN = "token"  # noqa: S105 - a mode, not a secret
-HEAD = "node:__internal_head__"
 PATIENCE_S = 10.0
 ANSWER_S = 40.0  # a driver or a job that starts, asks and ends
 LOOK_S = 0.3
