@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.elastic import Say
 from pipelines.plans import NOW, PROGRESS, Plan
 from training.pace import Pace
+from training.recipe import Recipe
 
 POLL_S = 0.5
 
@@ -35,6 +36,11 @@ def note(folder: Path, entry: Mapping[str, Any]) -> None:
         os.write(handle, line)  # one call: lines of several ranks do not mix
     finally:
         os.close(handle)
+
+
+def settings_of(recipe: Recipe) -> str:
+    """Digest of the settings by which one run may be slower than another."""
+    return replace(recipe, seed=0, fold="", epochs=1).digest[:16]
 
 
 def note_pace(folder: Path, name: str, pace: Pace) -> None:

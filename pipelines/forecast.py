@@ -1,8 +1,10 @@
 """What featurizing would do, redo and keep, before anything is done."""
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from featurizers.clip import Clip
 from featurizers.dataset import has_clips, read_clips
@@ -105,7 +107,8 @@ def forecast(
     work = jobs_of(root, specs_of(experiment), clips, places)
     shards = by_shard(places, {clip.key: clip for clip in clips})
     columns = [_column(root, stream, spec, work.todo, shards) for stream, spec in specs.items()]
-    seconds, basis = estimate(work.todo, read_logs(root), max(1, experiment.workers.featurize))
+    workers = max(1, experiment.workers.featurize)
+    seconds, basis = estimate(work.todo, read_logs(root), workers)
     return Forecast(
         columns=columns,
         changes=changes,
@@ -157,38 +160,102 @@ def _column(
     return column
 
 
+@dataclass(slots=True, kw_only=True)
+class _Spent:
+    """What jobs of the same featurizers took, with their encoders on one kind of device.
+
+    Attributes:
+        encoded: Whether any encoder worked on them.
+    """
+
+    on_gpus: bool
+    encoded: bool = False
+    seconds: float = 0.0
+    media_seconds: float = 0.0
+    clips: float = 0.0
+    hosts: set[str] = field(default_factory=set)
+
+    def seconds_of(self, job: Job) -> float | None:
+        """What another one would take; None where nothing tells."""
+        size, known = float(len(job.clips)), self.clips
+        if self.media_seconds:
+            size, known = job.media_seconds, self.media_seconds
+        return self.seconds * size / known if known else None
+
+
+_Measured: TypeAlias = dict[frozenset[str], dict[bool, _Spent]]
+"""By the names of featurizers, and by whether encoders were on GPUs."""
+
+
 def estimate(
-    todo: Sequence[Job], lines: Iterable[Mapping[str, object]], workers: int
+    todo: Sequence[Job],
+    lines: Iterable[Mapping[str, Any]],
+    workers: int,
+    *,
+    on_gpus: bool | None = None,
 ) -> tuple[float | None, str]:
     """Seconds that some jobs would take, by what the logs say of jobs like them.
 
-    A job is like another when the same featurizers worked on it, their settings apart. It takes
-    seconds in proportion to its media, or to its clips where nothing is decoded. Each worker takes
-    the next job when it is done with one, so that no more of them help than there are jobs.
+    A job is like another when the same featurizers worked on it, their settings apart, with their
+    encoders on the same kind of device; where none of them was, the other kind tells, and that is
+    said. It takes seconds in proportion to its media, or to its clips where nothing is decoded.
+    Each worker takes the next job when it is done with one, so that no more of them help than there
+    are jobs.
+
+    Args:
+        todo: The jobs.
+        lines: Of the logs.
+        workers: How many do them.
+        on_gpus: Whether encoders are given GPUs; None for the kind of which more was measured.
     """
     if not todo:
         return 0.0, "nothing is left to do"
-    spent: dict[frozenset[str], list[float]] = {}
+    measured: _Measured = {}
     for line in lines:
         if line.get("kind") == "job":
-            _learn(spent, line)
+            _learn(measured, line)
     busy_until = [0.0] * min(workers, len(todo))  # a heap
+    used: list[_Spent] = []
     for job in todo:
-        seconds, media, clips = spent.get(
-            frozenset(part.spec.name for part in job.parts), (0.0, 0.0, 0.0)
-        )
-        size, known = (job.media_seconds, media) if media else (float(len(job.clips)), clips)
-        if not known:
+        spent = _like(measured, job, on_gpus)
+        seconds = None if spent is None else spent.seconds_of(job)
+        if spent is None or seconds is None:
             return None, "nothing like it was computed here yet, so there is no estimate"
-        heapq.heapreplace(busy_until, busy_until[0] + seconds * size / known)
-    return max(busy_until), f"by the speed of earlier jobs here, on {workers} workers"
+        used.append(spent)
+        heapq.heapreplace(busy_until, busy_until[0] + seconds)
+    told = "" if on_gpus is None else _by(used, on_gpus)
+    return max(busy_until), f"by the speed of earlier jobs here, on {workers} workers{told}"
 
 
-def _learn(spent: dict[frozenset[str], list[float]], line: Mapping[str, object]) -> None:
+def _like(measured: _Measured, job: Job, on_gpus: bool | None) -> _Spent | None:
+    names = frozenset(part.spec.name for part in job.parts)
+    found = measured.get(names, {}).values()
+    return max(found, key=lambda spent: (spent.on_gpus == on_gpus, spent.clips), default=None)
+
+
+def _by(used: Sequence[_Spent], on_gpus: bool) -> str:
+    """Where it was measured, and that encoders were elsewhere than they are to be."""
+    hosts = sorted({host for spent in used for host in spent.hosts})
+    told = f", measured on {', '.join(hosts[:3])}" * bool(hosts)
+    told += f" and {len(hosts) - 3} more" * (len(hosts) > 3)
+    if any(spent.on_gpus != on_gpus for spent in used if spent.encoded):
+        told += f"; encoders were measured on {'processors' if on_gpus else 'GPUs'} alone"
+    return told
+
+
+def _learn(measured: _Measured, line: Mapping[str, Any]) -> None:
     try:
-        names = frozenset(str(name).rpartition("-")[0] for name in line["columns"])  # type: ignore[attr-defined] # else TypeError
+        names = frozenset(str(name).rpartition("-")[0] for name in line["columns"])
         figures = [float(str(line[key])) for key in ("seconds", "media_seconds", "clips")]
-    except (KeyError, TypeError, ValueError):  # a line of another version
+        devices = {str(device) for device in line.get("devices", {}).values()}
+    except (AttributeError, KeyError, TypeError, ValueError):  # a line of another version
         return
-    before = spent.setdefault(names, [0.0, 0.0, 0.0])
-    spent[names] = [a + b for a, b in zip(before, figures, strict=True)]
+    if not all(map(math.isfinite, figures)):
+        return
+    on_gpus = bool(devices - {"cpu"})
+    spent = measured.setdefault(names, {}).setdefault(on_gpus, _Spent(on_gpus=on_gpus))
+    spent.encoded = spent.encoded or bool(devices)
+    spent.seconds += figures[0]
+    spent.media_seconds += figures[1]
+    spent.clips += figures[2]
+    spent.hosts |= {str(line["host"])} if line.get("host") else set()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from featurizers.node_cache import NodeCache
 from featurizers.store import publish
 from pipelines.claim import claim
-from pipelines.follow import note, note_pace
+from pipelines.follow import note, note_pace, settings_of
 from pipelines.limits import PRESENT
 from pipelines.notice import Notice
 from pipelines.plans import CHECKPOINTS, FINISHED, LATENCY, PREDICTOR, Loading, Plan
@@ -249,8 +249,8 @@ def train_one(
     )
 
     def progress(epoch: int, metrics: Mapping[str, float]) -> None:
-        attempt = {"attempt": attempts(plan), "ranks": session.world}
-        note(plan.folder, {"name": plan.name, "epoch": epoch, **attempt, "metrics": dict(metrics)})
+        entry = {"name": plan.name, "epoch": epoch, "attempt": attempts(plan)}
+        note(plan.folder, {**entry, **measured_by(plan, session.world), "metrics": dict(metrics)})
         if told is not None:
             told(metrics)
 
@@ -271,6 +271,19 @@ def train_one(
         _await_test(plan, alive)
     else:
         _test(plan, session, data, outcome, alive)
+
+
+def measured_by(plan: Plan, ranks: int) -> dict[str, Any]:
+    """What the pace of an epoch depends on, for `cluster.paces`."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "ranks": ranks,
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "host": socket.gethostname(),
+        "settings": settings_of(plan.recipe),
+    }
 
 
 def _await_test(plan: Plan, alive: Callable[[], None]) -> None:

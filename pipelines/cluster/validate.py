@@ -132,8 +132,8 @@ def _placed(
         yield finding("room", "nodes", "warning", found, do)
         return
     room = rooms[0]
-    spells = spending.spells(experiment, specs, steps_of(experiment, specs, room), room)
-    yield from spending.check(spells, room, experiment.prices, _head(file))
+    spells = spending.spells(experiment, specs, steps_of(experiment, specs, room), room, held)
+    yield from spending.check(spells, room, experiment.prices, _head(file), held)
 
 
 def _driver(driver: Need | None, file: ClusterFile | None, there: Live | None) -> Iterator[Finding]:
