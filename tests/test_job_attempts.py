@@ -158,9 +158,24 @@ def test_attempts_are_counted_on_from_what_was_recorded(server, tmp_path):
 
 def test_what_came_after_the_connection_closed_is_written_once(server):
     server.text, written = "first\nlast words\n", []
-    server.add("run-a-1", "SUCCEEDED")
+    server.add("run-a-1")
+
+    def follow(name):
+        yield server.text[:6]
+        changed(server, "run-a-1", "SUCCEEDED")
+
+    server.follow = follow
     wait(server, "run-a-1", written.append, written.append)
     assert "".join(written) == server.text
+
+
+def test_a_job_that_has_ended_is_not_followed(server):
+    """The head would wait for the node of the log, which may be gone."""
+    server.text, written = "all\n", []
+    server.add("run-a-1", "FAILED")
+    server.follow = None
+    wait(server, "run-a-1", written.append, written.append)
+    assert written == ["all\n"]
 
 
 def test_a_node_that_is_gone_without_a_word_ends_the_waiting(server):

@@ -168,6 +168,8 @@ def logs_command(
             with _goes_on(found.name):
                 found = wait(server, found.name, _write, _say)
             _say(_sentence(found))
+        elif found.info.status == "PENDING":
+            _say(f"{_sentence(found)}; there is no log yet")
         else:
             _write(server.logs(found.name))
 

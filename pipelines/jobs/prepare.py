@@ -65,7 +65,8 @@ def prepare(wish: Wish, commands: Sequence[str]) -> Prepared:
         packages.append(folders.packed(found))
         place, inputs = packages[-1].name, ""
     record = _record(wish, command, source)
-    check_open(record, "--records", "keys of a store are found where its own tools look for them")
+    option = "--records" if wish.records else "dataset"
+    check_open(record, option, "keys of a store are found where its own tools look for them")
     submission = Submission(
         command=command,
         wheel=code.name,

@@ -112,7 +112,8 @@ def wait(server: JobServer, name: str, write: Say, say: Say) -> Job:
     while True:
         job = _started(server, job.info, patience, say)
         seen = 0
-        for text in server.follow(name):
+        # Of one that has ended, the log alone: the head may wait for a node that is gone.
+        for text in server.follow(name) if job.settled.live else ():
             fresh = text[max(written - seen, 0) :]
             seen += len(text)
             if fresh:
