@@ -29,7 +29,8 @@ from pipelines.jobs.tokens import Token
 from pipelines.logbook import read_logs
 from tests import checkpoints, undisturbed
 from tests.job_cluster import end, environment_of, head, mlflow_server, node
-from tests.test_job_soak import asked, until
+from tests.machines import until
+from tests.test_job_soak import asked
 
 DEVICE = os.environ.get("FUSELINE_TEST_DEVICE", "cuda")
 GPUS = int(DEVICE == "cuda")
@@ -150,7 +151,7 @@ class Case:
 
     def training(self):
         """Wait until it has saved while it trains."""
-        until(lambda: list(self.data.glob("training/*/checkpoints/step-*")))
+        until(lambda: list(self.data.glob("training/*/checkpoints/step-*")), WAIT_S)
         assert not list(self.data.glob("training/*/predictor*"))
 
     def state(self, job):

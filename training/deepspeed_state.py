@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from training.recipe import Recipe
+from training.rounded_step import together
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW knows of each number beside the count of its steps."""
@@ -94,6 +95,7 @@ class WholeState:
                     master.copy_(parameter)
                     masters[id(parameter)] = master
         self._adamw.state.clear()
+        self._engine.optimizer.step = together(self._engine.optimizer)
         return masters
 
     @property
