@@ -83,6 +83,7 @@ def cluster(tmp_path, dashboard, monkeypatch):
         "auth": {"ssh_user": "ubuntu", "ssh_private_key": "~/a key.pem"},
         "head_start_ray_commands": [f"ray start --head --dashboard-port={dashboard}"],
     }
+    (tmp_path / "a key.pem").touch()
     file = tmp_path / "cluster file.yaml"
     file.write_text(yaml.safe_dump(plain))
     tags = {"ray-node-type": "head", "ray-node-status": "up-to-date"}
@@ -155,7 +156,16 @@ def test_what_ssh_says_is_told_where_no_tunnel_opens(cluster, monkeypatch):
     monkeypatch.setenv("REFUSE", "1")
     monkeypatch.setattr(tunnels, "head_of", lambda file: "10.0.0.1")
     with (
-        pytest.raises(ServerError, match=r"ubuntu@10\.0\.0\.1: ubuntu@10\.0\.0\.1: Permission"),
+        pytest.raises(ServerError, match=r"@10\.0\.0\.1 by ~/a key\.pem: ubuntu@10\.0\.0\.1: Perm"),
+        job_server(Asked("", cluster), os.environ),
+    ):
+        pass
+
+
+def test_a_key_that_is_not_there_is_named(cluster, tmp_path):
+    (tmp_path / "a key.pem").unlink()
+    with (
+        pytest.raises(InputError, match=r"auth\.ssh_private_key: there is no ~/a key\.pem"),
         job_server(Asked("", cluster), os.environ),
     ):
         pass

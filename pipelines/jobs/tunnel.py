@@ -44,18 +44,21 @@ def tunnel(file: Path) -> Iterator[str]:
     """The address of a cluster's job server on this machine, while the block lasts.
 
     Raises:
-        InputError: The file is no launcher's, or ssh is not installed.
+        InputError: The file is no launcher's, its key is not there, or ssh is not installed.
         ServerError: The cluster is not up, or ssh cannot reach its head.
     """
     cluster = read_cluster(file)
     port = _free_port()
     known_hosts(cluster).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    words = ssh_words(cluster, head_of(file), key_of(cluster), port, dashboard_port(cluster))
+    key = key_of(cluster)
+    if key and not Path(key).expanduser().is_file():
+        raise InputError(f"{file}: auth.ssh_private_key: there is no {key}; give --address, or it")
+    words = ssh_words(cluster, head_of(file), key, port, dashboard_port(cluster))
     program = shutil.which(words[0])
     if program is None:
         raise InputError(f"{file}: a tunnel needs ssh, which is not installed; give --address")
     with _Carrier((program, *words[1:]), port) as carrier:
-        carrier.wait(words[-1])
+        carrier.wait(f"{words[-1]} by {key or 'the keys of ssh itself'}")
         carrier.keep()
         yield f"http://127.0.0.1:{port}"
 
@@ -103,8 +106,15 @@ class _Carrier:
             if self._ssh.poll() is not None:
                 self._ssh = self._begun()
 
-    def wait(self, host: str) -> None:
-        """Until the tunnel is open. Raises ServerError."""
+    def wait(self, told: str) -> None:
+        """Until the tunnel is open.
+
+        Args:
+            told: To whom, for a message.
+
+        Raises:
+            ServerError: ssh ended, or did nothing for so long.
+        """
         until = time.monotonic() + OPEN_S
         while time.monotonic() < until and self._ssh.poll() is None:
             # Whoever else listens there would be shown the token.
@@ -118,7 +128,7 @@ class _Carrier:
             why = "the head has another key than before; if it was made anew, remove " + next(
                 word for each in self._words if (word := each.partition(HOSTS)[2])
             )
-        raise ServerError(f"ssh opens no tunnel to {host}: {why}")
+        raise ServerError(f"ssh opens no tunnel to {told}: {why}")
 
 
 def _listens(process: int, port: int) -> bool:
