@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UP_S = 120
+IDLE_MINUTES = 0.3
+HEAD_ID, HEAD_KIND = "f" * 51 + "00000", "ray.head.default"
+# As `ray up` sets it for the autoscaler that it takes; what is fake is told to Ray, too.
+GROWS = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_NODE_TYPE_NAME": HEAD_KIND,
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,16 @@ def end(process, number=signal.SIGTERM):
 
 
 @contextlib.contextmanager
-def head(folder, *, cpus=2, **more):
-    """A head, up as soon as it has a node; `more` is of its environment."""
+def head(folder, *, cpus=2, grows=None, **more):
+    """A head, up as soon as it has a node.
+
+    Args:
+        folder: For its token and its log.
+        cpus: Of the head.
+        grows: Node types by name, which its autoscaler starts on this machine; None for no more
+            nodes than are joined to it.
+        more: Of its environment.
+    """
     token_file = folder / "token"
     token_file.write_text(secrets.token_hex(32))
     token_file.chmod(0o600)
@@ -103,6 +121,9 @@ def head(folder, *, cpus=2, **more):
         *(f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"),
         "--disable-usage-stats",
     ]
+    if grows is not None:
+        words.append(f"--autoscaling-config={_grows(folder, grows, f'127.0.0.1:{control}')}")
+        more = {**GROWS, "PYTHONPATH": str(folder), **more}
     url = f"http://127.0.0.1:{dashboard}"
     log = folder / "head.log"
     # The names of Ray's sockets may have 107 bytes, and pytest's folders take half of them.
@@ -111,6 +132,51 @@ def head(folder, *, cpus=2, **more):
         with started([*words, f"--temp-dir={short}"], own, log) as process:
             _wait(dashboard, token_file.read_text(), process, log)
             yield Head(url, f"127.0.0.1:{control}", token_file, Path(short), process)
+
+
+# Ray's provider of raylets on this machine takes memory for a resource that somebody made up; it is
+# named as a foreign one besides, since Ray's wheels (2.60.0) lack the file of its defaults.
+PROVIDER = """
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
+class Raylets(FakeMultiNodeProvider):
+    def create_node_with_resources_and_labels(self, config, tags, count, resources, labels):
+        had = {name: each for name, each in resources.items() if name != "memory"}
+        super().create_node_with_resources_and_labels(config, tags, count, had, labels)
+"""
+
+
+def _grows(folder, kinds, control):
+    """The file of a cluster whose autoscaler starts raylets on this machine."""
+    (folder / "raylets.py").write_text(PROVIDER)
+    lists = ["setup", "head_setup", "worker_setup", "initialization"]
+    lists += ["head_start_ray", "worker_start_ray"]
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    plain = {
+        "cluster_name": "grows",
+        "max_workers": max(kind["max_workers"] for kind in kinds.values()),
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": IDLE_MINUTES,
+        "provider": {
+            "type": "external",
+            "module": "raylets.Raylets",
+            "gcs_address": control,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+        },
+        "available_node_types": {
+            HEAD_KIND: head,
+            **{name: {"node_config": {}, "min_workers": 0, **kind} for name, kind in kinds.items()},
+        },
+        "head_node_type": HEAD_KIND,
+        **{f"{each}_commands": [] for each in lists},
+        **{each: {} for each in ("auth", "docker", "file_mounts")},
+        "cluster_synced_files": [],
+    }
+    file = folder / "grows.json"
+    file.write_text(json.dumps(plain))
+    return file
 
 
 def _wait(port, token, process, log):

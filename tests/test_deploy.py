@@ -1,5 +1,6 @@
 """The ways to deploy state the same (node types, limits, token, versions), and do what they say."""
 
+import copy
 import os
 import re
 import stat
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from pipelines.cluster.launcher import check
+from pipelines.cluster.launcher import read as read_cluster
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -127,10 +131,13 @@ def test_rays_autoscaler_reads_from_kuberay_what_it_reads_from_the_launcher(aws,
     assert read["idle_timeout_minutes"] == aws["idle_timeout_minutes"]
     kinds = read["available_node_types"]
     assert kinds.pop(read["head_node_type"])["resources"]["CPU"] == 0
-    stated = {n: k for n, k in aws["available_node_types"].items() if n != aws["head_node_type"]}
+    stated = copy.deepcopy(aws["available_node_types"])
+    del stated[aws["head_node_type"]]
     assert set(kinds) == set(stated)
     for name, kind in kinds.items():
-        kind["resources"].pop("memory")  # a launcher's file does not state it
+        memory = kind["resources"].pop("memory")  # a launcher's file states Ray's part of it
+        told = stated[name]["resources"].pop("memory")
+        assert 0.68 < told / memory <= 0.7
         kind.pop("node_config")
         assert kind == {key: value for key, value in stated[name].items() if key in kind}, name
         assert ("idle_timeout_s" in kind) == ("idle_timeout_s" in stated[name])
@@ -165,6 +172,29 @@ def test_no_way_leaves_a_core_dump(aws, gcp, kuberay):
     cluster = kuberay["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert group["template"]["spec"]["containers"][0]["args"] == ["ulimit -c 0"]
+
+
+def test_machines_at_hand_are_started_as_those_of_a_cloud(aws, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.touch(0o600)
+    text = (DEPLOY / "local.yaml").read_text()
+    file = tmp_path / "local.yaml"
+    file.write_text(text)
+    assert [each.what for each in check(read_cluster(file)) if each.state != "ok"] == [
+        "placeholders"
+    ]
+    file.write_text(text.replace("REPLACE_ME", "/opt/fuseline"))
+    assert {each.state for each in check(read_cluster(file))} == {"ok"}
+    cluster = yaml.safe_load(file.read_text())
+    for which in ("head", "worker"):
+        theirs, ours = (each[f"{which}_start_ray_commands"][-1] for each in (aws, cluster))
+        assert ours.split()[-2:] == ["/opt/fuseline/deploy/start.sh", which]
+        assert theirs.split()[-2:] == ["/home/ray/fuseline/deploy/start.sh", which]
+    config = "--autoscaling-config=$HOME/ray_bootstrap_config.yaml"
+    for each in (aws, cluster):
+        assert config in each["head_start_ray_commands"][-1]
 
 
 def test_every_way_has_the_token_and_the_tested_ray(aws, gcp, kuberay):
@@ -387,8 +417,25 @@ case $1 in hostname) echo 127.0.0.7 ;; *) "$@" ;; esac
 """
 
 
+# Answers who asks for its health, once.
+SERVES = """
+import http.server as h
+
+class Health(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+server = h.HTTPServer(("127.0.0.7", 5000), Health)
+server.timeout = 30
+server.handle_request()
+"""
+
+
 @pytest.fixture
 def slurm(stubs):
+    (stubs / "serves.py").write_text(SERVES)
+    (stubs / "mlflow").write_text(f"{STUB}exec python {stubs}/serves.py &> /dev/null\n")
     (stubs / "srun").write_text(SRUN)
     (stubs / "scontrol").write_text("#!/usr/bin/env bash\nprintf 'node1\\nnode2\\n'\n")
     for name in ("srun", "scontrol"):
@@ -460,6 +507,19 @@ def test_slurm_does_not_go_on_without_a_head_that_answers(stubs, slurm):
     done, calls = run(stubs, "run", "x", script=DEPLOY / "slurm.sbatch", **slurm)
     assert done.returncode == 1
     assert "the head at 127.0.0.7:6379 did not answer" in done.stderr
+    assert not [line for line in calls.read_text().splitlines() if line.startswith("fuseline")]
+
+
+def test_slurm_begins_no_command_before_mlflow_answers(stubs, slurm):
+    for name, does in (("mlflow", "exit 1"), ("sleep", "exit 0")):
+        (stubs / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (stubs / name).chmod(0o755)
+    short = stubs.parent / "short.sbatch"
+    short.write_text((DEPLOY / "slurm.sbatch").read_text().replace("seq 120", "seq 2"))
+    short.chmod(0o755)
+    done, calls = run(stubs, "run", "x", script=short, **slurm)
+    assert done.returncode == 1
+    assert "MLflow at 127.0.0.7:5000 did not answer" in done.stderr
     assert not [line for line in calls.read_text().splitlines() if line.startswith("fuseline")]
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import psutil
 import pytest
 import yaml
 
@@ -10,7 +11,7 @@ from featurizers.dataset import read_clips
 from featurizers.store import StorageError
 from pipelines.cluster import probe, spending
 from pipelines.cluster.launcher import read
-from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
+from pipelines.cluster.room import NodeKind, Room, Step, check_device, check_room, steps_of
 from pipelines.executors import Need
 from pipelines.experiment import InputError, outline
 from pipelines.jobs.needs import KINDS
@@ -232,18 +233,50 @@ def test_prices_want_a_currency_and_numbers(tmp_path):
     assert plan(tmp_path, prices={"currency": "EUR", "cpu": 1}).prices.by_name == {"cpu": 1.0}
 
 
-def test_the_node_types_of_an_autoscaler_are_read(monkeypatch):
-    """As Ray's autoscaler reports them to the head; without one there are none."""
-    from ray._private.state import state
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+class Process:
+    """One of the machine's, as psutil gives it."""
 
-    group = NodeGroupConfig(name="cpu", resources={"CPU": 8}, min_count=0, max_count=4)
-    told = ClusterConfig(node_group_configs=[group])
-    monkeypatch.setattr(type(state), "get_cluster_config", lambda self: told)
-    wanted = {"name": "cpu", "resources": {"CPU": 8}, "least": 0, "most": 4}
-    assert probe.groups() == [wanted]
-    group.max_count = -1
-    told = ClusterConfig(node_group_configs=[group])
-    assert probe.groups() == [{**wanted, "most": 1000}]
-    told = None
-    assert probe.groups() is None
+    def __init__(self, folder, *words):
+        self.folder, self.words = folder, words
+
+    def cwd(self):
+        return str(self.folder)
+
+    def cmdline(self):
+        if not self.words:
+            raise psutil.NoSuchProcess(1)
+        return ["python", "/ray/monitor.py", *self.words]
+
+
+def test_the_node_types_of_an_autoscaler_are_those_of_its_file(monkeypatch, tmp_path):
+    """It is a process of the head, started for one cluster by a file."""
+    kinds = {"head": {"resources": {"CPU": 0}, "max_workers": 0}, "any": {}}
+    kinds["cpu"] = {"resources": {"CPU": 8}, "max_workers": 9}
+    (tmp_path / "it.yaml").write_text(
+        yaml.safe_dump({"max_workers": 4, "available_node_types": kinds})
+    )
+    config = "--autoscaling-config=it.yaml"
+    processes = [
+        Process(tmp_path),
+        Process(tmp_path, "--gcs-address=a:2", config),
+        Process(tmp_path, "--gcs-address=a:1"),
+    ]
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(processes))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    told = [
+        {"name": "any", "resources": {}, "most": 4},
+        {"name": "cpu", "resources": {"memory": 0.0, "CPU": 8.0}, "most": 4},
+    ]
+    assert probe.scaling("a:2") == {"most": 4, "kinds": told}
+    assert probe.scaling("a:1") is None
+    assert probe.scaling("a:3") is None
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert probe.scaling("a:1") is None
+    assert [each["resources"] for each in probe.scaling("a:3")["kinds"]] == [{}]
+
+
+def test_where_nodes_may_come_of_which_nobody_states_what_they_have_nothing_is_refused():
+    steps = [Step(name="train", need=Need(cpus=99.0))]
+    for unknown, state in ((0, "failed"), (2, "warning")):
+        room = Room(kinds=[], most=0, source="it", unknown=unknown)
+        assert [each.state for each in check_room(steps, room)] == [state]

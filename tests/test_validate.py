@@ -191,7 +191,7 @@ def test_what_a_node_does_not_reach_is_named_with_the_node(tmp_path):
         whole = Live(address="x:1", nodes=[node(files=fine, urls=urls)])
         assert not failed(shared.check_live(places, question, whole))
         away = node(host="two", files=dict.fromkeys(fine), urls={"s3://bucket/b.mp4": "denied"})
-        head = node(host="head", resources={live.HEAD: 1.0})
+        head = node(host="head", resources={probe.HEAD: 1.0})
         torn = Live(address="x:1", nodes=[*whole.nodes, away, head])
         found = by_what(shared.check_live(places, question, torn))
     assert not Path(marker).exists()
@@ -321,15 +321,20 @@ def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_pat
     assert grows.room().count(Need(gpus=1.0)) == 4
     assert grows.room().count(Need()) == 40
     assert (grows.room().gpus, grows.room().gpus_now) == (True, False)
+    assert replace(grows, most=2).room().count(Need()) == 16
     up = replace(grows, nodes=[node(), node(resources={"CPU": 8.0, "GPU": 2.0, "memory": 9e9})])
     assert up.room().gpus_now
     assert replace(grows, kinds=None).room().count(Need()) == 4
+    # Of machines at hand nobody states what they have, before they are up.
+    hand = replace(grows, kinds=[NodeKind(name="hand", resources={}, most=2)], most=2)
+    assert (hand.room().count(Need()), hand.room().unknown) == (4, 1)
+    assert replace(hand, nodes=[node(), node()]).room().unknown == 0
 
 
 def test_an_idle_cluster_that_grows_is_judged_as_several_nodes_and_refuses_a_driver(
     monkeypatch, tmp_path
 ):
-    head = node(resources={live.HEAD: 1.0, "CPU": 0.0})
+    head = node(resources={probe.HEAD: 1.0, "CPU": 0.0})
     kinds = [NodeKind(name="cpu", resources={"CPU": 8.0}, most=3)]
     idle = Live(address="http://localhost:8265", nodes=[head], kinds=kinds)
     monkeypatch.setattr(live, "ask", lambda address, question: idle)
@@ -347,7 +352,7 @@ FILM = "s3://bucket/a.mp4"
 def answer(**facts):
     """What the probe prints of one node."""
     told = {"host": "one", "address": "10.0.0.2", "resources": {"CPU": 4.0}, **facts}
-    return f"{probe.MARK}{json.dumps({'nodes': [told], 'groups': None})}\n"
+    return f"{probe.MARK}{json.dumps({'nodes': [told], 'scaling': None})}\n"
 
 
 def test_addresses_with_secrets_are_asked_by_number_and_travel_sealed(monkeypatch, tmp_path):

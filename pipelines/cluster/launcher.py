@@ -27,6 +27,8 @@ HOME_STATE = "/home/ray/fuseline-state"  # of start.sh, in Ray's images
 _OPEN = re.compile(r"--dashboard-host[= ](0\.0\.0\.0|\[?::\]?)(?=\s|$)")
 _IMAGE = re.compile(r"/ray(?:-ml)?:([\w.]+?)-py(\d)(\d+)")
 _PLACEHOLDER = "REPLACE_ME"
+_LOOKED_UP = "aws"  # of its node types Ray asks the cloud for the memory
+_USUAL_TOKEN = "~/.ray/auth_token"  # noqa: S105 - a path
 _STATE = re.compile(r"\bFUSELINE_STATE=[\"']?([^\s\"']+)")
 _VOLUME = re.compile(r"(?:^|\s)(?:-v|--volume)[= ]*[^\s:]+:([^\s:]+)", re.MULTILINE)
 
@@ -69,7 +71,7 @@ class ClusterFile:
         kinds = [
             NodeKind(
                 name=name,
-                resources={key: float(each) for key, each in kind.get("resources", {}).items()},
+                resources=self._resources(kind),
                 most=1 if name == self.head else int(kind.get("max_workers", 0)),
                 least=1 if name == self.head else int(kind.get("min_workers", 0)),
                 spot="spot" in str(kind.get("node_config", "")).lower(),
@@ -83,6 +85,11 @@ class ClusterFile:
             source=str(self.path),
         )
 
+    def _resources(self, kind: Mapping[str, Any]) -> dict[str, float]:
+        has = {key: float(each) for key, each in kind.get("resources", {}).items()}
+        # Elsewhere Ray starts no node by what its type does not state.
+        return has if self.provider == _LOOKED_UP else {"memory": 0.0, **has}
+
     def commands(self) -> tuple[str, str]:
         """What starts Ray on the head, and on workers: commands, and the scripts that they call."""
         head, worker = (
@@ -92,13 +99,22 @@ class ClusterFile:
         return self._with_scripts(head), self._with_scripts(worker)
 
     def _with_scripts(self, commands: str) -> str:
+        named, mounts = re.findall(r"\S+\.sh\b", commands), self.mounts().items()
         scripts = [
             local / path.removeprefix(f"{remote}/")
-            for remote, local in self.mounts().items()
-            for path in re.findall(r"\S+\.sh\b", commands)
+            for remote, local in mounts
+            for path in named
             if path.startswith(f"{remote}/")
         ]
-        return "\n".join([commands, *(each.read_text() for each in scripts if each.is_file())])
+        # Machines at hand have this repository themselves, wherever it is here.
+        here = [base / "deploy" for base in self._bases()]
+        scripts += [base / path for path in named for base in (here[0], *here)]
+        found = dict.fromkeys(each.resolve() for each in scripts if each.is_file())
+        return "\n".join([commands, *(each.read_text() for each in found)])
+
+    def _bases(self) -> list[Path]:
+        own = self.path.resolve().parent
+        return [Path.cwd(), own, own.parent]
 
     def mounts(self) -> dict[str, Path]:
         """What is copied to the nodes: the path there, and what lies here; long paths first.
@@ -109,8 +125,7 @@ class ClusterFile:
         given: Mapping[str, str] = self.plain.get("file_mounts") or {}
         local = {remote: Path(each).expanduser() for remote, each in given.items()}
         inside = [each for each in local.values() if not each.is_absolute()]
-        own = self.path.resolve().parent
-        bases = [Path.cwd(), own, own.parent]
+        bases = self._bases()
         holding = [base for base in bases if all((base / each).exists() for each in inside)]
         base = (holding or bases)[0]
         return {remote: base / local[remote] for remote in sorted(local, key=len, reverse=True)}
@@ -188,6 +203,8 @@ def _unfilled(file: ClusterFile) -> Iterator[Finding]:
 def _head_works_not(file: ClusterFile) -> Finding:
     resources = file.kinds[file.head].get("resources", {})
     if not file.stated:
+        if re.search(r"--num-cpus[= ]0\b", file.commands()[0]):
+            return finding(AREA, "head", "ok", "does no work")
         do = "start the head with --num-cpus=0 --num-gpus=0"
         return finding(AREA, "head", "warning", "whether it does no work is not stated", do)
     if any(resources.get(name, 1) for name in ("CPU", *({"GPU"} & resources.keys()))):
@@ -231,7 +248,7 @@ def _tokens(file: ClusterFile) -> Finding:
         found = f"{' and '.join(bare)} start Ray without {TOKEN}: whoever reaches a port runs code"
         do = f"start it by deploy/start.sh, or add `--env {TOKEN}` to docker.run_options"
         return finding(AREA, what, "failed", found, do)
-    paths = re.findall(rf"{TOKEN_PATH}(\S+)", options)
+    paths = _token_paths(file)
     sent = [file.mounts().get(path) for path in paths]
     if not sent:
         return finding(AREA, what, "ok", "asked for on every node; bring it there yourself")
@@ -245,6 +262,12 @@ def _tokens(file: ClusterFile) -> Finding:
         do = f"chmod 600 {sent[0]}"
         return finding(AREA, what, "warning", f"others may read {sent[0]}", do)
     return finding(AREA, what, "ok", "asked for on every node, and sent to each")
+
+
+def _token_paths(file: ClusterFile) -> list[str]:
+    """Where the nodes look for the token: as they are told, else where Ray does, if it is sent."""
+    told = re.findall(rf"{TOKEN_PATH}(\S+)", _options(file))
+    return told or [each for each in file.mounts() if each == _USUAL_TOKEN]
 
 
 def _outlives(file: ClusterFile) -> Iterator[Finding]:
@@ -309,7 +332,7 @@ def _names(file: ClusterFile) -> Sequence[str]:
 
 def _sent(file: ClusterFile) -> Finding:
     """Whether all that is copied to the nodes is there; of the token it is told elsewhere."""
-    paths = re.findall(rf"{TOKEN_PATH}(\S+)", _options(file))
+    paths = _token_paths(file)
     wanted = {remote: local for remote, local in file.mounts().items() if remote not in paths}
     missing = [str(local) for local in wanted.values() if not local.exists()]
     if missing:

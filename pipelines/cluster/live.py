@@ -111,12 +111,15 @@ class Live:
     """A live cluster.
 
     Attributes:
-        kinds: What its autoscaler may start; None where it has none.
+        kinds: What its autoscaler may start, without resources where nobody states them; None
+            where it has none.
+        most: How many nodes of all kinds it may start; None for no limit but theirs.
     """
 
     address: str
     nodes: Sequence[Node]
     kinds: Sequence[NodeKind] | None = None
+    most: int | None = None
 
     @property
     def by_job(self) -> bool:
@@ -126,13 +129,22 @@ class Live:
     def room(self) -> Room:
         """The nodes that it can ever have: what its autoscaler may start, else what there is."""
         now = [each for each in self.nodes if each.works]
-        if self.kinds is None:
-            kinds = [NodeKind(name=str(n), resources=n.resources, most=1, least=1) for n in now]
-        else:
-            kinds = [replace(kind, least=_like(kind, now)) for kind in self.kinds]
+        stated = [kind for kind in self.kinds or () if kind.resources]
+        untold = sum(kind.most for kind in self.kinds or () if not kind.resources)
+        kinds = [replace(kind, least=_like(kind, now)) for kind in stated]
+        # Beside them stand a head that works, and machines that nobody launches.
+        stay = [each for each in now if each.head or not stated]
+        kinds += [NodeKind(name=str(n), resources=n.resources, most=1, least=1) for n in stay]
         kinds = [kind for kind in kinds if kind.holds(Need()) or kind.holds(_GPU)]
         most = sum(kind.most for kind in kinds)
-        return Room(kinds=kinds, most=most, source=f"the cluster at {public(self.address)}")
+        if self.most is not None and stated:
+            most = min(most, self.most + len(stay))
+        return Room(
+            kinds=kinds,
+            most=most,
+            source=f"the cluster at {public(self.address)}",
+            unknown=max(0, untold - len(now)),
+        )
 
 
 _GPU = Need(cpus=0.0, gpus=1.0)
@@ -164,10 +176,10 @@ def ask(address: str, question: Question) -> Live:
     if found is None:
         raise UnreachedError(_unreached(address, (told.strip().splitlines() or ["nothing"])[-1]))
     plain = json.loads(found.removeprefix(probe.MARK))
-    groups = plain["groups"]
-    kinds = None if groups is None else [NodeKind(**each) for each in groups]
+    scaling = plain["scaling"] or {"kinds": None, "most": None}
+    kinds = None if scaling["kinds"] is None else [NodeKind(**each) for each in scaling["kinds"]]
     nodes = [_node(each, hidden) for each in plain["nodes"]]
-    return Live(address=address, nodes=nodes, kinds=kinds)
+    return Live(address=address, nodes=nodes, kinds=kinds, most=scaling["most"])
 
 
 def _node(plain: dict[str, Any], hidden: Sequence[str]) -> Node:

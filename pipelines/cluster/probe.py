@@ -25,6 +25,8 @@ from typing import Any
 MARK = "fuseline-probe "
 START_BYTES = 65_536
 HOST_S = 3
+HEAD = "node:__internal_head__"
+UNTOLD = 1000
 
 
 def look(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,27 +122,60 @@ def silent(host: str, port: int) -> str:
     return ""
 
 
-def groups() -> list[dict[str, Any]] | None:
-    """The node types of the cluster's autoscaler; None where it has none, or does not say."""
-    try:
-        # There is no public way (2.60.0).
-        # Held by test_the_node_types_of_an_autoscaler_are_read.
-        from ray._private.state import state
+def scaling(control: str) -> dict[str, Any] | None:
+    """What the cluster's autoscaler may start, asked on the head; None where there is none.
 
-        config = state.get_cluster_config()
-        told = [] if config is None else config.node_group_configs
-        found = [
-            {
-                "name": each.name,
-                "resources": dict(each.resources),
-                "least": each.min_count,
-                "most": each.max_count if each.max_count >= 0 else 1000,
-            }
-            for each in told
-        ]
-    except Exception:  # noqa: BLE001 - private, so of no promise
+    Ray tells it nowhere: the autoscaler is a process that is given a file.
+
+    Args:
+        control: The address of the cluster, since other ones may be on this machine.
+
+    Returns:
+        "most", how many nodes beside the head, and "kinds" of them: name, resources and most;
+        the resources are empty where nobody states them, and memory is 0 where it alone is not.
+    """
+    # Named so by Ray (2.60.0), for both of its autoscalers.
+    # Held by test_a_cluster_that_grows_brings_up_a_node_for_a_job_and_refuses_what_none_can_hold.
+    import psutil
+    import yaml
+
+    own, config = f"--gcs-address={control}", "--autoscaling-config="
+    watched = False
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if own not in words:
+                continue
+            watched = watched or any(word.endswith("/monitor.py") for word in words)
+            given = [word.removeprefix(config) for word in words if word.startswith(config)]
+            if given:
+                file = Path(process.cwd(), given[0])
+                return kinds_of(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (psutil.Error, OSError):
+            continue
+    if watched or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return None
-    return found or None
+    # The autoscaler of KubeRay is in a container of its own, beside the head's.
+    return {"most": UNTOLD, "kinds": [{"name": "unknown", "resources": {}, "most": UNTOLD}]}
+
+
+def kinds_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The node types of a launcher's file, as `scaling` gives them."""
+    limit, kinds = plain.get("max_workers", 0), []
+    for name, kind in plain["available_node_types"].items():
+        has = {key: float(each) for key, each in (kind.get("resources") or {}).items()}
+        # By what is not stated the autoscaler starts no node.
+        resources = {"memory": 0.0, **has} if has else {}
+        most = min(limit, kind.get("max_workers", limit))
+        kinds.append({"name": name, "resources": resources, "most": most})
+    return {"most": limit, "kinds": [each for each in kinds if each["most"]]}
+
+
+def answer(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What one node has, and what its autoscaler may start; runs there."""
+    import ray
+
+    return {**look(asked), "scaling": scaling(ray.get_runtime_context().gcs_address)}
 
 
 def opened(sealed: str, environment: Mapping[str, str], home: Path) -> list[str]:
@@ -188,7 +223,7 @@ def main() -> None:
     ray.init(log_to_driver=False, logging_level=40)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray's
     there = {node["NodeID"]: node for node in nodes if node["Alive"]}
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(look)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(answer)
     calls = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             asked
@@ -196,15 +231,17 @@ def main() -> None:
         for node in there
     }
     ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=asked["patience_s"])
-    told = []
+    told, grows = [], None
     for call, node in calls.items():
-        facts = {"error": "does not answer"}
+        facts: dict[str, Any] = {"error": "does not answer"}
         if call in ended:
             try:
                 facts = ray.get(call)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is that node's
                 facts = {"error": (str(error).strip().splitlines() or ["died"])[-1]}
         about = there[node]
+        may = facts.pop("scaling", None)
+        grows = may if HEAD in about["Resources"] else grows
         told.append(
             {
                 "host": about["NodeManagerHostname"],
@@ -213,7 +250,7 @@ def main() -> None:
                 **facts,
             }
         )
-    sys.stdout.write(f"{MARK}{json.dumps({'nodes': told, 'groups': groups()})}\n")
+    sys.stdout.write(f"{MARK}{json.dumps({'nodes': told, 'scaling': grows})}\n")
     sys.stdout.flush()
     ray.shutdown()
 

@@ -20,7 +20,8 @@ class NodeKind:
     """Nodes that are alike.
 
     Attributes:
-        resources: Of one node by Ray's names; memory, in bytes, may be unknown and is left out.
+        resources: Of one node by Ray's names; memory, in bytes, may be unknown and is left out. It
+            is 0 where an autoscaler is not told of it: Ray then starts none for who asks for some.
         most: How many of them there can be.
         least: How many there always are, or are now.
         spot: Whether they may be taken away.
@@ -49,11 +50,13 @@ class Room:
         kinds: Of its nodes, in order of preference.
         most: Nodes over all kinds.
         source: Where that is known from, for messages.
+        unknown: How many more may come of which nobody states what they have.
     """
 
     kinds: Sequence[NodeKind]
     most: int
     source: str
+    unknown: int = 0
 
     def count(self, need: Need, beside: Need | None = None) -> int:
         """How many workers of a need there is ever room for at once.
@@ -219,6 +222,9 @@ def _check_step(step: Step, room: Room, driver: Need | None) -> Finding:
         alone = room.count(step.need)
         beside = f" beside the job's driver ({driver})" if there < alone else ""
         found = f"wants {many}{each}; {room.source} has room for {there}{beside}: {room}"
+        if room.unknown:
+            found += "; of nodes that may still come nobody states what they have"
+            return finding("room", step.name, "warning", found)
         do = step.cure or "choose nodes that have it"
         if alone >= step.least:
             do = f"{_ON_HEAD}; or {do}"
@@ -234,4 +240,6 @@ def _told(resources: Mapping[str, float]) -> str:
     parts = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)]
     if memory := resources.get("memory"):
         parts.append(f"{memory / GIB:.1f} GiB")
+    elif memory is not None:
+        parts.append("memory not stated")
     return ", ".join(parts) or "no CPU"

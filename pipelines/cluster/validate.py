@@ -74,7 +74,7 @@ def validate(
 
 def _several(file: ClusterFile | None, there: Live | None) -> bool:
     """Whether there is, or will be, more than one node: an idle cluster that grows is one now."""
-    live = 0 if there is None else max(len(there.nodes), there.room().most)
+    live = 0 if there is None else max(len(there.nodes), _most(there.room()))
     return file is not None or live > 1
 
 
@@ -147,11 +147,15 @@ def _rooms(file: ClusterFile | None, there: Live | None) -> list[Room]:
     """What there is to run on, as far as it is known."""
     rooms = [file.room()] if file is not None and file.stated else []
     # What is there now says little of a cluster that grows by its file.
-    if there is not None and (there.kinds is not None or not rooms):
+    if there is not None and (any(kind.resources for kind in there.kinds or ()) or not rooms):
         rooms.append(there.room())
     if file is None and there is None:
         rooms.append(this_machine())
     return rooms
+
+
+def _most(room: Room) -> int:
+    return room.most + room.unknown
 
 
 def _head(file: ClusterFile | None) -> NodeKind | None:
