@@ -24,7 +24,6 @@ from featurizers.clocks import Clocks
 from featurizers.damage import Damage
 from featurizers.dataset import COLUMNS, read_clips
 from featurizers.decoder import Decoder, DecoderDiedError
-from featurizers.extract import chosen
 from featurizers.intake import digest
 from featurizers.manifest import (
     Column,
@@ -34,6 +33,7 @@ from featurizers.manifest import (
     read_manifest,
 )
 from featurizers.media import NoStream
+from featurizers.reading import chosen
 from featurizers.shards import Record, column_folder, column_of
 from featurizers.spec import (
     AudioChunk,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from featurizers import catalog
+from featurizers.ahead import Ahead
 from featurizers.clip import BadClipError, Clip, Word
 from featurizers.decoder import Decoder, DecoderDiedError
-from featurizers.extract import _Ahead, extract, extract_all
+from featurizers.extract import extract, extract_all
 from featurizers.limits import Limits
 from featurizers.media import encode
 from featurizers.spec import AudioWant, Dim, Feature, FeatureSpec
@@ -514,7 +515,7 @@ def test_what_is_read_ahead_is_bounded_by_its_bytes_and_what_is_taken_makes_room
             time.sleep(0.01)
         return len(fetched) - taken
 
-    monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", bound)
+    monkeypatch.setattr("featurizers.ahead.AHEAD_BYTES", bound)
     outcomes = extract_all(job(folder, *[name] * 40), fetch, [featurizer], decoder, Stages())
     next(outcomes)
     first = ahead(1)
@@ -527,12 +528,12 @@ def test_what_is_read_ahead_is_bounded_by_its_bytes_and_what_is_taken_makes_room
 def waits(thread):
     """Whether one side of what is read ahead waits for the other, or has ended."""
     frame = sys._current_frames().get(thread.ident)
-    sides = (_Ahead.take.__code__, _Ahead._put.__code__)
+    sides = (Ahead.take.__code__, Ahead._put.__code__)
     return frame is None or (frame.f_code.co_name == "wait" and frame.f_back.f_code in sides)
 
 
 def test_a_single_chunk_that_is_larger_than_the_bound_passes(folder, decoder, monkeypatch):
-    monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", 10)
+    monkeypatch.setattr("featurizers.ahead.AHEAD_BYTES", 10)
     made = job(folder, "both.mp4", "mute.mp4")
     assert [states(each) for each in extract_all(made, path_of, ALL, decoder, Stages())] == [
         ["sample"] * 3,
@@ -578,7 +579,7 @@ def test_a_job_that_is_given_up_leaves_no_thread_and_no_busy_child(folder, monke
 
 
 def test_a_job_that_is_given_up_while_its_queue_is_full_ends_too(folder, decoder, monkeypatch):
-    monkeypatch.setattr("featurizers.extract.AHEAD_BYTES", 10)
+    monkeypatch.setattr("featurizers.ahead.AHEAD_BYTES", 10)
     outcomes = extract_all(job(folder, *["both.mp4"] * 9), path_of, ALL, decoder, Stages())
     next(outcomes)
     while not all(map(waits, reading_threads())):
@@ -588,7 +589,7 @@ def test_a_job_that_is_given_up_while_its_queue_is_full_ends_too(folder, decoder
 
 
 def test_a_fetch_that_hangs_does_not_keep_a_job_that_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr("featurizers.extract.LEAVE_S", 0.1)
+    monkeypatch.setattr("featurizers.ahead.LEAVE_S", 0.1)
     hanging, asked = threading.Event(), threading.Event()
 
     def fetch(each):
