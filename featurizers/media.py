@@ -12,22 +12,21 @@
 """
 
 import math
-import re
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizers import headers
+from featurizers.choosing import AvContainer, best_stream, chosen_stream, kind_of
 from featurizers.clip import BadClipError
-from featurizers.clocks import Clocks, drift_of_pictures
-from featurizers.damage import Damage, Told, verdict
+from featurizers.clocks import Clocks
+from featurizers.damage import Damage, verdict
 from featurizers.limits import Limits, check_pixels, check_seconds, check_span, check_streams
 from featurizers.opening import open_media
 from featurizers.placing import (
@@ -43,6 +42,7 @@ from featurizers.placing import (
     Taker,
     seconds_of,
 )
+from featurizers.reach import Reach, told_seconds
 from featurizers.shrink import box_mean, centred, full_range, letterboxed
 from featurizers.spec import AudioWant, Chunk, VideoWant, Want
 
@@ -52,13 +52,7 @@ SEEK_FROM_S = 10.0
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav")
 WHOLE_PICTURE = 1  # FFmpeg's AV_PICTURE_TYPE_I
 SEEK_MARGIN_S = 1.0  # decoders need some packets before their first right sample
-# Forms whose header says how long each stream is, or the file as a whole; others estimate it.
-STREAM_IS_TOLD = ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "aiff", "au")
-FILE_IS_TOLD = ("matroska,webm", "flv", "asf")
-RATE_BY_TIMES = ("mov,mp4,m4a,3gp,3g2,mj2",)  # whose rate is its times over its pictures
 NO_MEDIA = "no media, or cut in the header"
-
-AvContainer: TypeAlias = Any  # as the others in `placing`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +87,8 @@ def probe(path: Path) -> Probe:
     """
     with Opened(path) as opened:
         container = opened.container
-        audio, video = _stream(container, "audio"), _stream(container, "video")
-        seconds = _told_seconds(opened) or _packet_seconds(opened)
+        audio, video = best_stream(container, "audio"), best_stream(container, "video")
+        seconds = told_seconds(opened) or _packet_seconds(opened)
         return Probe(seconds=seconds, audio=audio is not None, video=video is not None)
 
 
@@ -155,7 +149,7 @@ def decode(
 def absent_in(opened: "Opened", wants: Sequence[Want]) -> dict[int, Kind]:
     """The wants, by number, for which a file has no stream."""
     kinds = {number: kind_of(want) for number, want in enumerate(wants)}
-    return {i: kind for i, kind in kinds.items() if not _stream(opened.container, kind)}
+    return {i: kind for i, kind in kinds.items() if not best_stream(opened.container, kind)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +311,7 @@ class Opened:
             is_known = isinstance(error, PatchWelcomeError)
             what = "media of a kind that FFmpeg does not read" if is_known else NO_MEDIA
             raise BadClipError("unreadable", f"{what}: {_reason(error)}") from None
-        if not any(_stream(self.container, kind) for kind in KINDS):
+        if not any(best_stream(self.container, kind) for kind in KINDS):
             self.container.close()
             raise BadClipError("unreadable", "neither sound nor pictures")
         for stream in self.container.streams:
@@ -371,7 +365,7 @@ class Opened:
         Some files call every picture a whole one, and a seek heeds the whole pictures of one stream
         alone.
         """
-        found = {_chosen(self.container, kind_of(want), want.stream) for want in wants}
+        found = {chosen_stream(self.container, kind_of(want), want.stream) for want in wants}
         left = {stream.index for stream in found if stream is not None}
         for packet in self._demuxed:
             if packet.pts is not None and self.time(packet) > start + SEEK_FROM_S:
@@ -424,141 +418,6 @@ class Opened:
         self._open()
 
 
-class Reach:
-    """How far each stream goes by its packets, held against what the header promises."""
-
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-        self._ends: dict[int, int] = {}
-        self._before: dict[int, int] = {}
-        self._shown = {
-            stream.index: array("q")
-            for stream in opened.container.streams
-            if stream.type == "video"
-        }
-
-    def see(self, packet: AvPacket) -> None:
-        """Take note of a packet."""
-        pts = packet.pts
-        if pts is None or not packet.size:
-            return
-        index = packet.stream_index
-        if index in self._shown:
-            self._shown[index].append(pts)
-        # Some forms do not tell how long the last one lasts: as long as the one before.
-        length = packet.duration or max(0, pts - self._before.get(index, pts))
-        self._before[index] = pts
-        self._ends[index] = max(self._ends.get(index, pts), pts + length)
-
-    def told(self, taker: Taker) -> Told | None:
-        """What the header promises of a taker's span; None where it promises nothing.
-
-        Where only the file's end is told, that is held against all its streams: one may well end
-        before the others.
-        """
-        opened, span = self._opened, taker.span
-        end, streams = _told_end(opened, taker.stream), [taker.stream]
-        if end is None and opened.container.format.name in FILE_IS_TOLD:
-            end, streams = _told_seconds(opened) - max(0.0, opened.origin), opened.container.streams
-        last = math.inf if span.seconds is None else span.start + span.seconds
-        if end is None or min(end, last) <= span.start:
-            return None
-        there = min(last, max(self._end(stream) for stream in streams)) - span.start
-        if len(streams) == 1:
-            there = min(there, taker.reached())
-        return Told(min(end, last) - span.start, max(0.0, there))
-
-    def clocks(
-        self, takers: Sequence[Taker], *, is_read: bool, since: float = -math.inf
-    ) -> list[Clocks]:
-        """How the clocks of sound and pictures lie to each other; nothing where one is not there.
-
-        Args:
-            takers: What took the streams that were wanted.
-            is_read: Whether all packets were seen up to the file's end.
-            since: Seconds of the file; pictures before them do not count.
-        """
-        container = self._opened.container
-        taken = {taker.kind: taker.stream for taker in takers}
-        sound, shown = (taken.get(kind) or _stream(container, kind) for kind in KINDS)
-        if sound is None or shown is None:
-            return []
-        drifts = (taker.drift_s for taker in takers if isinstance(taker, Sound))
-        is_read = is_read and not self._opened.stopped
-        ends = [self._last_end(stream, is_read=is_read) for stream in (sound, shown)]
-        starts = [_first(stream) for stream in (sound, shown)]
-        return [
-            Clocks(
-                start_s=_apart(*starts),
-                end_s=_apart(*ends),
-                sound_s=next(drifts, None),
-                pictures_s=self._drift_of(shown, since),
-            )
-        ]
-
-    def _last_end(self, stream: AvStream, *, is_read: bool) -> float | None:
-        """Where a stream ends: by its packets, by the header where they were not all seen."""
-        if is_read and stream.index in self._ends:
-            return self._end(stream)
-        return _told_end(self._opened, stream)
-
-    def _drift_of(self, stream: AvStream, since: float) -> float | None:
-        rates = [getattr(stream.codec_context, "framerate", None)]  # by the pictures' own header
-        if self._opened.container.format.name not in RATE_BY_TIMES:
-            rates.append(stream.average_rate)
-        base = stream.time_base
-        shown = self._shown.get(stream.index, ())  # one that began on the way was not counted
-        times = np.array(shown, dtype=np.int64) * (base.numerator / base.denominator)
-        times = times[times - self._opened.origin >= since]
-        found = (drift_of_pictures(times, float(rate)) for rate in rates if rate)
-        return next((drift for drift in found if drift is not None), None)
-
-    def _end(self, stream: AvStream) -> float:
-        if stream.index not in self._ends:
-            return 0.0
-        return seconds_of(self._ends[stream.index], stream.time_base) - self._opened.origin
-
-
-def _first(stream: AvStream) -> float | None:
-    """The time stamp of a stream's beginning, in seconds."""
-    if stream.start_time is None:
-        return None
-    return seconds_of(stream.start_time, stream.time_base)
-
-
-def _apart(sound: float | None, pictures: float | None) -> float | None:
-    return None if sound is None or pictures is None else sound - pictures
-
-
-def _told_seconds(opened: Opened) -> float:
-    """How long the file is by its header, or by FFmpeg's estimate; 0 when neither is known."""
-    return max(0.0, (opened.container.duration or 0) / 1e6)
-
-
-def _told_end(opened: Opened, stream: AvStream) -> float | None:
-    """When a stream ends by the header, in seconds from time 0; None where none tells that."""
-    if stream.index < len(opened.told):
-        seconds: float | None = opened.told[stream.index]
-        return seconds
-    name = opened.container.format.name
-    if name in STREAM_IS_TOLD or (name == "mp3" and opened.is_counted):
-        end = (stream.start_time or 0) + (stream.duration or 0)
-        return seconds_of(end, stream.time_base) - opened.origin if stream.duration else None
-    tagged = _tagged_seconds(stream.metadata.get("DURATION", ""))
-    if name == "matroska,webm" and opened.container.duration and tagged is not None:
-        return min(tagged, _told_seconds(opened)) - max(0.0, opened.origin)
-    return None
-
-
-def _tagged_seconds(text: str) -> float | None:
-    """Seconds of a tag such as 00:00:04.064000000; None of anything else."""
-    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", text)
-    if found is None:
-        return None
-    hours, minutes, seconds = found.groups()
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-
-
 def _reason(error: Exception) -> str:
     """What FFmpeg says of a file; that memory ran out says nothing of it and is raised on."""
     if isinstance(error, MemoryError):
@@ -568,42 +427,6 @@ def _reason(error: Exception) -> str:
 
 def _refuse(url: str, flags: int, options: object) -> object:
     raise PermissionError(f"the file refers to another, which is not opened: {url}")
-
-
-def _stream(container: AvContainer, kind: Kind) -> AvStream | None:
-    """The stream of this kind that FFmpeg finds best; cover pictures are no video."""
-    best = container.streams.best(kind)
-    if best is None or not _is_cover(best):
-        return best
-    others = (stream for stream in container.streams if stream.type == kind)
-    return next((stream for stream in others if not _is_cover(stream)), None)
-
-
-def _chosen(container: AvContainer, kind: Kind, chosen: str) -> AvStream | None:
-    """The stream of this kind with this number or language; the best one where none was chosen.
-
-    Raises:
-        BadClipError: "bad_stream": the file has others of this kind, but not that one.
-    """
-    best = _stream(container, kind)
-    if not chosen or best is None:
-        return best
-    all_streams = (stream for stream in container.streams if stream.type == kind)
-    streams = [stream for stream in all_streams if not _is_cover(stream)]
-    languages = [stream.metadata.get("language", "") for stream in streams]
-    names = [str(number) for number in range(len(streams))]
-    for known in (names, languages):
-        if chosen in known:
-            return streams[known.index(chosen)]
-    there = ", ".join(
-        f"{name} ({language})" if language else name
-        for name, language in zip(names, languages, strict=True)
-    )
-    raise BadClipError("bad_stream", f"{kind}: there is no stream {chosen!r}, there are {there}")
-
-
-def _is_cover(stream: AvStream) -> bool:
-    return bool(stream.disposition & stream.disposition.attached_pic)
 
 
 def _packet_seconds(opened: Opened) -> float:
@@ -617,14 +440,9 @@ def _packet_seconds(opened: Opened) -> float:
     return last
 
 
-def kind_of(want: Want) -> Kind:
-    """The kind of stream that a want is of."""
-    return "audio" if isinstance(want, AudioWant) else "video"
-
-
 def check_times(opened: Opened, start: float, end: float | None, limits: Limits) -> None:
     """Refuse what the header says and the file bears out, before anything is decoded."""
-    known = _told_seconds(opened)
+    known = told_seconds(opened)
     if known and start >= known:
         raise BadClipError("bad_span", f"starts at {start} s, but the media have {known:.3f} s")
     last = known if end is None else min(end, known or end)
@@ -656,7 +474,7 @@ def takers_of(
     span = Span(opened.origin, start, None if end is None else end - start, sound_from)
     for index, want in enumerate(wants):
         kind = kind_of(want)
-        stream = _chosen(opened.container, kind, want.stream)
+        stream = chosen_stream(opened.container, kind, want.stream)
         if stream is None:
             continue
         if stream.codec_context is None:

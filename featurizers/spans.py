@@ -28,13 +28,13 @@ from featurizers.media import (
     Event,
     NoStream,
     Opened,
-    Reach,
     absent_in,
     check_times,
     decoded,
     takers_of,
 )
 from featurizers.placing import AvFrame, AvPacket, Taker
+from featurizers.reach import Reach
 from featurizers.spec import Chunk, VideoWant
 
 REORDERED = ("avi",)  # its times are the order of packets, which a taker must hear from the first
