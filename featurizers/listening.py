@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizers.clip import BadClipError
-from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import DecoderDiedError
 from featurizers.sound import RATE_HZ
 from featurizers.spec import AudioChunk, AudioWant
 from featurizers.voice import Voice

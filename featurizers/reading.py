@@ -12,7 +12,8 @@ from featurizers.ahead import Ahead
 from featurizers.clip import BadClipError, Clip
 from featurizers.clocks import Clocks
 from featurizers.damage import Damage
-from featurizers.decoder import Decoder, DecoderDiedError, Spent
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import DecoderDiedError, Spent
 from featurizers.encoding import Encoding
 from featurizers.media import NoStream
 from featurizers.spans import Again, Span

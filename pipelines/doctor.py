@@ -22,7 +22,8 @@ import numpy as np
 
 from featurizers import catalog
 from featurizers.clip import BadClipError
-from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import DecoderDiedError
 from featurizers.media import codecs, encode
 from featurizers.pretrained import Checkpoint, MissingWeightsError
 from featurizers.spec import AudioChunk, AudioWant, Featurizer, VideoChunk, VideoWant

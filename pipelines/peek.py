@@ -23,7 +23,8 @@ from featurizers.clip import BadClipError, Clip, Fault
 from featurizers.clocks import Clocks
 from featurizers.damage import Damage
 from featurizers.dataset import COLUMNS, read_clips
-from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import DecoderDiedError
 from featurizers.intake import digest
 from featurizers.manifest import (
     Column,

@@ -20,7 +20,8 @@ import pytest
 
 from featurizers.clip import BadClipError, Clip
 from featurizers.damage import Damage
-from featurizers.decoder import Decoder, DecoderDiedError, GivenUpError, _Child
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import Child, DecoderDiedError, GivenUpError
 from featurizers.extract import extract
 from featurizers.limits import Limits
 from featurizers.media import NoStream, decode, encode, probe
@@ -267,7 +268,7 @@ def started(body, *, silence=True):
 
 def decoding(monkeypatch, body, *, silence=True):
     """Let every child decode by these lines, after a first second of silence."""
-    monkeypatch.setattr("featurizers.decoder._started", lambda: started(body, silence=silence))
+    monkeypatch.setattr("featurizers.decoder.started", lambda: started(body, silence=silence))
 
 
 def all_of(decoder, path="a", wants=(SOUND,)):
@@ -374,7 +375,7 @@ def test_a_clip_that_takes_too_much_memory_is_crashed_whoever_sees_it(monkeypatc
 
 
 def test_memory_that_is_free_again_before_the_parent_looks_counts_too(monkeypatch):
-    monkeypatch.setattr("featurizers.decoder.WATCH_S", 3600.0)
+    monkeypatch.setattr("featurizers.decoder_process.WATCH_S", 3600.0)
     decoding(monkeypatch, SPIKE)
     narrow = Limits(memory_bytes=200 << 20)
     with Decoder(narrow) as decoder, pytest.raises(DecoderDiedError, match="more memory"):
@@ -544,7 +545,7 @@ from tests.test_decoder import started
 body, held = sys.argv[1], sys.argv[2] == "held"
 decoder = d.Decoder()
 if body:
-    d._started = lambda: started(body)
+    d.started = lambda: started(body)
     events = decoder.decode(Path("a"), 0.0, None, [AudioWant()])
     next(events)
 else:
@@ -651,7 +652,7 @@ class Bomb:
 
 def replaced_by(decoder, content, seconds=0.0):
     """Put a child in place that says this and nothing else."""
-    decoder._child = _Child(
+    decoder._child = Child(
         subprocess.Popen(
             [sys.executable, "-c", SAYING, content.hex(), str(seconds)],
             stdin=subprocess.PIPE,

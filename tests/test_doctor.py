@@ -90,7 +90,7 @@ def test_codecs_that_are_asked_for_and_not_there_are_named(monkeypatch):
 
 def test_media_are_really_decoded_and_a_decoder_that_dies_is_told(monkeypatch):
     assert looking._decoding().state == "ok"
-    monkeypatch.setattr("featurizers.decoder.sys.executable", "/bin/false")
+    monkeypatch.setattr("featurizers.decoder_process.sys.executable", "/bin/false")
     found = looking._decoding()
     assert found.state == "failed"
     assert "decoder" in found.found

@@ -14,7 +14,8 @@ import pytest
 from featurizers import catalog
 from featurizers.ahead import Ahead
 from featurizers.clip import BadClipError, Clip, Word
-from featurizers.decoder import Decoder, DecoderDiedError
+from featurizers.decoder import Decoder
+from featurizers.decoder_process import DecoderDiedError
 from featurizers.extract import extract, extract_all
 from featurizers.limits import Limits
 from featurizers.media import encode

@@ -236,7 +236,7 @@ def bad_weather(monkeypatch, path, first, times="10**9"):
 def in_every_child(monkeypatch, weather):
     text = PROGRAM.format(root=str(ROOT), weather=weather, parent=os.getpid())
     monkeypatch.setattr(
-        "featurizers.decoder._started",
+        "featurizers.decoder.started",
         lambda: subprocess.Popen(
             [sys.executable, "-c", text],
             stdin=subprocess.PIPE,
