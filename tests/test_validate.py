@@ -292,7 +292,7 @@ def test_what_goes_along_is_not_asked_for_and_runs_are_not_left_in_the_copy(tmp_
     film.touch()
     (film.parent / "clips.csv").write_text("id,media,mood\na,0.mp4,1\n")
     experiment = plan(film.parent, dataset=str(tmp_path / "data"))
-    copy = shared.Copy(film.parent, logs=True)
+    copy = film.parent
     assert "media" in by_name(shared.places_of(experiment))
     places = by_name(shared.places_of(experiment, copy))
     assert set(places) == {"dataset"}
@@ -300,15 +300,35 @@ def test_what_goes_along_is_not_asked_for_and_runs_are_not_left_in_the_copy(tmp_
     alone = Live(address=url, nodes=[node()])
     monkeypatch.setattr(live, "ask", lambda address, question: alone)
 
-    def failing(copy, **given):
+    def failing(copy, command="run", **given):
         usual = {"address": url, "driver": Need(), "variables": given}
-        found = by_what(validate(experiment, copy=copy, **usual))
+        found = by_what(validate(experiment, copy=copy, command=command, **usual))
         return {name: each.found for name, each in found.items() if each.state == "failed"}
 
     assert "go with it" in failing(copy)["tracking"]  # also on one node
     assert "tracking" not in failing(None)
     assert "tracking" not in failing(copy, MLFLOW_TRACKING_URI="http://10.0.0.1:5000")
-    assert "tracking" not in failing(shared.Copy(film.parent, logs=False))
+    assert "tracking" not in failing(copy, "featurize")
+
+
+def test_a_command_is_held_against_what_it_uses_alone(tmp_path, monkeypatch):
+    experiment = plan(tmp_path, workers={"featurize": 1, "train": 99})
+    (tmp_path / "0.wav").touch()
+    (tmp_path / "clips.csv").write_text("id,media,mood\na,0.wav,1\n")
+    nodes = [node(), node(host="two")]
+    there = Live(address="http://localhost:8265", nodes=nodes)
+    monkeypatch.setattr(live, "ask", lambda address, question: there)
+
+    def failing(command):
+        usual = {"address": "http://localhost:8265", "driver": Need(), "variables": {}}
+        found = validate(experiment, command=command, **usual)
+        return {each.what for each in found if each.state != "ok"} - {"dataset"}
+
+    assert failing("run") == {"train", "media", "tracking"}
+    assert failing("train") == {"train", "tracking"}
+    assert failing("featurize") == failing("ingest") == {"media"}
+    assert failing("evaluate") == {"tracking"}
+    assert failing("report") == set()
 
 
 def test_a_cluster_that_grows_has_room_for_what_its_autoscaler_may_start(tmp_path):

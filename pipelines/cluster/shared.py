@@ -53,19 +53,6 @@ class Place:
     along: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A working directory that goes along with a job.
-
-    Attributes:
-        folder: Where it lies here.
-        logs: Whether the job writes to the tracking store.
-    """
-
-    folder: Path
-    logs: bool
-
-
 def is_named(live: Live | None, variables: Mapping[str, str] | None) -> bool:
     """Whether a job or its nodes are told of a tracking store."""
     return bool(chosen_store(variables)) or any(each.store for each in (live.nodes if live else ()))
@@ -78,17 +65,17 @@ def lost_with_copy() -> Finding:
     return finding(AREA, "tracking", "failed", f"MLFLOW_TRACKING_URI is not set: {found}", do)
 
 
-def places_of(experiment: Experiment, copy: Copy | None = None) -> list[Place]:
+def places_of(experiment: Experiment, copy: Path | None = None) -> list[Place]:
     """All that workers and ranks use besides code; needs no featurizer to be built.
 
     Args:
         experiment: The settings.
-        copy: What goes along, and is left out.
+        copy: A working directory that goes along with a job, and is left out.
     """
     found = _places(experiment)
     if copy is None:
         return found
-    folder = copy.folder.resolve()
+    folder = copy.resolve()
 
     def stays(path: Path) -> bool:
         return not path.resolve().is_relative_to(folder)

@@ -6,20 +6,33 @@ none yet, the file and the disks here tell. Read `validate` top to bottom.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from featurizers.spec import FeatureSpec
 from pipelines.cluster import launcher, live, shared, spending
 from pipelines.cluster.launcher import ClusterFile
 from pipelines.cluster.live import Live, Question, UnreachedError
-from pipelines.cluster.room import NodeKind, Room, check_device, check_room, steps_of
-from pipelines.cluster.shared import Copy
+from pipelines.cluster.room import NodeKind, Room, Step, check_device, check_room, steps_of
 from pipelines.doctor import check_features
 from pipelines.executors import Need
 from pipelines.experiment import Experiment, InputError, check
 from pipelines.findings import Finding, finding
+from pipelines.jobs.needed import MEDIA
 from pipelines.jobs.needs import KINDS
+
+STEPS: Mapping[str, frozenset[str]] = {
+    "ingest": frozenset({"ingest", "transcribe", "align"}),
+    "segment": frozenset({"segment"}),
+    "transcribe": frozenset({"transcribe"}),
+    "featurize": frozenset({"featurize"}),
+    "retry": frozenset({"featurize"}),
+    "train": frozenset({"train"}),
+    "sweep": frozenset({"train", "sweep"}),
+}
+"""The steps that have workers, by command; `run` does them all, and others none."""
+LOGS = frozenset({"compare", "evaluate", "promote", "reproduce", "run", "sweep", "train"})
+"""Commands that write to the tracking store."""
 
 
 def validate(
@@ -29,7 +42,8 @@ def validate(
     address: str | None = None,
     driver: Need | None = None,
     variables: Mapping[str, str] | None = None,
-    copy: Copy | None = None,
+    copy: Path | None = None,
+    command: str = "run",
 ) -> Iterator[Finding]:
     """Look at everything that can be known beforehand, one finding after the other.
 
@@ -41,6 +55,7 @@ def validate(
         driver: What the driver of a job is to hold; None for what `run` does.
         variables: The environment that a job is given; None where none is submitted yet.
         copy: The working directory that goes along with a job; None where all nodes reach it.
+        command: What is to be done; what it does not use is not looked at.
 
     Raises:
         InputError: There is no such cluster file, or Ray refuses it.
@@ -48,7 +63,7 @@ def validate(
     file = None if cluster is None else launcher.read(cluster)
     if file is not None:
         yield from launcher.check(file)
-    places = [] if experiment is None else shared.places_of(experiment, copy)
+    places = _used(experiment, copy, command)
     there: Live | None = None
     store = shared.chosen_store(variables)
     with shared.marked(places if address else [], store) as question:
@@ -66,10 +81,18 @@ def validate(
     yield from _built(experiment, specs)
     if address and there is None and file is None:
         return  # nothing is known of where it would run
-    yield from _placed(experiment, specs, file, there, driver or KINDS["run"])
+    yield from _placed(
+        experiment, specs, file, there, driver=driver or KINDS["run"], command=command
+    )
     if _several(file, there):
         yield from _shared(experiment, places, question, file, there)
-    yield from _store(experiment, file, there, variables, copy)
+    yield from _store(experiment, file, there, variables, copy=copy, command=command)
+
+
+def _used(experiment: Experiment | None, copy: Path | None, command: str) -> list[shared.Place]:
+    """What a command uses besides code, and does not bring along."""
+    places = [] if experiment is None else shared.places_of(experiment, copy)
+    return [each for each in places if each.what != "media" or command in MEDIA]
 
 
 def _several(file: ClusterFile | None, there: Live | None) -> bool:
@@ -83,10 +106,12 @@ def _store(
     file: ClusterFile | None,
     there: Live | None,
     variables: Mapping[str, str] | None,
-    copy: Copy | None,
+    *,
+    copy: Path | None,
+    command: str,
 ) -> Iterator[Finding]:
-    """Whether runs go where all nodes reach them, and where they stay."""
-    if copy is not None and not copy.logs:
+    """Whether runs, where a command writes any, go where all nodes reach them, and stay."""
+    if command not in LOGS:
         return
     if copy is not None and not shared.is_named(there, variables):
         yield shared.lost_with_copy()
@@ -114,7 +139,9 @@ def _placed(
     specs: list[FeatureSpec],
     file: ClusterFile | None,
     there: Live | None,
+    *,
     driver: Need,
+    command: str,
 ) -> Iterator[Finding]:
     """Whether each step finds a node, how long it takes, and what that costs."""
     rooms = _rooms(file, there)
@@ -123,17 +150,27 @@ def _placed(
     job = there.by_job if there is not None else file is not None
     held = driver if job and (driver.cpus or driver.gpus) else None
     for room in rooms:
-        steps = steps_of(experiment, specs, room)
-        yield from check_room(steps, room, held)
-    yield from check_device(experiment, rooms)
+        yield from check_room(_steps(experiment, specs, room, command), room, held)
+    if command == "run" or "train" in STEPS.get(command, ()):
+        yield from check_device(experiment, rooms)
     if not rooms:
         found = "what the machines have is not stated in the file"
         do = "start the cluster, and give --address"
         yield finding("room", "nodes", "warning", found, do)
         return
     room = rooms[0]
-    spells = spending.spells(experiment, specs, steps_of(experiment, specs, room), room, held)
+    steps = _steps(experiment, specs, room, command)
+    spells = spending.spells(experiment, specs, steps, room, held)
     yield from spending.check(spells, room, experiment.prices, _head(file), held)
+
+
+def _steps(
+    experiment: Experiment, specs: Sequence[FeatureSpec], room: Room, command: str
+) -> list[Step]:
+    """The work that a command gives to workers."""
+    steps = steps_of(experiment, specs, room)
+    mine = STEPS.get(command, ())
+    return [each for each in steps if command == "run" or each.name.split()[0] in mine]
 
 
 def _driver(driver: Need | None, file: ClusterFile | None, there: Live | None) -> Iterator[Finding]:

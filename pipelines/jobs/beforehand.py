@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pipelines.cluster.shared import Copy
 from pipelines.cluster.validate import validate
 from pipelines.experiment import Experiment, InputError
 from pipelines.findings import Finding
@@ -12,9 +11,6 @@ from pipelines.jobs import needed, needs
 from pipelines.jobs.server import JobServer
 from pipelines.jobs.submission import Submission
 from pipelines.licences import OURS
-
-LOGS = frozenset({"compare", "evaluate", "promote", "reproduce", "run", "sweep", "train"})
-"""Commands that write to the tracking store."""
 
 
 def check_beforehand(
@@ -43,7 +39,6 @@ def check_beforehand(
     if usual == submission.need == needs.READS:
         return
     experiments: list[Experiment | None] = [*needed.outlines(submission.command, source)]
-    copy = None if submission.shared else Copy(source, logs=submission.command[0] in LOGS)
     given = {
         **submission.variables,
         **{name: os.environ.get(name, "") for name in submission.secrets},
@@ -55,7 +50,8 @@ def check_beforehand(
             address=server.url,
             driver=submission.need,
             variables=given,
-            copy=copy,
+            copy=None if submission.shared else source,
+            command=submission.command[0],
         )
         refuse(findings, say)
 
