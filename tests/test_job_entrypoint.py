@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import HOME
-from pipelines.jobs import records
+from pipelines.jobs import entrypoint, records
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +58,14 @@ def test_a_stop_reaches_the_command_once_and_its_end_is_recorded(started, tmp_pa
     assert process.wait(60) == 143
     kept = records.read(f"{tmp_path}/x-1.n")
     assert (kept.exit_code, kept.stopped) == (143, True)
+
+
+def test_a_command_that_cannot_begin_has_an_end_as_well(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(entrypoint.signal, "signal", lambda number, handler: None)
+    command = ["python", "-c", "x" * (1 << 18)]  # no system takes such a word
+    assert entrypoint.main("x-1", str(tmp_path), f"{tmp_path}/x-1.n", command) == 126
+    assert "the command does not begin: " in capfd.readouterr().err
+    assert records.read(f"{tmp_path}/x-1.n").exit_code == 126
 
 
 def test_a_command_ends_with_the_entrypoint_so_that_no_attempt_begins_beside_it(started, tmp_path):

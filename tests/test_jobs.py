@@ -379,8 +379,9 @@ STOPPED = Record(name="run-abc-1", host="h", began=1.0, ended=2.0, exit_code=143
         (info("FAILED", exit_code=137), BEGUN, "failed", 137),
         (info("STOPPED"), STOPPED, "stopped", 143),
         (info("STOPPED"), ENDED, "succeeded", 0),
-        (info("STOPPED"), BEGUN, "stopped", 143),
-        (info("STOPPED"), replace(BEGUN, stopped=True), "stopped", 143),
+        (info("STOPPED"), None, "stopped", 143),
+        (info("STOPPED"), BEGUN, "failed", None),
+        (info("STOPPED"), replace(BEGUN, stopped=True), "failed", None),
         (info("STOPPED"), replace(STOPPED, exit_code=1), "failed", 1),
         (info("RUNNING"), replace(BEGUN, stopped=True), "stopping", None),
         (info("RUNNING", node="gone"), replace(BEGUN, stopped=True), "lost", None),
@@ -400,6 +401,14 @@ def test_whether_a_stopped_job_has_saved_is_told():
     killed = settle(info("STOPPED"), replace(BEGUN, stopped=True), frozenset())
     assert "may have been killed before it saved" in killed.why
     assert settle(info("STOPPED"), STOPPED, frozenset()).why == ""
+
+
+def test_an_end_that_a_network_disk_does_not_show_yet_is_waited_for():
+    ray, record = info("STOPPED", ended_ms=10_000), replace(BEGUN, stopped=True)
+    soon, late = (settle(ray, record, frozenset(), at_s=10 + s) for s in (59, 61))
+    assert (soon.state, soon.live) == ("stopping", True)
+    assert (late.state, late.live) == ("failed", False)
+    assert settle(ray, STOPPED, frozenset(), at_s=11).state == "stopped"
 
 
 def test_an_end_of_a_later_version_is_read():

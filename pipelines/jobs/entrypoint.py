@@ -30,6 +30,7 @@ from pipelines.jobs.tokens import find_token
 
 PR_SET_PDEATHSIG = 1
 LAST_WORDS_S = 5.0
+CANNOT_BEGIN_CODE = 126  # of shells
 
 
 def words_of(command: Sequence[str]) -> list[str]:
@@ -118,14 +119,19 @@ def _run(
 ) -> int:
     environment = {**os.environ, **more, **secrets}
     environment.pop(SEALED, None)
-    with subprocess.Popen(  # noqa: S603 - no shell; the words are the submitter's own
-        words,
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread has begun
-    ) as child:
+    try:
+        child = subprocess.Popen(  # noqa: S603 - no shell; the words are the submitter's own
+            words,
+            cwd=place,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread has begun
+        )
+    except OSError as error:
+        _say(f"the command does not begin: {error}")
+        return CANNOT_BEGIN_CODE
+    with child:
         watch(child)
         if child.stdout is not None:  # never: it is a pipe
             _pass_on(child.stdout, child, Mask(secrets.values()))

@@ -7,6 +7,7 @@ test_the_end_that_the_node_wrote_settles_what_ray_gets_wrong.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,9 @@ from pipelines.jobs.submission import meant
 FORMAT = 1
 _ID = re.compile(r".+-\d+")
 SIGTERM_CODE = 143
+SEEN_S = 60.0
+"""Within which a network's disk shows here what was written elsewhere: by default NFS remembers for
+at most so long that a file was not there."""
 
 State: TypeAlias = Literal[
     "waiting", "running", "stopping", "succeeded", "failed", "stopped", "lost", "begun"
@@ -152,13 +156,19 @@ class Settled:
         return self.state in {"waiting", "running", "stopping"}
 
 
-def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -> Settled:
+def settle(
+    info: JobInfo | None,
+    record: Record | None,
+    alive: frozenset[str],
+    at_s: float = math.inf,
+) -> Settled:
     """How a job is, from what Ray says, what its node wrote, and which nodes are there.
 
     Args:
         info: None where Ray does not know the job.
         record: None where none was found.
         alive: The ids of nodes that are there.
+        at_s: When the record was read, in seconds since 1970; later than all by default.
     """
     if record is not None and record.exit_code is not None:
         return _by_record(info, record)
@@ -167,22 +177,29 @@ def settle(info: JobInfo | None, record: Record | None, alive: frozenset[str]) -
         return Settled(state="lost", why=why)
     if info.status == "RUNNING" and info.node and info.node not in alive:
         return Settled(state="lost", why="the node of its driver is gone")
-    recorded = record is not None and record.stopped
-    if recorded or (info.to_end and info.live):
-        return _TO_END.get(info.status) or _by_ray(info)
-    return _by_ray(info)
+    if info.live and (info.to_end or (record is not None and record.stopped)):
+        return _TO_END[info.status]
+    return _by_ray(info) if record is None else _unended(info, at_s)
 
 
 _TO_END: Mapping[RayStatus, Settled] = {
     "PENDING": Settled(state="stopping", why="it was asked to end, which it does when it begins"),
     "RUNNING": Settled(state="stopping", why="it was asked to end, and saves"),
-    "STOPPED": Settled(
-        state="stopped",
-        exit_code=SIGTERM_CODE,
-        why="it was asked to end, and wrote none down: it may have been killed before it saved",
-    ),
 }
-"""Jobs that were asked to end, and whose end their node has not written."""
+"""Jobs that were asked to end, and have not."""
+
+
+def _unended(info: JobInfo, at_s: float) -> Settled:
+    """How a job is that began, and whose end its node has not written."""
+    if info.status != "STOPPED":
+        return _by_ray(info)
+    # The entrypoint writes the end before it ends.
+    if at_s < info.ended_ms / 1000 + SEEN_S:
+        return Settled(state="stopping", why="it has ended; how is not to be seen yet")
+    why = (
+        "it was asked to end, and its end was not written: it may have been killed before it saved"
+    )
+    return Settled(state="failed", why=why)
 
 
 def by_record_alone(record: Record) -> Settled:

@@ -59,7 +59,7 @@ def how(
     if alive is None:
         alive = _alive(server) if info.status == "RUNNING" else frozenset()
     record = records.read(info.metadata.get("record", ""), unreached)
-    return Job(info=info, settled=records.settle(info, record, alive))
+    return Job(info=info, settled=records.settle(info, record, alive, time.time()))
 
 
 def _alive(server: JobServer) -> frozenset[str]:
