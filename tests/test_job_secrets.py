@@ -39,6 +39,9 @@ def test_a_masked_secret_is_found_across_pieces_and_the_longer_one_first():
         ("pa/ss word@1", "http://me:pa%2Fss%20word%401@host"),
         ("pa/ss word+1", "?key=pa%2Fss+word%2B1"),
         ("pa'ss\"word", "ValueError('pa\\'ss\"word')"),
+        ("pa'ssword", repr('no "pa\'ssword"')),
+        ("pa\tsswörd", ascii("pa\tsswörd")),
+        ("pa\tsswörd", repr("pa\tsswörd".encode())),
     ],
 )
 def test_a_secret_is_found_by_line_and_as_json_and_addresses_write_it(secret, written):

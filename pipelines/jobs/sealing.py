@@ -141,10 +141,19 @@ def _forms(value: str) -> Iterator[str]:
             yield part
             yield json.dumps(part)[1:-1]
             yield json.dumps(part, ensure_ascii=False)[1:-1]
-            yield repr(part)[1:-1]
+            yield from _as_python(part)
             yield quote_plus(part)
             yield quote(part, safe="")
             yield quote(part)
+
+
+def _as_python(text: str) -> Iterator[str]:
+    """As it stands within the quotes of what Python shows of texts and bytes that hold it."""
+    for shown in (repr, ascii):
+        yield shown(text)[1:-1]
+        # What stands around it may decide on the other quotes, within which its own are escaped.
+        yield shown(f"{text}'\"")[1:-1].removesuffix("\\'\"")
+    yield repr(text.encode())[2:-1]
 
 
 def _whole_lines(content: bytes) -> tuple[bytes, bytes]:
