@@ -114,6 +114,17 @@ def changed(server, name, status):
     server.found[name] = replace(server.found[name], status=status)
 
 
+def test_what_is_too_long_is_refused_before_anything_is_sent(server, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(server, "put", sent.append)
+    wanted = replace(prepared(tmp_path, variables={"A": "x" * 60_000}), packages=("folder.zip",))
+    with pytest.raises(InputError, match="a job can be told"):
+        submit(server, wanted, {})
+    assert not sent
+    submit(server, replace(wanted, submission=submission(tmp_path)), {})
+    assert sent == ["folder.zip"]
+
+
 # --- a head that was made anew
 
 

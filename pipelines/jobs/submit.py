@@ -51,7 +51,7 @@ def submit(
         say: Told of an attempt that was asked to end, whose end is waited for.
 
     Raises:
-        InputError: No node can ever hold the driver; a secret is not there.
+        InputError: No node can ever hold the driver; a secret is not there; it is too long.
     """
     submission = prepared.submission
     for _ in range(TRIES):
@@ -64,11 +64,12 @@ def submit(
         told = (*submission.command, *submission.variables.values(), submission.record)
         sealing.check_unseen(values, told)
         sealed = sealing.seal(values, server.token) if values else ""
-        for package in prepared.packages:
-            server.put(package)
         number = _next(submission, mine)
         origin = Origin(source=str(prepared.source), commit=git_commit(HOME), sealed=sealed)
-        if _begun(server, submission, number, origin):
+        asked = request(submission, number, origin, randomness.token_hex(4))
+        for package in prepared.packages:
+            server.put(package)
+        if server.submit(asked):
             return Attempt(name=submission.attempt(number), attached=False)
     raise ServerError(f"{server} says of {TRIES} attempts that others began them")
 
@@ -81,10 +82,6 @@ def _next(submission: Submission, mine: Sequence[JobInfo]) -> int:
 
 def _begins(submission: Submission) -> str:
     return submission.attempt(0).removesuffix("0")
-
-
-def _begun(server: JobServer, submission: Submission, number: int, origin: Origin) -> bool:
-    return server.submit(request(submission, number, origin, randomness.token_hex(4)))
 
 
 def check_room(server: JobServer, submission: Submission) -> None:
@@ -119,7 +116,7 @@ def retry(server: JobServer, text: str, say: Say = lambda line: None) -> Attempt
     commit = job.info.metadata.get("commit", "")
     origin = Origin(source=source, commit=commit, sealed=sealed)
     number = _next(submission, mine or [job.info])
-    if not _begun(server, submission, number, origin):
+    if not server.submit(request(submission, number, origin, randomness.token_hex(4))):
         return Attempt(name=submission.attempt(number), attached=True)
     return Attempt(name=submission.attempt(number), attached=False)
 
