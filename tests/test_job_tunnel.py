@@ -177,8 +177,8 @@ def test_without_any_address_all_that_was_tried_is_named(tmp_path):
         job_server(Asked("", tmp_path / "cluster.yaml"), {}),
     ):
         pass
-    for tried in ("--address is not given", "RAY_ADDRESS is not set", f"{tmp_path}/cluster.yaml"):
-        assert tried in str(error.value)
+    tried = ["--address is not given", "RAY_ADDRESS is not set", f"{tmp_path}/cluster.yaml"]
+    assert all(each in str(error.value) for each in [*tried, "(token: ", "/.ray/auth_token"])
 
 
 def test_an_address_is_taken_before_ray_address_and_that_before_a_tunnel(

@@ -48,8 +48,8 @@ def job_server(asked: Asked, environment: Mapping[str, str]) -> Iterator[JobServ
     if not asked.cluster.is_file():
         raise InputError(
             f"no cluster is named: --address is not given, RAY_ADDRESS is not set, and there is no "
-            f"{asked.cluster.absolute()} to open a tunnel by; without a cluster, the same command "
-            f"without `job submit --` runs here"
+            f"{asked.cluster.absolute()} to open a tunnel by (token: {token.told}); without a "
+            f"cluster, the same command without `job submit --` runs here"
         )
     with tunnel(asked.cluster) as url:
         yield _answering(JobServer(url, f"a tunnel by {asked.cluster}", token, tunnelled=True))
