@@ -11,9 +11,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads it when it is imported, and some tests import Ray before our own `start_ray` sets it.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
+import sys
 from functools import partial
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """One thread, whatever the variable says, and whatever tests before have set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -22,14 +22,6 @@ from tests import checkpoints
 from tests.media_maker import wav
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ctc") / "tones"

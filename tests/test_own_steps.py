@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from featurizers.dataset import read_clips
 from featurizers.media import encode
@@ -27,15 +26,6 @@ SETTINGS = [
     "model={recipe: mult, width: 8, heads: 2, layers: 1}",
     "train={epochs: 6, global_batch: 4, zero: 0, pooling: {kind: own, most: 40}}",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Of layers this small a second thread takes nothing off, and on a busy machine stalls them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def film(path, number, seconds):

@@ -38,15 +38,6 @@ CLIPS, STEPS, TAKEN = 8, 6, 16
 FASTER = {"lmf": 4.0, **dict.fromkeys(TINY, 10.0), "hcn": 30.0}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Of layers this small a second thread takes nothing off, and on a busy machine stalls them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def widths_of(name):
     if name in TINY:
         return {stream: PICTURED[stream] for stream in READS[name]}

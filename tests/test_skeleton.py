@@ -1,34 +1,16 @@
 """Joints of bodies, from NTU RGB+D's files and from arrays; those that are not seen are marked."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from featurizers.catalog import build
-from featurizers.clip import BadClipError, Clip
-from featurizers.decoder import Decoder
-from featurizers.extract import extract
+from featurizers.clip import BadClipError
 from featurizers.rows import bridged
-from featurizers.spec import check_feature
+from tests.computed import of_file
 
-
-def computed(path, *, rate=None, span=(0.0, None), **settings):
-    clip = Clip(
-        key="a",
-        id="a",
-        media="a.mp4",
-        media_digest="",
-        start=span[0],
-        end=span[1],
-        streams={"pose": str(path)},
-        stream_rates={} if rate is None else {"pose": rate},
-    )
-    featurizer = build("skeleton", stream="pose", **settings)
-    with Decoder() as decoder:
-        (outcome,) = extract(clip, None, [featurizer], decoder)
-    if outcome.feature is None:
-        raise BadClipError(outcome.fault, outcome.message)
-    check_feature(featurizer.spec, outcome.feature)
-    return outcome.feature
+computed = partial(of_file, "skeleton", "pose")
 
 
 def skeleton_file(frames):

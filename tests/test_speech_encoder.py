@@ -22,15 +22,6 @@ CLIP = Clip(key="a", id="a", media="", media_digest="")
 CLOSE = 2e-5  # float32 on one machine: far below the promise, which must hold between machines
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make small models many times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("speech")

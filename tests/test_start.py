@@ -40,15 +40,6 @@ FUSED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Of layers this small a second thread takes nothing off, and on a busy machine stalls them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def feature(random, name):
     steps = 6 if name == "video" else 30
     values = random.integers(0, 256, size=(steps, WIDTHS[name]))

@@ -1,14 +1,14 @@
 """Columns of another tool's CSV file, by name; bad rows bridged and marked."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from featurizers.catalog import build
-from featurizers.clip import BadClipError, Clip
-from featurizers.decoder import Decoder
-from featurizers.extract import extract
-from featurizers.spec import check_feature
+from featurizers.clip import BadClipError
 from featurizers.track import expand
+from tests.computed import of_file
 
 # As OpenFace 2.2 writes them: a blank behind each comma.
 OPENFACE = """frame, face_id, timestamp, confidence, success, pose_Rx, AU01_r, AU02_r
@@ -27,25 +27,7 @@ PYFEAT = """,FaceRectX,FaceScore,AU01,happiness,input,frame,approx_time
 4,12.0,0.98,0.10,0.8,a.mp4,3,00:00
 """
 
-
-def computed(path, *, rate=None, span=(0.0, None), **settings):
-    clip = Clip(
-        key="a",
-        id="a",
-        media="a.mp4",
-        media_digest="",
-        start=span[0],
-        end=span[1],
-        streams={"face": str(path)},
-        stream_rates={} if rate is None else {"face": rate},
-    )
-    featurizer = build("track", stream="face", **settings)
-    with Decoder() as decoder:
-        (outcome,) = extract(clip, None, [featurizer], decoder)
-    if outcome.feature is None:
-        raise BadClipError(outcome.fault, outcome.message)
-    check_feature(featurizer.spec, outcome.feature)
-    return outcome.feature
+computed = partial(of_file, "track", "face")
 
 
 @pytest.fixture

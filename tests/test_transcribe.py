@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from featurizers.dataset import read_clips
 from pipelines.__main__ import app
@@ -23,14 +22,6 @@ from tests.media_maker import wav
 from tests.test_voice import SPOKEN, noisy, speech
 
 FEATURES = {"text": {"featurizer": "hashed-words"}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

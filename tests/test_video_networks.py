@@ -55,15 +55,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Of layers this small a second thread takes nothing off, and on a busy machine stalls them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny(kind, outputs=3, **more):
     torch.manual_seed(0)
     chosen = ModelSettings(kind=kind, streams=READS[kind], settings={**TINY[kind], **more})

@@ -18,14 +18,6 @@ from training.models.pictures import MEAN, STD
 from training.models.resnext3d import BLOCKS
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def convolve(x, weight, bias=None, *, stride=None, before=None, out=None, groups=1):
     """y[o, p] = b[o] + the sum over input channels i and offsets k of w[o, i, k] x[i, s p + k - b].
 
