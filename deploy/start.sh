@@ -64,10 +64,12 @@ serve_mlflow() {
   if [[ -n ${FUSELINE_MLFLOW_APP:-} ]]; then app=(--app-name "$FUSELINE_MLFLOW_APP"); fi
   # Once an address: a second `start.sh head`, as of `ray up` again, finds it and leaves it.
   if answers "http://$own:5000/health"; then return; fi
-  # By an environment variable, since a password in an argument is there for all to read.
+  # By an environment variable, since a password in an argument is there for all to read. A worker that is silent for 5 s would be ended and
+  # begun anew, also while it still starts: on a busy machine that goes on for ever.
   MLFLOW_BACKEND_STORE_URI=${store:-sqlite:///$state/mlflow.db} setsid nohup mlflow server "${app[@]}" \
     --host "$own" --port 5000 --allowed-hosts "$own:5000,localhost:5000" \
     --serve-artifacts --artifacts-destination "$files" --workers 2 \
+    --uvicorn-opts "--timeout-worker-healthcheck 120" \
     >> "$state/mlflow.log" 2>&1 < /dev/null &
 }
 

@@ -310,6 +310,8 @@ def test_a_head_binds_ray_and_mlflow_to_the_private_address_and_the_dashboard_to
     assert done.returncode == 0, done.stderr
     mlflow, ray = lines_of(calls, 2)
     assert "--host 127.0.0.9 --port 5000" in mlflow
+    # A worker of it that starts slowly is waited for.
+    assert "--timeout-worker-healthcheck\\ 120" in mlflow
     assert "--allowed-hosts 127.0.0.9:5000\\,localhost:5000" in mlflow
     assert "--artifacts-destination s3://bucket/mlflow" in mlflow
     said, _, told = mlflow.partition(" | ")
@@ -511,6 +513,9 @@ def test_slurm_does_not_go_on_without_a_head_that_answers(stubs, slurm):
 
 
 def test_slurm_begins_no_command_before_mlflow_answers(stubs, slurm):
+    # An address of its own: a server of another test may still wait to be asked.
+    srun = (stubs / "srun").read_text()
+    (stubs / "srun").write_text(srun.replace("127.0.0.7", "127.0.0.6"))
     for name, does in (("mlflow", "exit 1"), ("sleep", "exit 0")):
         (stubs / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (stubs / name).chmod(0o755)
@@ -519,7 +524,7 @@ def test_slurm_begins_no_command_before_mlflow_answers(stubs, slurm):
     short.chmod(0o755)
     done, calls = run(stubs, "run", "x", script=short, **slurm)
     assert done.returncode == 1
-    assert "MLflow at 127.0.0.7:5000 did not answer" in done.stderr
+    assert "MLflow at 127.0.0.6:5000 did not answer" in done.stderr
     assert not [line for line in calls.read_text().splitlines() if line.startswith("fuseline")]
 
 
