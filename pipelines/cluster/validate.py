@@ -7,6 +7,7 @@ none yet, the file and the disks here tell. Read `validate` top to bottom.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from featurizers.spec import FeatureSpec
@@ -63,7 +64,7 @@ def validate(
     file = None if cluster is None else launcher.read(cluster)
     if file is not None:
         yield from launcher.check(file)
-    places = _used(experiment, copy, command)
+    places = _used(experiment, copy, command, submitted=variables is not None)
     there: Live | None = None
     store = shared.chosen_store(variables)
     with shared.marked(places if address else [], store) as question:
@@ -89,10 +90,13 @@ def validate(
     yield from _store(experiment, file, there, variables, copy=copy, command=command)
 
 
-def _used(experiment: Experiment | None, copy: Path | None, command: str) -> list[shared.Place]:
-    """What a command uses besides code, and does not bring along."""
+def _used(
+    experiment: Experiment | None, copy: Path | None, command: str, *, submitted: bool
+) -> list[shared.Place]:
+    """What a command uses besides code, and does not bring along; a job takes no more than that."""
     places = [] if experiment is None else shared.places_of(experiment, copy)
-    return [each for each in places if each.what != "media" or command in MEDIA]
+    used = [each for each in places if each.what != "media" or command in MEDIA]
+    return [replace(each, along=each.along and not submitted) for each in used]
 
 
 def _several(file: ClusterFile | None, there: Live | None) -> bool:
