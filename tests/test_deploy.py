@@ -216,7 +216,7 @@ def test_nodes_have_what_their_stores_need(aws, gcp):
     """MLflow on PostgreSQL and buckets wants drivers, and an address that names the one we have."""
     installs = [*aws["setup_commands"], *gcp["setup_commands"]]
     for each in (*installs, (DEPLOY / "Dockerfile").read_text()):
-        assert "fuseline[s3,server]" in each
+        assert "fuseline[faces,s3,server]" in each
         assert "--constraint" in each
     told = [ROOT / "cluster.yaml", *DEPLOY.iterdir(), *(ROOT / "docs").glob("*.md")]
     texts = [file.read_text() for file in told if file.is_file()]
@@ -242,7 +242,7 @@ def test_the_image_has_the_packages_and_what_the_wheel_is_made_of(aws):
 
 def test_a_change_of_the_code_leaves_the_images_layer_of_dependencies_as_it_is():
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
-    before, _, after = text.partition('"/home/ray/fuseline[s3,server]"\n')
+    before, _, after = text.partition('"/home/ray/fuseline[faces,s3,server]"\n')
     assert re.findall(r"^COPY \S+ (.*) \S+$", before, re.M) == ["pyproject.toml constraints.txt"]
     (install,) = re.findall(r"^RUN (.*)$", after, re.M)
     assert "--no-deps" in install
