@@ -254,7 +254,14 @@ class Hosts(Cluster):
 
     def _environment(self, host):
         path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"
-        return {"PATH": path, "HOME": str(host.home), "LANG": "C.UTF-8", "RAY_AUTH_MODE": "token"}
+        return {
+            "PATH": path,
+            "HOME": str(host.home),
+            "LANG": "C.UTF-8",
+            "RAY_AUTH_MODE": "token",
+            # Hosts have one memory together, of which each would take what others use for its own.
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
 
     def _start(self, host, kind, flags, **more):
         log = self.folder / "machines" / host.name / "log"

@@ -215,6 +215,7 @@ def test_a_node_is_cut_off_and_another_one_added(cluster, alone, smooth, rows, p
     tell(rows, case, "a node cut off, another added; the job went on", smooth)
     # It knows by itself that it is of no use any more.
     until(lambda: "raylet" not in [each.name() for each in cluster.processes(lost)])
+    cluster.network.hosts[lost].kill()
 
 
 @pytest.mark.parametrize("phase", ["featurizing", "training"])
