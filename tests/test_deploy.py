@@ -1,5 +1,6 @@
 """The ways to deploy state the same (node types, limits, token, versions), and do what they say."""
 
+import contextlib
 import copy
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -421,7 +423,10 @@ case $1 in hostname) echo 127.0.0.7 ;; *) "$@" ;; esac
 
 # Answers who asks for its health, once.
 SERVES = """
-import http.server as h
+import http.server as h, os, pathlib
+
+with pathlib.Path(__file__).with_suffix(".pids").open("a") as pids:
+    pids.write(f"{os.getpid()}\\n")
 
 class Health(h.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -450,7 +455,14 @@ def slurm(stubs):
     (home / "deploy").symlink_to(DEPLOY)
     (home / ".venv" / "bin").symlink_to(stubs)
     about = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "6"}
-    return {"SLURM_SUBMIT_DIR": str(home), **about}
+    yield {"SLURM_SUBMIT_DIR": str(home), **about}
+    # Nobody asks it where the script ends before.
+    pids = stubs / "serves.pids"
+    for each in pids.read_text().split() if pids.is_file() else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(each))
+            if str(stubs / "serves.py") in process.cmdline():
+                process.kill()
 
 
 def test_slurm_starts_head_and_workers_runs_the_command_and_leaves_no_secret(stubs, slurm):
