@@ -239,9 +239,13 @@ def test_ctrl_c_while_following_leaves_the_job_and_says_so(monkeypatch, capsys):
             ended.append(name)
 
     monkeypatch.setattr(server, "_follow", follow)
-    with listen(), pytest.raises(KeyboardInterrupt), commands._goes_on("run-a-1"):  # noqa: PT012
+
+    def interrupted():
         for _ in server.follow("run-a-1"):
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with listen(), pytest.raises(KeyboardInterrupt), commands._goes_on("run-a-1"):
+        interrupted()
     assert ended == ["run-a-1"]
     said = capsys.readouterr().err
     assert "run-a-1 goes on without" in said
