@@ -587,5 +587,6 @@ def test_a_job_server_is_asked_with_the_token_and_keeps_no_job(folder, tmp_path)
 
 @contextlib.contextmanager
 def node_beside(up, folder, **more):
-    with job_cluster.node(up, "beside", cpus=1, log=folder / "node.log", **more) as process:
+    # One core is the driver's.
+    with job_cluster.node(up, "beside", cpus=3, log=folder / "node.log", **more) as process:
         yield process
